@@ -1,0 +1,1 @@
+"""What happens to a frame: stream batch, step rules, residual guidance, noise. Pure torch."""

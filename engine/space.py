@@ -1,0 +1,47 @@
+"""How a model family mixes a clean latent with noise: all that the engine needs to know of it."""
+
+from typing import NamedTuple, Protocol
+
+
+class Mix(NamedTuple):
+    """Weights of `x = source * latent + noise * randn`."""
+
+    source: float
+    noise: float
+
+
+class NoiseSpace(Protocol):
+    """ComfyUI's convention: x lives in sigma space, the model returns the clean prediction x0."""
+
+    def mix(self, sigma: float) -> Mix:
+        """How a clean latent is brought to noise level `sigma`."""
+
+    def entry(self, sigma: float) -> Mix:
+        """The same for the first level of a run, where some families start from pure noise."""
+
+    def unmix(self, sigma: float) -> float:
+        """Factor that makes a clean latent of an x left at noise level `sigma` (1 at sigma 0)."""
+
+
+class VarianceExploding:
+    """Epsilon, v and EDM models (Karras et al. 2022): x = latent + sigma * noise."""
+
+    def mix(self, sigma: float) -> Mix:
+        return Mix(1.0, sigma)
+
+    entry = mix
+
+    def unmix(self, sigma: float) -> float:
+        return 1.0
+
+
+class Flow:
+    """Rectified flow (Liu et al. 2022): x = (1 - sigma) * latent + sigma * noise, sigma in 0..1."""
+
+    def mix(self, sigma: float) -> Mix:
+        return Mix(1.0 - sigma, sigma)
+
+    entry = mix
+
+    def unmix(self, sigma: float) -> float:
+        return 1.0 / (1.0 - sigma)

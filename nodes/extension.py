@@ -1,0 +1,25 @@
+"""What the pack registers."""
+
+from .compat import ComfyExtension, io
+
+
+class LiveDiffusionExtension(ComfyExtension):
+    async def get_node_list(self) -> list[type[io.ComfyNode]]:
+        from .conditioning import LivePromptBlend
+        from .frames import LiveDecode, LiveEncode, LiveSimilarityFilter
+        from .models import LiveDemoModel
+        from .sampling import LiveRCFGGuider, LiveStreamBatch, LiveStreamSampler
+        from .schedules import LiveStrength, LiveTimesteps
+
+        return [
+            LiveStreamSampler,
+            LiveStreamBatch,
+            LiveRCFGGuider,
+            LivePromptBlend,
+            LiveTimesteps,
+            LiveStrength,
+            LiveSimilarityFilter,
+            LiveEncode,
+            LiveDecode,
+            LiveDemoModel,
+        ]

@@ -1,0 +1,73 @@
+"""Makes the pack importable as `livediffusion`, and ComfyUI as ComfyUI makes itself."""
+
+import importlib.util
+import os
+import pathlib
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+ALIAS = "livediffusion"
+CACHE = pathlib.Path.home() / ".cache" / "livediffusion" / "comfyui"
+PRIMARY = "0.25.0"
+
+
+def comfyui_path() -> pathlib.Path | None:
+    """The ComfyUI the suite runs on: COMFYUI_PATH, else the primary version in the cache."""
+    named = os.environ.get("COMFYUI_PATH")
+    path = pathlib.Path(named) if named else CACHE / PRIMARY
+    return path if (path / "comfy" / "samplers.py").is_file() else None
+
+
+def _import_pack() -> None:
+    spec = importlib.util.spec_from_file_location(
+        ALIAS, ROOT / "__init__.py", submodule_search_locations=[str(ROOT)]
+    )
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[ALIAS] = module
+    spec.loader.exec_module(module)
+
+
+if ALIAS not in sys.modules:
+    _import_pack()
+
+COMFYUI = comfyui_path()
+if COMFYUI is not None and str(COMFYUI) not in sys.path:
+    sys.path.insert(0, str(COMFYUI))
+    # ComfyUI reads its options when first imported: keep it off pytest's own arguments
+    argv, sys.argv = sys.argv, sys.argv[:1]
+    import comfy.options
+
+    comfy.options.enable_args_parsing()
+    import comfy.cli_args
+
+    sys.argv = argv
+    comfy.cli_args.args.cpu = True
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if item.get_closest_marker("comfy") and COMFYUI is None:
+            item.add_marker(pytest.mark.skip(reason="no ComfyUI here (COMFYUI_PATH)"))
+
+
+def pytest_terminal_summary(terminalreporter):
+    def count(kind):
+        reports = terminalreporter.stats.get(kind, [])
+        return sum("comfy" in getattr(r, "keywords", ()) for r in reports)
+
+    passed, failed, skipped = count("passed"), count("failed"), count("skipped")
+    where = COMFYUI or "no ComfyUI"
+    terminalreporter.write_line(
+        f"tests against the real ComfyUI ({where}): "
+        f"{passed} passed, {failed} failed, {skipped} skipped"
+    )
+
+
+@pytest.fixture(scope="session")
+def comfyui() -> pathlib.Path:
+    """The folder of the ComfyUI under test."""
+    if COMFYUI is None:
+        pytest.skip("no ComfyUI here (COMFYUI_PATH)")
+    return COMFYUI
