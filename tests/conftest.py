@@ -33,6 +33,7 @@ if ALIAS not in sys.modules:
     _import_pack()
 
 COMFYUI = comfyui_path()
+sys.path.insert(0, str(ROOT / "tests"))
 if COMFYUI is not None and str(COMFYUI) not in sys.path:
     sys.path.insert(0, str(COMFYUI))
     # ComfyUI reads its options when first imported: keep it off pytest's own arguments

@@ -1,0 +1,126 @@
+"""Contract C1 against ComfyUI's own SamplerCustomAdvanced, run frame by frame."""
+
+import functools
+
+import pytest
+import torch
+
+pytestmark = pytest.mark.comfy
+
+RULES = ("lcm", "euler", "dpmpp_2m")
+PREDICTIONS = ("epsilon", "v", "flow")
+SEED = 7
+
+
+class FixedNoise:
+    """A NOISE that gives every frame the noise of slot 0."""
+
+    seed = SEED
+
+    def __init__(self, noise):
+        self.noise = noise
+
+    def generate_noise(self, latent):
+        return self.noise.slot(0).expand_as(latent["samples"]).clone()
+
+
+@functools.cache
+def _tiny():
+    import tiny
+
+    return tiny
+
+
+@functools.cache
+def _model(prediction):
+    return _tiny().model(prediction)
+
+
+def _guider(prediction, mode):
+    import comfy.samplers
+    from comfy_extras.nodes_custom_sampler import Guider_Basic
+
+    if mode == "off":
+        guider = Guider_Basic(_model(prediction))
+        guider.set_conds(_tiny().conditioning(1))
+        return guider
+    guider = comfy.samplers.CFGGuider(_model(prediction))
+    guider.set_conds(_tiny().conditioning(1), _tiny().conditioning(2))
+    guider.set_cfg(2.5)
+    return guider
+
+
+def _sigmas(prediction, n):
+    sampling = _model(prediction).get_model_object("model_sampling")
+    steps = torch.linspace(900, 100, n) if n > 1 else torch.tensor([600.0])
+    levels = [float(sampling.sigma(t)) for t in steps] + [0.0]
+    return torch.tensor(levels)
+
+
+def _sampler(rule, noise):
+    import comfy.samplers
+
+    step = iter(range(1, 100))
+
+    def slot_noise(sigma, sigma_next):
+        return noise.slot(next(step))[None]
+
+    return comfy.samplers.ksampler(rule, {"noise_sampler": slot_noise} if rule == "lcm" else {})
+
+
+@functools.cache
+def _one_by_one(prediction, mode, rule, n):
+    """Eight frames, each alone through SamplerCustomAdvanced."""
+    from comfy_extras.nodes_custom_sampler import SamplerCustomAdvanced
+    from livediffusion.engine.noise import SlotNoise
+
+    noise = SlotNoise(SEED, (4, 8, 8))
+    out = []
+    for frame in _tiny().latents(8).split(1):
+        result = SamplerCustomAdvanced.execute(
+            FixedNoise(noise), _guider(prediction, mode), _sampler(rule, noise),
+            _sigmas(prediction, n), {"samples": frame},
+        )  # fmt: skip
+        out.append(result.args[0]["samples"])
+    return torch.cat(out)
+
+
+@pytest.mark.parametrize("mode", ["off", "full"])
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("n", [1, 2, 4])
+def test_stream_equals_frame_by_frame(n, rule, prediction, mode):
+    from livediffusion.host.stream import Settings, Stream
+
+    expected = _one_by_one(prediction, mode, rule, n)
+    sigmas = tuple(_sigmas(prediction, n).tolist())
+    guider = _guider(prediction, mode)
+    for frames in (1, 3, 8):
+        for per_slot in (1, 2):
+            settings = Settings(sigmas, rule, SEED, drain=True)
+            out = Stream(per_slot).run(guider, _tiny().latents(8)[:frames], settings)
+            assert out.shape[0] == frames
+            error = _tiny().rms(out, expected[:frames])
+            assert error <= 1e-5, f"N={frames} F={per_slot}: {error:.2e}"
+
+
+@pytest.mark.parametrize("mode", ["off", "full"])
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("n", [1, 2, 4])
+def test_stream_batch_inside_sampler_custom_advanced(n, rule, prediction, mode):
+    from comfy_extras.nodes_custom_sampler import SamplerCustomAdvanced
+    from livediffusion.engine.noise import SlotNoise
+    from livediffusion.nodes.sampling import LiveStreamBatch
+
+    expected = _one_by_one(prediction, mode, rule, n)
+    noise = SlotNoise(SEED, (4, 8, 8))
+    for frames in (1, 3, 8):
+        for per_slot in (1, 2):
+            sampler = LiveStreamBatch.execute(rule, per_slot).args[0]
+            result = SamplerCustomAdvanced.execute(
+                FixedNoise(noise), _guider(prediction, mode), sampler, _sigmas(prediction, n),
+                {"samples": _tiny().latents(8)[:frames]},
+            )  # fmt: skip
+            error = _tiny().rms(result.args[0]["samples"], expected[:frames])
+            assert error <= 1e-5, f"N={frames} F={per_slot}: {error:.2e}"
