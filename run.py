@@ -1,0 +1,286 @@
+#!/usr/bin/env python3
+"""One command from a fresh clone to a running pack.
+
+    python run.py clip [--video FILE] [--prompt TEXT] ...   stylise a clip in a real ComfyUI
+    python run.py test [pytest options]                     lint, then the whole test suite
+
+Everything is set up on the first run: a virtual environment in the user's cache folder, ComfyUI,
+the pack linked into its custom_nodes. Standard library only.
+"""
+
+import argparse
+import contextlib
+import hashlib
+import os
+import pathlib
+import platform
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+import venv
+
+ROOT = pathlib.Path(__file__).resolve().parent
+CACHE = pathlib.Path.home() / ".cache" / "livediffusion"
+PRIMARY, ALSO = "0.25.0", "0.8.0"
+REPOSITORY = "https://github.com/comfyanonymous/ComfyUI"
+PACK = "ComfyUI-LiveDiffusion"
+
+# ComfyUI 0.8.0 uses requests without naming it
+ALWAYS = ["requests"]
+TEST = ["pytest>=8", "hypothesis>=6.100", "ruff>=0.6"]
+# the baseline some tests compare with; it pins an old diffusers, so its needs are named here
+TEST_NO_DEPS = ["streamdiffusion==0.1.1", "diffusers", "importlib_metadata", "zipp"]
+
+
+class Stop(Exception):
+    """Ends the command with one plain sentence."""
+
+
+def say(text: str) -> None:
+    print(text, flush=True)
+
+
+def find_comfyui(version: str) -> pathlib.Path:
+    """ComfyUI's folder: COMFYUI_PATH, else the cache, else a clone of the release tag."""
+    named = os.environ.get("COMFYUI_PATH")
+    if named:
+        path = pathlib.Path(named)
+        if not (path / "main.py").is_file():
+            raise Stop(f"COMFYUI_PATH is set to {named}, but there is no ComfyUI (main.py) there.")
+        return path
+    path = CACHE / "comfyui" / version
+    if (path / "main.py").is_file():
+        return path
+    part = path.with_name(f"{version}.part{os.getpid()}")
+    part.parent.mkdir(parents=True, exist_ok=True)
+    command = ["git", "clone", "--quiet", "--depth", "1", "--branch", f"v{version}", REPOSITORY]
+    try:
+        with Spinner(f"cloning ComfyUI {version} from GitHub"):
+            subprocess.run(
+                [*command, str(part)],
+                check=True,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                stdin=subprocess.DEVNULL,
+                timeout=900,
+                env={**os.environ, "GIT_TERMINAL_PROMPT": "0"},
+            )
+        part.rename(path)
+    except (OSError, subprocess.SubprocessError):
+        shutil.rmtree(part, ignore_errors=True)
+        raise Stop(
+            f"ComfyUI {version} is not here and could not be cloned from GitHub: set COMFYUI_PATH "
+            "to a ComfyUI folder, or connect to the network (git is needed) and try again."
+        ) from None
+    return path
+
+
+class Spinner:
+    """A line that says what takes long, and for how long already."""
+
+    def __init__(self, what: str):
+        self.what = what
+        self.began = time.monotonic()
+        self.live = sys.stdout.isatty()
+        self._shown = 0.0
+
+    def __enter__(self):
+        say(f"- {self.what} ...")
+        return self
+
+    def update(self, detail: str) -> None:
+        now = time.monotonic()
+        if now - self._shown < (0.2 if self.live else 15):
+            return
+        self._shown = now
+        line = f"  {now - self.began:4.0f} s  {detail}"[:100]
+        print(f"\r{line:<100}" if self.live else line, end="" if self.live else "\n", flush=True)
+
+    def __exit__(self, kind, error, trace):
+        if self.live:
+            print("\r" + " " * 100 + "\r", end="")
+        if kind is None:
+            say(f"  done in {time.monotonic() - self.began:.1f} s")
+
+
+def watched(command: list[str], what: str, log: pathlib.Path, **kwargs) -> None:
+    """Run a long command, its last line shown, its whole output in `log`."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with Spinner(what) as spinner, log.open("w", encoding="utf-8", errors="replace") as out:
+        process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
+            text=True, encoding="utf-8", errors="replace", **kwargs,
+        )  # fmt: skip
+        with ended(process):
+            for line in process.stdout:
+                out.write(line)
+                if line.strip():
+                    spinner.update(line.strip())
+            if process.wait() != 0:
+                tail = "".join(log.read_text(encoding="utf-8").splitlines(keepends=True)[-15:])
+                raise Stop(f"{what} failed. The end of {log}:\n{tail}")
+
+
+def environment(comfyui: pathlib.Path, test: bool) -> pathlib.Path:
+    """The python of a virtual environment that holds what this ComfyUI (and the tests) need."""
+    requirements = (comfyui / "requirements.txt").read_text(encoding="utf-8")
+    wanted = [requirements, *ALWAYS, *((TEST + TEST_NO_DEPS) if test else [])]
+    text = "\n".join([platform.python_version(), platform.machine(), sys.platform, *wanted])
+    home = CACHE / "venv" / hashlib.sha256(text.encode()).hexdigest()[:16]
+    python = home / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+    if (home / ".complete").is_file():
+        return python
+    if home.exists():
+        shutil.rmtree(home)
+    say(f"- first run: setting up {home}")
+    venv.create(home, with_pip=True)
+    pip = [str(python), "-m", "pip", "install", "--disable-pip-version-check", "--no-input"]
+    needs = ["-r", str(comfyui / "requirements.txt"), *ALWAYS, *(TEST if test else [])]
+    watched([*pip, *needs], "installing ComfyUI's requirements (minutes)", home / "pip.log")
+    if test:
+        watched([*pip, "--no-deps", *TEST_NO_DEPS], "installing the test baseline", home / "b.log")
+    (home / ".complete").touch()
+    return python
+
+
+def has_gpu(python: pathlib.Path) -> bool:
+    probe = (
+        "import sys, torch; m = getattr(torch.backends, 'mps', None);"
+        "x = getattr(torch, 'xpu', None);"
+        "sys.exit(not (torch.cuda.is_available() or (m and m.is_available())"
+        " or (x and x.is_available())))"
+    )
+    return subprocess.run([str(python), "-c", probe], stderr=subprocess.DEVNULL).returncode == 0
+
+
+def link_pack(base: pathlib.Path) -> None:
+    """The pack in the base folder's custom_nodes: a link, or a junction on Windows."""
+    link = base / "custom_nodes" / PACK
+    link.parent.mkdir(parents=True, exist_ok=True)
+    if link.exists() and link.resolve() == ROOT:
+        return
+    if link.is_symlink():
+        link.unlink()
+    if os.name == "nt":
+        import _winapi
+
+        if link.exists():
+            os.rmdir(link)
+        _winapi.CreateJunction(str(ROOT), str(link))
+    else:
+        link.symlink_to(ROOT, target_is_directory=True)
+
+
+def free_port() -> int:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
+
+
+@contextlib.contextmanager
+def ended(process: subprocess.Popen):
+    """The process does not outlive the block, whatever happens in it."""
+    try:
+        yield process
+    finally:
+        if process.poll() is None:
+            process.terminate()
+            try:
+                process.wait(timeout=10)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+
+@contextlib.contextmanager
+def server(comfyui: pathlib.Path, python: pathlib.Path):
+    """A running ComfyUI with the pack; yields its URL."""
+    base = CACHE / "server" / hashlib.sha256(str(ROOT).encode()).hexdigest()[:8]
+    link_pack(base)
+    port, log = free_port(), base / "server.log"
+    gpu = has_gpu(python)
+    command = [
+        str(python), str(comfyui / "main.py"), "--base-directory", str(base), "--port", str(port),
+        "--listen", "127.0.0.1", "--disable-auto-launch", "--database-url", "sqlite:///:memory:",
+        *([] if gpu else ["--cpu"]),
+    ]  # fmt: skip
+    url = f"http://127.0.0.1:{port}"
+    with log.open("w", encoding="utf-8") as out:
+        process = subprocess.Popen(
+            command, stdout=out, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, cwd=comfyui
+        )
+        with ended(process):
+            with Spinner(f"starting ComfyUI on the {'GPU' if gpu else 'CPU'}") as spinner:
+                wait_for(url, process, log, spinner)
+            yield url
+
+
+def wait_for(url: str, process: subprocess.Popen, log: pathlib.Path, spinner: Spinner) -> None:
+    deadline = time.monotonic() + 300
+    while time.monotonic() < deadline:
+        if process.poll() is not None:
+            break
+        with contextlib.suppress(OSError), urllib.request.urlopen(f"{url}/system_stats", timeout=5):
+            return
+        spinner.update("waiting for the server")
+        time.sleep(0.2)
+    tail = "\n".join(log.read_text(encoding="utf-8", errors="replace").splitlines()[-25:])
+    raise Stop(f"ComfyUI did not start. The end of {log}:\n{tail}")
+
+
+def clip(args: argparse.Namespace, rest: list[str]) -> int:
+    """Stylise a clip: the client does the rest inside the environment."""
+    comfyui = find_comfyui(args.comfyui)
+    python = environment(comfyui, test=False)
+    with server(comfyui, python) as url:
+        client = [str(python), str(ROOT / "demo" / "clip.py"), "--server", url, *rest]
+        return subprocess.run(client, stdin=subprocess.DEVNULL).returncode
+
+
+def test(args: argparse.Namespace, rest: list[str]) -> int:
+    """Lint, then the suite on one ComfyUI; without --comfyui the other version follows in short."""
+    versions = [args.comfyui]
+    if args.comfyui == PRIMARY and not rest and not os.environ.get("COMFYUI_PATH"):
+        versions += [ALSO] * (CACHE / "comfyui" / ALSO / "main.py").is_file()
+    comfyui = find_comfyui(args.comfyui)
+    python = environment(comfyui, test=True)
+    tools = python.parent
+    if (code := subprocess.run([str(tools / "ruff"), "check", "."], cwd=ROOT).returncode) != 0:
+        return code
+    for version in reversed(versions):
+        say(f"- tests on ComfyUI {version}")
+        path = {"COMFYUI_PATH": str(find_comfyui(version))}
+        short = ["-m", "comfy and not server and not long"] if version != args.comfyui else []
+        code = subprocess.run(
+            [str(tools / "pytest"), *short, *rest], cwd=ROOT, env={**os.environ, **path}
+        ).returncode
+        if code:
+            return code
+    return 0
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="python run.py clip --help lists the clip's options.", add_help=False,
+    )  # fmt: skip
+    parser.add_argument("command", choices=["clip", "test"], nargs="?")
+    parser.add_argument("--comfyui", default=PRIMARY, metavar="VERSION", help="ComfyUI's version")
+    args, rest = parser.parse_known_args()
+    if args.command is None:
+        parser.print_help()
+        return 0
+    try:
+        return {"clip": clip, "test": test}[args.command](args, rest)
+    except Stop as reason:
+        print(f"run.py: {reason}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,340 @@
+"""The contracts of the ring (DESIGN.md section 4) on a cheap nonlinear denoiser."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from livediffusion.engine.guidance import MODES, Guidance
+from livediffusion.engine.noise import SlotNoise
+from livediffusion.engine.ring import Ring
+from livediffusion.engine.space import Flow, VarianceExploding
+from livediffusion.engine.step_rules import STEP_RULES, Course
+from torch.utils._python_dispatch import TorchDispatchMode
+
+SHAPE = (2, 3, 3)
+SPACES = {"ve": VarianceExploding(), "flow": Flow()}
+
+
+def levels(space, n):
+    top = 0.9 if space == "flow" else 9.0
+    return (*[top * (n - i) / n for i in range(n)], 0.0)
+
+
+def course(rule="lcm", n=4, space="ve", **kwargs):
+    return Course(levels(space, n), STEP_RULES[rule], SPACES[space], **kwargs)
+
+
+def frames(count, seed=0):
+    return torch.randn(count, *SHAPE, generator=torch.Generator().manual_seed(seed))
+
+
+def denoise(x, sigma, prompt):
+    """Row-wise, nonlinear, different for every prompt; float64 inside for exact comparisons."""
+    s = sigma.view(-1, 1, 1, 1)
+    p = prompt.view(-1, 1, 1, 1)
+    return torch.tanh(x / (1 + s) + p) + 0.1 * torch.sin(x * p)
+
+
+class Model:
+    """Counts calls and rows; a payload is the number a prompt is to this model."""
+
+    def __init__(self):
+        self.calls, self.rows = 0, 0
+
+    def predict(self, rows, which):
+        prompt = torch.tensor([float(p) for place in rows.places for p in place.payloads])
+        x, sigma, r = rows.x, rows.sigma, rows.x.shape[0]
+        if which != "none":
+            at = slice(None) if which == "all" else rows.entered
+            x, sigma = torch.cat([x, x[at]]), torch.cat([sigma, sigma[at]])
+            prompt = torch.cat([prompt, torch.full((x.shape[0] - r,), -0.7)])
+        self.calls += 1
+        self.rows += x.shape[0]
+        out = denoise(x, sigma, prompt)
+        return out[:r], (out[r:] if which != "none" else None)
+
+    def guide(self, guidance):
+        return lambda rows: guidance(rows, self.predict)
+
+
+def alone(source, prompt, the_course, noise, guidance):
+    """Sequential sampling of one frame, written without the engine's ring or weights."""
+    sigmas, space, name = the_course.sigmas, the_course.space, type(the_course.rule).__name__
+    z = source[None]
+    mix = space.mix(sigmas[0])
+    x = mix.source * z + mix.noise * noise.slot(0)
+    old, reference = None, None
+    for k in range(len(sigmas) - 1):
+        s = torch.tensor([sigmas[k]])
+        d = denoise(x, s, torch.tensor([prompt]))
+        if guidance.mode == "self-negative":
+            reference = z
+        elif guidance.mode == "onetime-negative" and k == 0:
+            reference = denoise(x, s, torch.tensor([-0.7]))
+        if guidance.mode == "full":
+            u = denoise(x, s, torch.tensor([-0.7]))
+            d = u + guidance.cfg * (d - u)
+        elif guidance.mode != "off":
+            u = x - guidance.delta * (x - reference)
+            d = u + guidance.cfg * (d - u)
+        a, b = sigmas[k], sigmas[k + 1]
+        if name == "Lcm":
+            mix = space.mix(b)
+            x = d if b == 0 else mix.source * d + mix.noise * noise.slot(k + 1)
+        elif name == "Euler" or k == 0 or b == 0:
+            x = x + (x - d) / a * (b - a)
+        else:
+            t, tn, tl = (-torch.tensor(v, dtype=torch.float64).log() for v in (a, b, sigmas[k - 1]))
+            r = (t - tl) / (tn - t)
+            mixed = (1 + 1 / (2 * r)) * d - (1 / (2 * r)) * old
+            x = (b / a) * x - float(torch.expm1(-(tn - t))) * mixed
+        old = d
+    return x[0].float()
+
+
+def clip(sources, prompts, the_course, guidance, per_slot, model=None, noise=None):
+    """All frames through a ring that is drained at the end: outputs, ticks."""
+    model = model or Model()
+    ring, noise = Ring(per_slot), noise or SlotNoise(3, SHAPE)
+    out, ticks = [], 0
+    for i in range(0, len(sources), per_slot):
+        part = slice(i, i + per_slot)
+        tick = ring.tick(
+            model.guide(guidance), sources[part], prompts[part], the_course, noise
+        )  # fmt: skip
+        ticks += 1
+        out += tick.finished
+    while ring.in_flight:
+        out += ring.tick(model.guide(guidance)).finished
+        ticks += 1
+    return torch.cat([latents for _, latents in out]), [p for ps, _ in out for p in ps], ticks
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    n=st.integers(1, 6),
+    count=st.integers(1, 9),
+    per_slot=st.integers(1, 4),
+    rule=st.sampled_from(sorted(STEP_RULES)),
+    space=st.sampled_from(sorted(SPACES)),
+    mode=st.sampled_from(MODES),
+    cfg=st.floats(0.5, 3),
+    delta=st.floats(0, 1.5),
+    seed=st.integers(0, 99),
+)
+def test_each_frame_as_if_alone(n, count, per_slot, rule, space, mode, cfg, delta, seed):
+    the_course, guidance = course(rule, n, space), Guidance(mode, cfg, delta)
+    sources, noise = frames(count, seed), SlotNoise(seed, SHAPE)
+    prompts = [0.1 * i for i in range(count)]
+    out, order, ticks = clip(sources, prompts, the_course, guidance, per_slot, noise=noise)
+    assert order == prompts
+    assert ticks == -(-count // per_slot) + n - 1
+    for i in range(count):
+        want = alone(sources[i], prompts[i], the_course, noise, guidance)
+        error = (out[i] - want).square().mean().sqrt() / want.square().mean().sqrt()
+        assert error <= 1e-5
+
+
+@pytest.mark.parametrize("per_slot", [1, 2])
+@pytest.mark.parametrize("n", [1, 2, 4])
+@pytest.mark.parametrize("mode", MODES)
+def test_cost_of_a_live_tick(mode, n, per_slot):
+    model, ring, noise, c = Model(), Ring(per_slot), SlotNoise(0, SHAPE), course(n=n)
+    for i in range(n + 3):
+        before = model.calls, model.rows
+        tick = ring.tick(
+            model.guide(Guidance(mode, 1.4)), frames(per_slot, i), [0.0] * per_slot, c, noise
+        )  # fmt: skip
+        assert len(tick.finished) == (i >= n - 1)
+    rows = {"full": 2 * n * per_slot, "onetime-negative": (n + 1) * per_slot}
+    assert model.calls - before[0] == 1
+    assert model.rows - before[1] == rows.get(mode, n * per_slot)
+
+
+class Spy(TorchDispatchMode):
+    """Sees every aten op."""
+
+    def __init__(self):
+        super().__init__()
+        self.ops = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.ops.append(str(func))
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("rule", sorted(STEP_RULES))
+def test_steady_state_allocates_no_buffers_and_never_waits(rule, mode):
+    ring, noise, c = Ring(2), SlotNoise(0, SHAPE), course(rule, n=4)
+    guidance, inputs = Guidance(mode, 1.4), frames(2)
+    half = torch.tensor(0.5)
+
+    def predict(rows, which):
+        asked = {"none": 0, "all": rows.x.shape[0], "entered": 2}[which]
+        return rows.x * half, rows.x[:asked] * half if asked else None
+
+    def tick():
+        ring.tick(lambda rows: guidance(rows, predict), inputs, [0, 0], c, noise)
+
+    def buffers():
+        named = [ring._x, ring._source, ring._reference, ring._last, ring.dropped, *ring._past]
+        return [b.data_ptr() for b in named if b is not None]
+
+    for _ in range(8):
+        tick()
+    before, plans, counts = buffers(), len(ring._plans), set()
+    for _ in range(100):
+        with Spy() as spy:
+            tick()
+        counts.add(len(spy.ops))
+        for forbidden in ("_local_scalar_dense", "nonzero", "_to_copy", "zeros", "empty.memory"):
+            assert not any(forbidden in op for op in spy.ops), (forbidden, spy.ops)
+    assert buffers() == before
+    assert len(ring._plans) == plans
+    assert len(counts) == 1
+
+
+def test_one_poisoned_frame_among_fifty_disturbs_no_other():
+    sources, c, guidance = frames(50), course("dpmpp_2m", 4), Guidance("self-negative", 1.4)
+    clean, *_ = clip(sources, [0.2] * 50, c, guidance, 1)
+    for where in ("source", "model"):
+        model, poisoned = Model(), sources.clone()
+        if where == "source":
+            poisoned[20, 0, 0, 0] = float("nan")
+        else:
+            honest = model.predict
+
+            def predict(rows, which, honest=honest):
+                out, negative = honest(rows, which)
+                bad = [p == "bad" for place in rows.places for p in place.payloads]
+                out[torch.tensor(bad)] = float("inf")
+                return out, negative
+
+            model.predict = predict
+        prompts = [0.2] * 50
+        if where == "model":
+            prompts[20] = Bad(0.2)
+        ring_out, _, ticks = clip(poisoned, prompts, c, guidance, 1, model)
+        assert ticks == 53
+        assert torch.isfinite(ring_out).all()
+        others = [i for i in range(50) if i != 20]
+        assert torch.equal(ring_out[others], clean[others])
+        if where == "source":
+            assert torch.equal(ring_out[20], clean[19]), "replaced by the frame before"
+        else:
+            assert not torch.equal(ring_out[20], clean[20])
+
+
+class Bad(float):
+    def __eq__(self, other):
+        return other == "bad" or float.__eq__(self, other)
+
+    __hash__ = float.__hash__
+
+
+def test_dropped_rows_are_counted():
+    ring, model, noise = Ring(1), Model(), SlotNoise(0, SHAPE)
+    bad = frames(1)
+    bad[0, 1] = float("inf")
+    for source in (frames(1), bad, frames(1)):
+        ring.tick(model.guide(Guidance("off")), source, [0.0], course(n=2), noise)
+    assert int(ring.dropped) == 1
+
+
+def live(ring, model, inputs, courses, guidance, noise):
+    """One frame per tick; returns (payload of the frame shown or None, latents) per tick."""
+    shown = []
+    for i, source in enumerate(inputs):
+        tick = ring.tick(model.guide(guidance), source[None], [0.01 * i], courses[i], noise)
+        payload = tick.finished[-1][0][-1] if tick.finished else None
+        shown.append((payload, tick.finished[-1][1] if tick.finished else tick.estimate))
+    return shown
+
+
+@settings(max_examples=80, deadline=None)
+@given(data=st.data(), mode=st.sampled_from(MODES))
+def test_schedule_and_rule_may_change_between_ticks(data, mode):
+    pool = [course(r, n) for r in sorted(STEP_RULES) for n in (1, 2, 3, 4)]
+    picks = data.draw(st.lists(st.sampled_from(range(len(pool))), min_size=6, max_size=20))
+    guidance, noise, inputs = Guidance(mode, 1.3), SlotNoise(1, SHAPE), frames(len(picks), 5)
+    shown = live(Ring(1), Model(), inputs, [pool[p] for p in picks], guidance, noise)
+    last = -1.0
+    for payload, latents in shown:
+        assert torch.isfinite(latents).all()
+        if payload is not None:
+            i = round(payload / 0.01)
+            assert payload > last, "never an older frame after a newer one"
+            last = payload
+            want = alone(inputs[i], payload, pool[picks[i]], noise, guidance)
+            assert (latents[0] - want).square().mean().sqrt() <= 1e-5 * want.square().mean().sqrt()
+
+
+def test_growing_and_shrinking_keeps_what_it_can():
+    short, long = course("euler", 2), course("euler", 4)
+    ring, noise, inputs = Ring(1), SlotNoise(1, SHAPE), frames(12)
+    plan = [short] * 4 + [long] * 5 + [short] * 3
+    shown = [p for p, _ in live(ring, Model(), inputs, plan, Guidance("off"), noise)]
+    frame = [None if p is None else round(p / 0.01) for p in shown]
+    assert frame == [None, 0, 1, 2, 3, None, None, 4, 5, 6, 9, 10]
+    assert ring.overtaken == 1, "frame 8; frame 7 was done together with the newer 9"
+    assert len(ring._places) == 2
+
+
+def test_size_changes_between_ticks():
+    ring, c, model = Ring(1), course(n=3), Model()
+    for size in (3, 3, 5, 5, 5, 5, 2):
+        source = torch.randn(1, 2, size, size)
+        noise = SlotNoise(0, (2, size, size))
+        tick = ring.tick(model.guide(Guidance("onetime-negative")), source, [0.0], c, noise)
+        shown = tick.finished[-1][1] if tick.finished else tick.estimate
+        assert shown.shape == source.shape
+        assert torch.isfinite(shown).all()
+
+
+def test_seed_changes_between_ticks():
+    ring, c, model = Ring(1), course("lcm", 3), Model()
+    inputs, a, b = frames(8), SlotNoise(1, SHAPE), SlotNoise(2, SHAPE)
+    out = []
+    for i, source in enumerate(inputs):
+        tick = ring.tick(
+            model.guide(Guidance("off")), source[None], [0.0], c, a if i < 4 else b
+        )  # fmt: skip
+        out += [latents for _, latents in tick.finished]
+    for i, got in enumerate(out):
+        want = alone(inputs[i], 0.0, c, a if i < 4 else b, Guidance("off"))
+        assert torch.allclose(got[0], want, atol=1e-5)
+
+
+def test_noise_off_lets_frames_enter_as_they_are():
+    c = course("euler", 3, add_noise=False)
+    ring, seen = Ring(1), []
+
+    def guide(rows):
+        seen.append(rows.x.clone())
+        return rows.x * 0.5
+
+    source = frames(1)
+    ring.tick(guide, source, [0.0], c, SlotNoise(0, SHAPE))
+    assert torch.equal(seen[0], source)
+
+
+def test_self_negative_at_one_step_stays_bounded():
+    """Every public implementation feeds its residual back here (peers.md 2.8, row 3)."""
+    ring, c, noise = Ring(1), course("lcm", 1), SlotNoise(0, SHAPE)
+    peaks = []
+    for i in range(200):
+        tick = ring.tick(
+            Model().guide(Guidance("self-negative", 1.8)), frames(1, i % 5), [0.3], c, noise
+        )  # fmt: skip
+        peaks.append(float(tick.finished[0][1].abs().max()))
+    assert peaks[:5] == peaks[-5:]
+
+
+def test_wrong_number_of_frames_is_refused():
+    with pytest.raises(ValueError, match="cannot enter a slot"):
+        Ring(1).tick(lambda rows: rows.x, frames(2), [0, 0], course(), SlotNoise(0, SHAPE))
+    with pytest.raises(ValueError, match="frames_per_slot"):
+        Ring(0)
+    with pytest.raises(ValueError, match="two noise levels"):
+        course(n=0)
