@@ -3,6 +3,7 @@
 import inspect
 from itertools import pairwise
 
+import comfy.model_sampling
 import comfy.sample
 import torch
 from torch import Tensor
@@ -78,3 +79,19 @@ def _fitted(patcher, samples: Tensor, ratios: list) -> Tensor:
     fit = comfy.sample.fix_empty_latent_channels
     extra = ratios if len(inspect.signature(fit).parameters) > 2 else []
     return fit(patcher, samples, *extra)
+
+
+def noise_table(model) -> tuple[Tensor, bool]:
+    """The noise levels a MODEL was trained on, rising, [T] on the CPU; and if it is a flow model.
+
+    Raises:
+        ValueError: the model brings no such table.
+    """
+    try:
+        sampling = model.get_model_object("model_sampling")
+        table = sampling.sigmas.detach().float().cpu()
+    except AttributeError:
+        raise ValueError(
+            "model: has no table of noise levels (model_sampling). Connect a diffusion model."
+        ) from None
+    return table, isinstance(sampling, comfy.model_sampling.CONST)

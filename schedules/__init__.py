@@ -1,0 +1,1 @@
+"""Where the steps go. Pure torch, no ComfyUI."""
