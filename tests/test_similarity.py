@@ -1,0 +1,153 @@
+"""The similarity filter's bars, on frames as a camera gives them."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from livediffusion.engine.similarity import (
+    SimilarityFilter,
+    score,
+    sketch,
+    skip_probability,
+)
+
+H = W = 256
+
+
+def picture(seed, mean=0.5, contrast=0.15, detail=12):
+    """A smooth random picture, [H, W, 3]."""
+    g = torch.Generator().manual_seed(seed)
+    low = torch.randn(1, 3, detail, detail, generator=g)
+    x = F.interpolate(low, (H, W), mode="bicubic")[0].movedim(0, -1)
+    return ((x - x.mean()) / x.std() * contrast + mean).clamp(0, 1)
+
+
+def noisy(frame, g, amount=0.02):
+    return (frame + amount * torch.randn(frame.shape, generator=g)).clamp(0, 1)
+
+
+def still_clip(scene, count):
+    """A still scene under 2 % sensor noise; a few noise pictures in random order are enough."""
+    g = torch.Generator().manual_seed(1)
+    takes = [noisy(scene, g) for _ in range(12)]
+    return [takes[i] for i in torch.randint(12, (count,), generator=g)]
+
+
+def run(frames, filter_=None, settle=3, **kwargs):
+    """Which frames run."""
+    filter_ = filter_ or SimilarityFilter(0)
+    out = []
+    for frame in frames:
+        decision = filter_.decide(frame[None], **kwargs)
+        filter_.commit(decision, frame[None], settle)
+        out.append(not decision.skip)
+    return out
+
+
+@pytest.mark.parametrize("contrast", [0.15, 0.05])
+@pytest.mark.parametrize("mean", [0.2, 0.5, 0.8])
+def test_static_scene_with_sensor_noise_mostly_rests(mean, contrast):
+    ran = run(still_clip(picture(3, mean, contrast), 220))
+    assert sum(ran) / 220 <= 0.15
+
+
+def test_flat_wall_with_sensor_noise_mostly_rests():
+    assert sum(run(still_clip(torch.full((H, W, 3), 0.5), 220))) / 220 <= 0.15
+
+
+def pan(i):
+    wide = torch.cat([picture(5), picture(6)], 1)
+    return wide[:, 3 * i : 3 * i + W]
+
+
+def ball(i):
+    """A small ball crossing a still scene."""
+    frame = picture(3).clone()
+    y, x = torch.meshgrid(torch.arange(H), torch.arange(W), indexing="ij")
+    frame[((y - 128) ** 2 + (x - 20 - 4 * i) ** 2) < 12**2] = torch.tensor([0.9, 0.2, 0.1])
+    return frame
+
+
+@pytest.mark.parametrize("scene", [pan, ball], ids=["pan", "ball"])
+def test_moving_clip_runs(scene):
+    g = torch.Generator().manual_seed(1)
+    # without settling, so that each frame has to be seen to change
+    ran = run((noisy(scene(i), g) for i in range(50)), settle=0)
+    assert sum(ran) / 50 >= 0.95
+
+
+def test_unrelated_bright_pictures_are_never_alike():
+    for seed in range(40):
+        a, b = (sketch(picture(s, 0.85, 0.04)) for s in (2 * seed, 2 * seed + 1))
+        assert skip_probability(score(a, b), 0.98) < 0.01
+
+
+def test_the_papers_cosine_calls_them_alike():
+    """Why `centred` is the default: on the paper's measure the same pair may be skipped."""
+    a, b = (sketch(picture(s, 0.85, 0.04), "cosine") for s in (0, 1))
+    assert skip_probability(score(a, b), 0.98) > 0.2
+
+
+@pytest.mark.parametrize("gain", [0.5, 0.75, 1.25, 1.5])
+@pytest.mark.parametrize("pair", [(3, 3), (3, 4)], ids=["same", "other"])
+def test_brightness_scaling_does_not_move_the_score(pair, gain):
+    a, b = picture(pair[0], 0.35, 0.08), picture(pair[1], 0.35, 0.08)
+    assert b.max() * gain <= 1
+    assert abs(score(sketch(a), sketch(b * gain)) - score(sketch(a), sketch(b))) < 0.01
+
+
+@pytest.mark.parametrize("settle", [0, 1, 3, 5])
+def test_settles_on_the_newest_frame(settle):
+    """A ring of settle + 1 slots shows the newest frame when the filter comes to rest."""
+    filter_ = SimilarityFilter(4)
+    frames = [pan(i) for i in range(12)] + [pan(11)] * 30
+    ran = run(frames, filter_, settle)
+    entered = [i for i, r in enumerate(ran) if r]
+    shown = entered[-settle - 1] if settle else entered[-1]
+    assert shown >= 11
+    assert all(ran[: 12 + settle])
+    assert not all(ran[12 + settle :])
+
+
+def test_forced_frame_after_max_skip():
+    filter_, still = SimilarityFilter(0), picture(3)
+    ran = run([still] * 200, filter_, settle=0, max_skip=10)
+    gaps, last = [], 0
+    for i, r in enumerate(ran):
+        if r:
+            gaps.append(i - last)
+            last = i
+    assert max(gaps) == 11
+    assert run([still] * 5, SimilarityFilter(0), settle=0, max_skip=0) == [True] * 5
+
+
+def test_looking_is_not_committing():
+    filter_ = SimilarityFilter(0)
+    first = filter_.decide(picture(1)[None])
+    assert not first.skip
+    again = filter_.decide(picture(1)[None])
+    assert not again.skip, "the first frame was never processed"
+
+
+def test_size_and_batch_changes_run():
+    filter_, still = SimilarityFilter(0), picture(3)
+    run([still] * 8, filter_)
+    assert not filter_.decide(still[None, :128]).skip
+    assert not filter_.decide(still[None].repeat(2, 1, 1, 1)).skip
+
+
+def test_seed_repeats_and_leaves_torch_alone():
+    g = [torch.Generator().manual_seed(9) for _ in range(2)]
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    a = run([noisy(picture(3), g[0]) for _ in range(25)], SimilarityFilter(7))
+    b = run([noisy(picture(3), g[1]) for _ in range(25)], SimilarityFilter(7))
+    assert a == b
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_skip_probability_is_the_papers():
+    assert skip_probability(0.97, 0.98) == 0
+    assert skip_probability(0.99, 0.98) == pytest.approx(0.5)
+    assert skip_probability(1.0, 0.98) == 1
+    assert skip_probability(1.0, 1.0) == 0
