@@ -91,11 +91,14 @@ def payloads(conds: Conds, batch: int, model, serial: int, per_sigma: bool) -> l
         model: the BaseModel they were processed for.
         serial: number of this run, which tells conditionings of different runs apart.
         per_sigma: the model itself asks for calls of one noise level.
+
+    Raises:
+        ValueError: a hook is scheduled by keyframes.
     """
     shared = same_for_every_frame(conds)
     names = tuple((side, tuple(e["uuid"] for e in entries)) for side, entries in conds.items())
     entries = [entry for side in conds.values() for entry in side]
-    hooked = any(entry.get("hooks") is not None for entry in entries)
+    hooked = any(_hooked(entry) for entry in entries)
     ranges = tuple(r for entry in entries for r in _ranges(entry, model))
     return [
         Payload(
@@ -103,6 +106,22 @@ def payloads(conds: Conds, batch: int, model, serial: int, per_sigma: bool) -> l
         )
         for i in range(batch)
     ]  # fmt: skip
+
+
+def _hooked(entry: dict[str, Any]) -> bool:
+    """True for an entry with hooks, whose weights ComfyUI applies to one noise level at a time."""
+    group = entry.get("hooks")
+    if group is None:
+        return False
+    for hook in group.hooks:
+        if len(hook.hook_keyframe.keyframes) > 1:
+            # comfy.hooks steps through keyframes in one direction, and slots need all at once
+            raise ValueError(
+                "guider: its conditioning has hooks scheduled by keyframes, which cannot be "
+                "streamed because every slot is at another step. Use one strength for the hook, "
+                "or conditioning with start and end percent."
+            )
+    return True
 
 
 def _ranges(entry: dict[str, Any], model) -> list[tuple[float, float]]:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from ..engine.guidance import Guidance
+from .conditioning import merge_entries
 
 
 @dataclass
@@ -77,12 +78,26 @@ class RCFGGuider(comfy.samplers.CFGGuider):
         return SamplerRows(x, timestep, source, slice(0, first), self._kept)
 
     def _predict(self, rows, which, positive, negative, options):
-        denoised = _calc(self.inner_model, [positive, None], rows.x, rows.sigma, options)[0]
+        model, at, r = self.inner_model, rows.entered, rows.x.shape[0]
         if which == "none":
-            return denoised, None
-        at = rows.entered
+            return _calc(model, [positive, None], rows.x, rows.sigma, options)[0], None
         x, sigma = rows.x[at], rows.sigma[at]
-        return denoised, _calc(self.inner_model, [None, negative], x, sigma, options)[1]
+        if not _labelled(options):
+            sides = [*[positive] * r, *[negative] * x.shape[0]]
+            both = merge_entries(sides, [*range(r), *range(r)[at]], model)
+            if both is not None:
+                x, sigma = torch.cat([rows.x, x]), torch.cat([rows.sigma, sigma])
+                out = _calc(model, [both, None], x, sigma, options)[0]
+                return out[:r], out[r:]
+        denoised = _calc(model, [positive, None], rows.x, rows.sigma, options)[0]
+        return denoised, _calc(model, [None, negative], x, sigma, options)[1]
+
+
+def _labelled(options) -> bool:
+    """True where something may ask which rows are conditional (cond_or_uncond), so sides stay."""
+    inner = options.get("transformer_options", {})
+    patches = inner.get("patches") or inner.get("patches_replace")
+    return bool(patches or options.get("model_function_wrapper"))
 
 
 def _calc(model, conds, x, sigma, options) -> list[Tensor]:

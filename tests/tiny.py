@@ -41,9 +41,10 @@ def model(prediction="epsilon", seed=0, adm=None):
         torch.manual_seed(seed)
         kind = comfy.model_base.BaseModel if adm is None else TinySDXL
         inner = kind(config, PREDICTIONS[prediction])
-        for parameter in inner.diffusion_model.parameters():
-            # the layers that start as zero would hide errors
-            torch.nn.init.normal_(parameter, std=0.6 / max(parameter[0].numel(), 1) ** 0.5)
+        for name, parameter in inner.diffusion_model.named_parameters():
+            # layers that start as zero would hide errors, and prompts shall matter
+            gain = 4.0 if ".attn2." in name or "label_emb" in name else 0.6
+            torch.nn.init.normal_(parameter, std=gain / max(parameter[0].numel(), 1) ** 0.5)
     inner.eval()
     cpu = torch.device("cpu")
     return comfy.model_patcher.ModelPatcher(inner, load_device=cpu, offload_device=cpu)
