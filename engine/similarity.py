@@ -22,6 +22,7 @@ BLOCK = 4  # side of a block, in cells
 SENSOR_NOISE = 0.02  # standard deviation per pixel that counts as no change, pictures being 0..1
 _FLOOR = 0.004  # contrast below which a picture is flat
 _MARGIN = 2.0  # how far a block's noise may exceed its mean
+_RELIT = 0.1  # change of mean brightness that is a light switched on or off
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,7 @@ class Sketch:
 
     values: Tensor  # centred: [3, GRID, GRID]; cosine: the whole picture, flat
     noise: float = 0.0  # standard deviation that sensor noise leaves in a cell
+    brightness: float = 0.0  # mean, 0..1; only centred looks at it
 
 
 def sketch(frame: Tensor, measure: Measure = "centred") -> Sketch:
@@ -45,7 +47,8 @@ def sketch(frame: Tensor, measure: Measure = "centred") -> Sketch:
     picture = frame[..., :3].float().movedim(-1, 0)[None]
     cells = F.interpolate(picture, (GRID, GRID), mode="area")[0].cpu()
     per_cell = max(1.0, h * w / GRID**2)
-    return Sketch(cells - cells.mean(), SENSOR_NOISE / math.sqrt(per_cell))
+    mean = cells.mean()
+    return Sketch(cells - mean, SENSOR_NOISE / math.sqrt(per_cell), float(mean))
 
 
 def score(a: Sketch, b: Sketch) -> float:
@@ -77,7 +80,7 @@ class Decision:
     """What the filter found about a batch of frames."""
 
     skip: bool
-    changed: bool  # less alike than the threshold: what follows must settle
+    changed: bool  # by more than noise: once it has run, what follows must settle
     similarity: float
     newest: Sketch
 
@@ -93,6 +96,7 @@ class SimilarityFilter:
         self.seed = seed
         self._random = random.Random(seed)
         self._reference: Sketch | None = None
+        self._previous: Sketch | None = None
         self._shape: tuple[int, ...] | None = None
         self._skipped = 0
         self._settling = 0
@@ -114,14 +118,21 @@ class SimilarityFilter:
         sketches = [sketch(frame, measure) for frame in frames]
         known = self._reference is not None and self._shape == tuple(frames.shape)
         similarity = min(score(self._reference, s) for s in sketches) if known else -1.0
-        changed = similarity < threshold
+        chance = skip_probability(similarity, threshold)
+        relit = known and abs(sketches[-1].brightness - self._reference.brightness) > _RELIT
         skip = (
-            not changed
+            not relit
             and self._settling == 0
             and self._skipped < max_skip
-            and self._random.random() < skip_probability(similarity, threshold)
+            and self._random.random() < chance
+            and not (chance < 1 and self._rests(sketches[-1], threshold))
         )
-        return Decision(skip, changed, similarity, sketches[-1])
+        return Decision(skip, chance < 1 or relit, similarity, sketches[-1])
+
+    def _rests(self, newest: Sketch, threshold: float) -> bool:
+        """A slight change was skipped by chance and now nothing moves: it would never be shown."""
+        before = self._previous
+        return before is not None and skip_probability(score(before, newest), threshold) == 1
 
     def commit(self, decision: Decision, frames: Tensor, settle: int = 3) -> None:
         """The decision was carried out.
@@ -131,6 +142,7 @@ class SimilarityFilter:
             settle: frames that still run after the last changed one, so that the stream batch
                 shows it; n - 1 are enough for n slots.
         """
+        self._previous = decision.newest
         if decision.skip:
             self._skipped += 1
             return
