@@ -6,6 +6,7 @@ import pathlib
 import sys
 
 import pytest
+import torch
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 ALIAS = "livediffusion"
@@ -28,6 +29,9 @@ def _import_pack() -> None:
     sys.modules[ALIAS] = module
     spec.loader.exec_module(module)
 
+
+# the tests' models are tiny: a second thread only waits for the first
+torch.set_num_threads(1)
 
 if ALIAS not in sys.modules:
     _import_pack()

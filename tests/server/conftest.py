@@ -1,0 +1,126 @@
+"""Real ComfyUI servers with the pack linked in, one for each version in the cache."""
+
+import dataclasses
+import importlib.util
+import json
+import os
+import pathlib
+import re
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+
+import pytest
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+CACHE = pathlib.Path.home() / ".cache" / "livediffusion" / "comfyui"
+VERSIONS = ("0.25.0", "0.8.0")
+
+# reports from inside the server: whose module is whose, and what was logged
+PRESTARTUP = """
+import logging, sys
+records = []
+class Keep(logging.Handler):
+    def emit(self, record):
+        records.append([record.levelname, record.name, record.pathname, record.getMessage()])
+logging.getLogger().addHandler(Keep(logging.WARNING))
+sys.live_probe_records = records
+"""
+PROBE = """
+import sys
+from aiohttp import web
+from comfy_api.latest import ComfyExtension
+from server import PromptServer
+
+@PromptServer.instance.routes.get("/probe")
+async def probe(request):
+    files = {n: getattr(m, "__file__", None) or "" for n, m in list(sys.modules.items())}
+    return web.json_response({"modules": files, "records": sys.live_probe_records})
+
+class Nothing(ComfyExtension):
+    async def get_node_list(self):
+        return []
+
+async def comfy_entrypoint():
+    return Nothing()
+"""
+
+
+def load_run():
+    """run.py as a module."""
+    spec = importlib.util.spec_from_file_location("livediffusion_run", ROOT / "run.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@dataclasses.dataclass
+class Server:
+    """A running ComfyUI."""
+
+    version: str
+    url: str
+    base: pathlib.Path
+    log_file: pathlib.Path
+
+    @property
+    def log(self) -> str:
+        text = self.log_file.read_text(encoding="utf-8", errors="replace")
+        return re.sub(r"\x1b\[[0-9;]*m", "", text)
+
+    def get(self, path: str) -> tuple[int, bytes]:
+        """Status and body of a GET."""
+        try:
+            with urllib.request.urlopen(self.url + path, timeout=30) as reply:
+                return reply.status, reply.read()
+        except urllib.error.HTTPError as error:
+            return error.code, error.read()
+
+    def json(self, path: str):
+        status, body = self.get(path)
+        assert status == 200, f"{path}: {status}"
+        return json.loads(body)
+
+    def post(self, path: str, data: dict) -> tuple[int, dict]:
+        """Status and JSON answer of a POST."""
+        request = urllib.request.Request(
+            self.url + path, json.dumps(data).encode(), {"Content-Type": "application/json"}
+        )
+        try:
+            with urllib.request.urlopen(request, timeout=30) as reply:
+                return reply.status, json.loads(reply.read())
+        except urllib.error.HTTPError as error:
+            return error.code, json.loads(error.read())
+
+
+@pytest.fixture(scope="session", params=VERSIONS)
+def server(request, comfyui, tmp_path_factory):
+    """ComfyUI with the pack and a probe; COMFYUI_PATH stands for the primary version."""
+    path = CACHE / request.param
+    if request.param == VERSIONS[0] and not path.is_dir():
+        path = comfyui
+    if not (path / "main.py").is_file():
+        pytest.skip(f"ComfyUI {request.param} is not in {CACHE}")
+    run = load_run()
+    base = tmp_path_factory.mktemp("comfyui")
+    run.link_pack(base)
+    probe = base / "custom_nodes" / "probe"
+    probe.mkdir()
+    (probe / "__init__.py").write_text(PROBE, encoding="utf-8")
+    (probe / "prestartup_script.py").write_text(PRESTARTUP, encoding="utf-8")
+    (base / "input").mkdir()
+    port, log = run.free_port(), base / "server.log"
+    command = [
+        sys.executable, str(path / "main.py"), "--cpu", "--base-directory", str(base),
+        "--port", str(port), "--disable-auto-launch", "--database-url", "sqlite:///:memory:",
+    ]  # fmt: skip
+    with log.open("w", encoding="utf-8") as out:
+        process = subprocess.Popen(
+            command, stdout=out, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, cwd=path,
+            env={**os.environ, "PYTHONUTF8": "1"},
+        )  # fmt: skip
+        url = f"http://127.0.0.1:{port}"
+        with run.ended(process):
+            run.wait_for(url, process, log, run.Spinner("starting ComfyUI"))
+            yield Server(request.param, url, base, log)

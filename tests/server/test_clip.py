@@ -1,0 +1,92 @@
+"""The clip workflow end to end: the client of `run.py clip` against a running ComfyUI."""
+
+import re
+
+import numpy as np
+import pytest
+
+pytestmark = [pytest.mark.comfy, pytest.mark.server]
+
+FRAMES, SIZE, SLOTS = 8, 256, 4
+
+
+@pytest.fixture(scope="module")
+def clip(comfyui):
+    from livediffusion.demo import clip
+
+    return clip
+
+
+@pytest.fixture(scope="module")
+def source(clip, tmp_path_factory):
+    """A clip of 8 drawn frames, each a scene of its own so that a mix-up of frames shows."""
+    from livediffusion.demo import scenes
+    from PIL import Image
+
+    path = tmp_path_factory.mktemp("source") / "source.mp4"
+    frames = [Image.fromarray(scenes.draw(2_000_000 + i)[0]) for i in range(FRAMES)]
+    clip.write_video(frames, 12.0, path)
+    return path
+
+
+def stylise(clip, server, monkeypatch, source, out, *options):
+    """Run the client as run.py does; returns the output frames."""
+    argv = ["clip", "--server", server.url, "--video", str(source), "--out", str(out), *options]
+    monkeypatch.setattr("sys.argv", argv)
+    code = clip.main()
+    if code:
+        return code
+    frames, rate = clip.read(out / "clip.mp4", 100, SIZE)
+    assert abs(rate - 12.0) < 0.1
+    return [np.asarray(f, dtype=float) for f in frames]
+
+
+def test_a_clip_goes_through(clip, server, source, tmp_path, monkeypatch, capsys):
+    after = stylise(clip, server, monkeypatch, source, tmp_path, "--strength", "0.4")
+    said = capsys.readouterr().out
+    assert len(after) == FRAMES
+    assert re.search(rf"UNet calls +{FRAMES + SLOTS - 1}  \({FRAMES * SLOTS} rows\)", said), said
+    for stage in ("encode", "denoise", "decode"):
+        assert float(re.search(rf"{stage} +([\d.]+) s", said).group(1)) > 0, said
+    assert float(re.search(r"fps +([\d.]+)", said).group(1)) > 0
+    before = [np.asarray(f, dtype=float) for f in clip.read(source, 100, SIZE)[0]]
+    alike = np.array([[layout(a, b) for b in before] for a in after])
+    # every output frame shows the layout of its own input frame, and is another picture
+    assert (alike.argmax(axis=1) == np.arange(FRAMES)).all(), alike.round(2)
+    for a, b in zip(after, before, strict=True):
+        assert a.std() > 10
+        assert np.abs(a - b).mean() > 8
+    assert (tmp_path / "contact_sheet.png").stat().st_size > 10_000
+
+
+def layout(a, b) -> float:
+    """Correlation of the edges of two pictures, blurred."""
+
+    def edges(picture):
+        grey = picture.mean(axis=2)
+        dy, dx = np.gradient(grey)
+        return np.hypot(dx, dy).reshape(32, 8, 32, 8).mean(axis=(1, 3)).ravel()
+
+    return float(np.corrcoef(edges(a), edges(b))[0, 1])
+
+
+@pytest.mark.parametrize(
+    ("mode", "rows"), [("full", 2 * 8 * 2), ("onetime-negative", 8 * 2 + 8), ("off", 8 * 2)]
+)
+def test_options_reach_the_nodes(clip, server, source, tmp_path, monkeypatch, capsys, mode, rows):
+    options = ["--mode", mode, "--steps", "2", "--prompt", "neon night", "--seed", "3"]
+    after = stylise(clip, server, monkeypatch, source, tmp_path, *options)
+    assert len(after) == FRAMES
+    assert f"UNet calls  {FRAMES + 1}  ({rows} rows)" in capsys.readouterr().out
+
+
+def test_bad_input_is_said_with_the_nodes_words(
+    clip, server, source, tmp_path, monkeypatch, capsys
+):
+    assert stylise(clip, server, monkeypatch, source, tmp_path, "--strength", "0") == 1
+    said = capsys.readouterr().err
+    assert "LiveStrength" in said or "LiveStreamSampler" in said
+    assert len(said.splitlines()) == 1
+    # the server goes on
+    after = stylise(clip, server, monkeypatch, source, tmp_path, "--steps", "1", "--frames", "2")
+    assert len(after) == 2

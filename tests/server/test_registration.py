@@ -1,0 +1,185 @@
+"""The pack in a running ComfyUI: its nodes as saved workflows know them, and good manners."""
+
+import pathlib
+import re
+
+import pytest
+
+pytestmark = [pytest.mark.comfy, pytest.mark.server]
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+PACK = "ComfyUI-LiveDiffusion"
+
+# the saved-workflow format: append only, never rename, reorder or remove.
+# id: (required inputs, optional inputs, outputs); an input is (id, type, default)
+NODES = {
+    "LiveStreamSampler": (
+        [
+            ("guider", "GUIDER", None),
+            ("sigmas", "SIGMAS", None),
+            ("latent", "LATENT", None),
+            ("noise_seed", "INT", 0),
+            ("step_rule", "COMBO", "lcm"),
+            ("frames_per_slot", "INT", 1),
+            ("mode", "COMBO", "live"),
+            ("conditioning", "COMBO", "per frame"),
+            ("add_noise", "BOOLEAN", True),
+        ],
+        [],
+        ["LATENT"],
+    ),
+    "LiveStreamBatch": (
+        [("step_rule", "COMBO", "lcm"), ("frames_per_slot", "INT", 1)],
+        [],
+        ["SAMPLER"],
+    ),
+    "LiveRCFGGuider": (
+        [
+            ("model", "MODEL", None),
+            ("positive", "CONDITIONING", None),
+            ("cfg", "FLOAT", 1.4),
+            ("delta", "FLOAT", 1.0),
+            ("mode", "COMBO", "self-negative"),
+        ],
+        [("negative", "CONDITIONING", None)],
+        ["GUIDER"],
+    ),
+    "LivePromptBlend": (
+        [
+            ("a", "CONDITIONING", None),
+            ("b", "CONDITIONING", None),
+            ("weight", "FLOAT", 0.5),
+            ("method", "COMBO", "slerp"),
+        ],
+        [],
+        ["CONDITIONING"],
+    ),
+    "LiveTimesteps": (
+        [("model", "MODEL", None), ("indices", "STRING", "18, 26, 35, 45"), ("grid", "INT", 50)],
+        [],
+        ["SIGMAS"],
+    ),
+    "LiveStrength": (
+        [
+            ("model", "MODEL", None),
+            ("steps", "INT", 4),
+            ("strength", "FLOAT", 0.6),
+            ("spacing", "COMBO", "uniform t"),
+        ],
+        [],
+        ["SIGMAS"],
+    ),
+    "LiveSimilarityFilter": (
+        [
+            ("image", "IMAGE", None),
+            ("processed", "IMAGE", None),
+            ("threshold", "FLOAT", 0.98),
+            ("max_skip", "INT", 10),
+            ("settle", "INT", 3),
+            ("measure", "COMBO", "centred"),
+            ("seed", "INT", 0),
+        ],
+        [],
+        ["IMAGE", "BOOLEAN"],
+    ),
+    "LiveEncode": ([("pixels", "IMAGE", None), ("vae", "VAE", None)], [], ["LATENT"]),
+    "LiveDecode": ([("samples", "LATENT", None), ("vae", "VAE", None)], [], ["IMAGE"]),
+    "LiveDemoModel": ([], [], ["MODEL", "CLIP", "VAE"]),
+}
+OPTIONS = {
+    ("LiveStreamSampler", "step_rule"): ["lcm", "euler", "dpmpp_2m"],
+    ("LiveStreamSampler", "mode"): ["live", "clip"],
+    ("LiveStreamSampler", "conditioning"): ["per frame", "immediate"],
+    ("LiveStreamBatch", "step_rule"): ["lcm", "euler", "dpmpp_2m"],
+    ("LiveRCFGGuider", "mode"): ["self-negative", "onetime-negative", "full", "off"],
+    ("LivePromptBlend", "method"): ["slerp", "lerp"],
+    ("LiveSimilarityFilter", "measure"): ["centred", "cosine"],
+}
+
+
+@pytest.fixture(scope="module")
+def info(server):
+    return server.json("/object_info")
+
+
+def test_every_node_is_registered_and_no_other(info):
+    ours = {name for name, node in info.items() if PACK in node["python_module"]}
+    assert ours == set(NODES)
+
+
+@pytest.mark.parametrize("name", NODES)
+def test_inputs_and_outputs_are_the_saved_format(info, name):
+    node = info[name]
+    required, optional, outputs = NODES[name]
+    for kind, expected in (("required", required), ("optional", optional)):
+        order = node["input_order"].get(kind, [])
+        assert order == [i for i, _, _ in expected]
+        shown = node["input"].get(kind, {})
+        assert list(shown) == order
+        for i, type_, default in expected:
+            assert shown[i][0] == type_, i
+            assert shown[i][1].get("default") == default, i
+            assert len(shown[i][1]["tooltip"]) > 10, i
+    assert node["output"] == outputs
+    assert node["category"].startswith("live/")
+    assert len(node["description"]) > 20
+    for (owner, i), options in OPTIONS.items():
+        if owner == name:
+            assert node["input"]["required"][i][1]["options"][: len(options)] == options
+
+
+def test_a_skipped_picture_is_not_asked_for(info):
+    assert info["LiveSimilarityFilter"]["input"]["required"]["processed"][1]["lazy"] is True
+
+
+def test_start_up_is_quick(server):
+    found = re.findall(rf"([\d.]+) seconds( \(IMPORT FAILED\))?: .*{PACK}", server.log)
+    assert len(found) == 1, server.log
+    seconds, failed = found[0]
+    assert not failed
+    assert float(seconds) < 0.3
+
+
+def test_the_log_holds_no_complaint(server):
+    assert "IMPORT FAILED" not in server.log
+    complaints = [
+        record
+        for record in server.json("/probe")["records"]
+        if any(word in " ".join(record).lower() for word in ("livediffusion", "live diffusion"))
+    ]
+    assert complaints == []
+
+
+def test_no_top_level_module_is_taken(server):
+    """ComfyUI owns `nodes`; ours are all below the name that ComfyUI gave the pack."""
+    modules = server.json("/probe")["modules"]
+    assert pathlib.Path(modules["nodes"]).name == "nodes.py"
+    assert PACK not in modules["nodes"]
+    link = server.base / "custom_nodes" / PACK
+    ours = {name: f for name, f in modules.items() if f.startswith((f"{link}/", f"{ROOT}/"))}
+    assert any(name.endswith(".engine.ring") for name in ours)
+    root = next(name for name, file in ours.items() if file == str(link / "__init__.py"))
+    assert [name for name in ours if name != root and not name.startswith(f"{root}.")] == []
+
+
+def test_workflows_are_templates_with_pictures(server):
+    names = sorted(server.json("/workflow_templates")[PACK])
+    assert names == ["clip_stylise", "image_to_image_sd_turbo", "lcm_lora_4_steps_rcfg"]
+    for name in names:
+        assert server.json(f"/api/workflow_templates/{PACK}/{name}.json")["nodes"]
+        status, picture = server.get(f"/api/workflow_templates/{PACK}/{name}.jpg")
+        assert status == 200
+        assert picture[:3] == b"\xff\xd8\xff"
+
+
+@pytest.mark.parametrize("name", NODES)
+def test_help_page_is_served(server, name):
+    status, page = server.get(f"/extensions/{PACK}/docs/{name}.md")
+    assert status == 200
+    assert len(page.decode("utf-8")) > 200
+
+
+def test_scripts_are_listed_once(server):
+    ours = [path for path in server.json("/extensions") if "live" in path.lower()]
+    expected = [f for f in (ROOT / "web").rglob("*.js")]
+    assert len(ours) == len(set(ours)) == len(expected)
