@@ -42,6 +42,11 @@ class Payload:
     mask: torch.Tensor | None = None
     noise: torch.Tensor | None = None
 
+    @property
+    def controlled(self) -> bool:
+        """True where a ControlNet acts."""
+        return any("control" in entry for side in self.conds.values() for entry in side)
+
     def gate(self, sigma: float) -> tuple:
         """Rows whose gates are equal may share one ComfyUI call, which looks at its first row."""
         if self.per_sigma:

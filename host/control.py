@@ -28,9 +28,6 @@ def stack(controls: Sequence, indices: Sequence[int], model) -> object | None:
     Returns:
         The stacked control, or None where the rows' controls differ in more than the hint.
     """
-    first = controls[0]
-    if all(c is first for c in controls) and len(set(indices)) == 1:
-        return first
     chains = [chain(c) for c in controls]
     if any(len(c) != len(chains[0]) for c in chains):
         return None

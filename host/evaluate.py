@@ -167,16 +167,20 @@ def _groups(visit: Visit, rows: TickRows, payloads: list[Payload]) -> list[Group
 
 def _shared(payloads: list[Payload], index: list[int], model) -> list[tuple[list[int], Conds]]:
     first = payloads[0]
-    if all(p.key == first.key for p in payloads):
+    if not first.controlled and all(p.key == first.key for p in payloads):
         return [(index, first.conds)]
+    # controls are merged even where alike: ComfyUI cleans a run's own controls up after it
     merged = merge(payloads, model)
     if merged is not None:
         return [(index, merged)]
     by_key: dict[tuple, list[int]] = {}
-    for p, i in zip(payloads, index, strict=True):
-        by_key.setdefault(p.key, []).append(i)
-    conds = {p.key: p.conds for p in payloads}
-    return [(rows, conds[key]) for key, rows in by_key.items()]
+    for j, p in enumerate(payloads):
+        by_key.setdefault(p.key, []).append(j)
+    out = []
+    for rows in by_key.values():
+        alike = [payloads[j] for j in rows]
+        out.append(([index[j] for j in rows], merge(alike, model) or alike[0].conds))
+    return out
 
 
 def _call(visit: Visit, group: Group) -> Tensor:

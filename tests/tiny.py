@@ -11,7 +11,7 @@ PREDICTIONS = {
     "v": comfy.model_base.ModelType.V_PREDICTION,
     "flow": comfy.model_base.ModelType.FLOW,
 }
-_UNET = {
+UNET = {
     "image_size": 32,
     "in_channels": 4,
     "out_channels": 4,
@@ -33,7 +33,7 @@ _UNET = {
 
 def model(prediction="epsilon", seed=0, adm=None):
     """A MODEL (ModelPatcher) of the SD1.5 layout; `adm` gives it SDXL's pooled vector."""
-    unet = dict(_UNET)
+    unet = dict(UNET)
     if adm is not None:
         unet |= {"num_classes": "sequential", "adm_in_channels": adm}
     config = comfy.supported_models.SD15(unet)
