@@ -180,13 +180,21 @@ class Stream:
         self.frames += batch
         return torch.cat(out)
 
-    def visit(self, guider, extra_args: dict[str, Any]) -> Visit:
-        """A visit for a guider whose sample() is under way, with its calls counted here."""
-        options = extra_args["model_options"]
+    def visit(self, guider, extra_args: dict[str, Any], n: int, shape: tuple[int, ...]) -> Visit:
+        """A visit for a guider whose sample() is under way, with its calls counted here.
+
+        Args:
+            n: number of slots.
+            shape: of one latent, (C, H, W).
+        """
+        model, options = guider.inner_model, extra_args["model_options"]
         conds = {side: entries[:] for side, entries in guider.conds.items()}
         guidance = fast_guidance(guider, conds, options)
+        rows = 2 * n * self.ring.frames_per_slot
+        if not _one_call_fits(model, guider.model_patcher, rows, shape):
+            guidance = None  # ComfyUI's own evaluation knows how to split a batch
         count_into(self.calls, options)
-        return Visit(guider, guider.inner_model, conds, options, extra_args.get("seed"), guidance)
+        return Visit(guider, model, conds, options, extra_args.get("seed"), guidance)
 
     def keep(self, visit: Visit, shape: tuple[int, ...]) -> None:
         """Use the prepared guider again, if the fast path holds for it."""
@@ -269,10 +277,11 @@ class _Inside(comfy.samplers.Sampler):
         self, model_wrap, sigmas, extra_args, callback, noise, latent_image=None,
         denoise_mask=None, disable_pbar=False,
     ):  # fmt: skip
-        visit = self.stream.visit(model_wrap, extra_args)
+        shape = tuple(latent_image.shape[1:])
+        visit = self.stream.visit(model_wrap, extra_args, len(sigmas) - 1, shape)
         out = self.work(visit, latent_image, denoise_mask)
         if denoise_mask is None:
-            self.stream.keep(visit, tuple(latent_image.shape[1:]))
+            self.stream.keep(visit, shape)
         return out
 
 
@@ -297,7 +306,8 @@ class StreamSampler(comfy.samplers.Sampler):
             tuple(sigmas.tolist()), self.step_rule, 0 if seed is None else seed, drain=True
         )
         stream = Stream(self.frames_per_slot)
-        visit = stream.visit(model_wrap, extra_args)
+        shape = tuple(latent_image.shape[1:])
+        visit = stream.visit(model_wrap, extra_args, len(sigmas) - 1, shape)
 
         def report(done: int, total: int, estimate: Tensor) -> None:
             if callback is not None:
@@ -317,6 +327,12 @@ def _resident(patcher) -> bool:
         and patcher.current_loaded_device() == patcher.load_device
         and any(entry.model is patcher for entry in loaded)
     )
+
+
+def _one_call_fits(model, patcher, rows: int, shape: tuple[int, ...]) -> bool:
+    """ComfyUI's own estimate (comfy.samplers._calc_cond_batch) for a tick's most rows."""
+    free = comfy.model_management.get_free_memory(patcher.load_device)
+    return model.memory_required([rows, *shape]) * 1.5 < free
 
 
 def _scaled_in(model, latents: Tensor) -> Tensor:
