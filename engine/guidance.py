@@ -1,6 +1,6 @@
 """Residual classifier-free guidance (RCFG) in clean-prediction form.
 
-StreamDiffusion (arXiv 2312.12491, equations 4 to 7) replaces the negative prompt's noise by a
+StreamDiffusion (arXiv 2312.12491, equations 5 and 6) replaces the negative prompt's noise by a
 virtual one, the residual that leads from x back to a known reference. In terms of clean
 predictions, with reference r and magnitude delta, that negative is
 

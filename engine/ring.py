@@ -1,4 +1,4 @@
-"""The stream batch: frames at different noise levels share one model call (arXiv 2312.12491, 3.1).
+"""The stream batch: frames at different noise levels share one model call (arXiv 2312.12491).
 
 A frame is written into a place of the ring when it enters and stays there until it is finished;
 what moves is the place's step number. So nothing is shifted, and a tick is one model call plus one

@@ -33,7 +33,7 @@ class StepRule(Protocol):
 
 
 class Lcm:
-    """Latent consistency: the clean prediction, noised again (Luo et al. 2023, Algorithm 3)."""
+    """Latent consistency: the clean prediction, noised again (Luo et al. 2023)."""
 
     history = 0
 

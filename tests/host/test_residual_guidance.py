@@ -64,11 +64,11 @@ def alphas_cumprod():
 
 
 def paper(world, z, n, mode):
-    """One frame, arXiv 2312.12491 equations 3 to 7, LCM steps, in the paper's variables.
+    """One frame, arXiv 2312.12491, LCM steps, in the paper's variables.
 
     Eq. 5: the virtual residual noise is (x - sqrt(alpha) * reference) / sqrt(beta).
     Eq. 6: eps = delta * R + cfg * (eps_positive - delta * R).
-    Eq. 7: onetime-negative takes the reference from the negative prompt at the first step.
+    Onetime-negative takes the reference from the negative prompt at the first step.
     """
     noise, reference = slots(n), z
     x = None
