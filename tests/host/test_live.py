@@ -247,3 +247,38 @@ def test_steady_live_run_keeps_its_buffers(world):
     for _ in range(100):
         stream.run(guide, frame, setup)
     assert [ring._x.data_ptr(), ring._source.data_ptr(), len(ring._plans)] == before
+
+
+@pytest.mark.parametrize("where", ["frame", "model"])
+def test_one_bad_frame_among_fifty_disturbs_no_other(world, where):
+    """NaN in a source latent, or in the model's answer for one row (peers.md 2.8 row 19)."""
+    frames, bad = world.tiny.latents(50), 20
+
+    def model(poison):
+        calls, patched = [], world.model.clone()
+
+        def wrapper(apply, args):
+            out = apply(args["input"], args["timestep"], **args["c"])
+            calls.append(1)
+            if poison and len(calls) == bad + 1:
+                out[args["timestep"].argmax()] = float("nan")
+            return out
+
+        patched.set_model_unet_function_wrapper(wrapper)
+        return patched
+
+    def run(frames, poison):
+        stream, guide = world.Stream(), guider(world, "self-negative", model=model(poison))
+        out = [stream.run(guide, frame, settings(world)) for frame in frames.split(1)]
+        return torch.cat(out), stream.stats()["dropped"]
+
+    clean, none = run(frames, False)
+    poisoned = frames.clone()
+    if where == "frame":
+        poisoned[bad, 0, 2, 2] = float("nan")
+    out, dropped = run(poisoned, where == "model")
+    assert (none, dropped) == (0, 1)
+    assert torch.isfinite(out).all()
+    others = [i for i in range(50) if i != bad + 3]
+    assert torch.equal(out[others], clean[others])
+    assert not torch.equal(out[bad + 3], clean[bad + 3])
