@@ -126,24 +126,29 @@ def watched(command: list[str], what: str, log: pathlib.Path, **kwargs) -> None:
 
 def environment(comfyui: pathlib.Path, test: bool) -> pathlib.Path:
     """The python of a virtual environment that holds what this ComfyUI (and the tests) need."""
-    requirements = (comfyui / "requirements.txt").read_text(encoding="utf-8")
-    wanted = [requirements, *ALWAYS, *((TEST + TEST_NO_DEPS) if test else [])]
-    text = "\n".join([platform.python_version(), platform.machine(), sys.platform, *wanted])
-    home = CACHE / "venv" / hashlib.sha256(text.encode()).hexdigest()[:16]
+    requirements = comfyui / "requirements.txt"
+    wanted = [platform.python_version(), platform.machine(), sys.platform, *ALWAYS]
+    home = CACHE / "venv" / key(*wanted, requirements.read_text(encoding="utf-8"))
     python = home / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
-    if (home / ".complete").is_file():
-        return python
-    if home.exists():
-        shutil.rmtree(home)
-    say(f"- first run: setting up {home}")
-    venv.create(home, with_pip=True)
     pip = [str(python), "-m", "pip", "install", "--disable-pip-version-check", "--no-input"]
-    needs = ["-r", str(comfyui / "requirements.txt"), *ALWAYS, *(TEST if test else [])]
-    watched([*pip, *needs], "installing ComfyUI's requirements (minutes)", home / "pip.log")
-    if test:
-        watched([*pip, "--no-deps", *TEST_NO_DEPS], "installing the test baseline", home / "b.log")
-    (home / ".complete").touch()
+    if not (home / ".complete").is_file():
+        if home.exists():
+            shutil.rmtree(home)
+        say(f"- first run: setting up {home}")
+        venv.create(home, with_pip=True)
+        needs = ["-r", str(requirements), *ALWAYS]
+        watched([*pip, *needs], "installing ComfyUI's requirements (minutes)", home / "pip.log")
+        (home / ".complete").touch()
+    tested = home / f".tests-{key(*TEST, *TEST_NO_DEPS)}"
+    if test and not tested.is_file():
+        watched([*pip, *TEST], "installing the test tools", home / "test.log")
+        watched([*pip, "--no-deps", *TEST_NO_DEPS], "installing the baseline", home / "base.log")
+        tested.touch()
     return python
+
+
+def key(*parts: str) -> str:
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
 
 
 def has_gpu(python: pathlib.Path) -> bool:
@@ -198,7 +203,7 @@ def ended(process: subprocess.Popen):
 @contextlib.contextmanager
 def server(comfyui: pathlib.Path, python: pathlib.Path):
     """A running ComfyUI with the pack; yields its URL."""
-    base = CACHE / "server" / hashlib.sha256(str(ROOT).encode()).hexdigest()[:8]
+    base = CACHE / "server" / key(str(ROOT))
     link_pack(base)
     port, log = free_port(), base / "server.log"
     gpu = has_gpu(python)
