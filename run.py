@@ -28,8 +28,9 @@ PRIMARY, ALSO = "0.25.0", "0.8.0"
 REPOSITORY = "https://github.com/comfyanonymous/ComfyUI"
 PACK = "ComfyUI-LiveDiffusion"
 
-# ComfyUI 0.8.0 uses requests without naming it
-ALWAYS = ["requests"]
+# one release of the three that belongs together: the newest of each may not; and ComfyUI 0.8.0
+# uses requests without naming it
+ALWAYS = ["torch==2.14.1", "torchvision==0.29.1", "torchaudio==2.11.0", "requests"]
 TEST = ["pytest>=8", "hypothesis>=6.100", "ruff>=0.6"]
 # the baseline some tests compare with; it pins an old diffusers, so its needs are named here
 TEST_NO_DEPS = ["streamdiffusion==0.1.1", "diffusers", "importlib_metadata", "zipp"]
@@ -120,6 +121,7 @@ def watched(command: list[str], what: str, log: pathlib.Path, **kwargs) -> None:
                 if line.strip():
                     spinner.update(line.strip())
             if process.wait() != 0:
+                out.flush()
                 tail = "".join(log.read_text(encoding="utf-8").splitlines(keepends=True)[-15:])
                 raise Stop(f"{what} failed. The end of {log}:\n{tail}")
 

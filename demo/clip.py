@@ -77,12 +77,13 @@ def read(path: pathlib.Path, most: int, size: int) -> tuple[list[Image.Image], f
         raise Failed(f"--video: there is no file {path}.")
     if path.suffix.lower() in (".webp", ".gif", ".png", ".apng"):
         with Image.open(path) as picture:
-            rate = 1000 / (picture.info.get("duration") or 40)
-            frames = []
+            frames, lasting = [], 0
             for i in range(min(most, getattr(picture, "n_frames", 1))):
                 picture.seek(i)
                 frames.append(square(picture.convert("RGB"), size))
-        return frames, rate
+                # known only once the frame is decoded
+                lasting += picture.info.get("duration") or 40
+        return frames, 1000 * len(frames) / lasting
     try:
         with av.open(str(path)) as container:
             stream = container.streams.video[0]
@@ -171,10 +172,8 @@ async def run(args: argparse.Namespace, frames, rate: float, out: pathlib.Path) 
                     answer = await reply.json()
                     if reply.status != 200:
                         raise Failed(complaint(answer))
-                seconds, live = await follow(socket, nodes, answer["prompt_id"])
-            async with http.get(f"/history/{answer['prompt_id']}") as reply:
-                history = (await reply.json())[answer["prompt_id"]]
-            saved = next(v for v in history["outputs"]["save"].values() if isinstance(v, list))[0]
+                seconds, live, files = await follow(socket, nodes, answer["prompt_id"])
+            saved = next(v for v in files.values() if isinstance(v, list))[0]
             query = {k: saved[k] for k in ("filename", "subfolder", "type")}
             async with http.get("/view", params=query) as reply:
                 reply.raise_for_status()
@@ -191,10 +190,11 @@ def complaint(answer: dict) -> str:
     return "; ".join(lines)
 
 
-async def follow(socket, nodes: dict, prompt_id: str) -> tuple[dict[str, float], dict]:
-    """Seconds per node class and the sampler's counters, from ComfyUI's own messages."""
+async def follow(socket, nodes: dict, prompt_id: str) -> tuple[dict[str, float], dict, dict]:
+    """Seconds per node class, the sampler's counters and the saved files, as ComfyUI tells them."""
     seconds: dict[str, float] = {}
     live: dict = {}
+    files: dict = {}
     current, since = None, time.monotonic()
     async for message in socket:
         if message.type is not aiohttp.WSMsgType.TEXT:
@@ -215,7 +215,10 @@ async def follow(socket, nodes: dict, prompt_id: str) -> tuple[dict[str, float],
         elif kind == "progress" and current:
             show(current, data["value"], data["max"])
         elif kind == "executed":
-            live |= (data.get("output") or {}).get("live", [{}])[0]
+            output = data.get("output") or {}
+            live |= output.get("live", [{}])[0]
+            if data["node"] == "save":
+                files = output
         elif kind == "execution_error":
             name = data.get("node_type")
             raise Failed(f"{name}: {data['exception_type']}: {data['exception_message']}")
@@ -227,7 +230,7 @@ async def follow(socket, nodes: dict, prompt_id: str) -> tuple[dict[str, float],
             break
     if sys.stdout.isatty():
         print()
-    return seconds, live
+    return seconds, live, files
 
 
 def show(what: str, value: int, most: int) -> None:

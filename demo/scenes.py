@@ -1,4 +1,4 @@
-"""Procedural pictures for training: landscapes, cities, portraits, animals, objects, rooms, patterns.
+"""Pictures for training: landscapes, cities, portraits, animals, objects, rooms, patterns.
 
 Everything is drawn from a numpy Generator, so a seed names a picture. Nothing is downloaded.
 """
@@ -286,8 +286,9 @@ def people(c, rng):
             hand = (x + side * rng.uniform(0.1, 0.35) * h, neck + rng.uniform(-0.2, 0.4) * h)
             c.limb((x + side * 0.1 * h, neck + 0.05 * h), hand, 0.06 * h, near(rng, shirt, 0.03))
             c.ellipse(*hand, 0.03 * h, 0.03 * h, skin, 0, 0)
-        c.shape("polygon", [(x - 0.13 * h, neck), (x + 0.13 * h, neck),
-                            (x + 0.1 * h, hip + 0.04 * h), (x - 0.1 * h, hip + 0.04 * h)], shirt, 0.1)
+        torso = [(x - 0.13 * h, neck), (x + 0.13 * h, neck),
+                 (x + 0.1 * h, hip + 0.04 * h), (x - 0.1 * h, hip + 0.04 * h)]  # fmt: skip
+        c.shape("polygon", torso, shirt, 0.1)
         c.ellipse(x, neck - 0.1 * h, 0.075 * h, 0.095 * h, skin * 0.4, 0.1)
         c.ellipse(x, neck - 0.075 * h, 0.065 * h, 0.08 * h, skin, 0.02, 0.8)
 
@@ -321,7 +322,8 @@ def room(c, rng):
     c.gradient(wall, near(rng, wall), rng.random() * 6)
     horizon, left, right = rng.uniform(0.55, 0.8), rng.uniform(0, 0.3), rng.uniform(0.7, 1)
     floor = colour(rng, rng.uniform(0, 0.6))
-    c.shape("polygon", [(left, horizon), (right, horizon), (1.2, 1.1), (-0.2, 1.1)], floor, 0.1, 0.5)
+    ground = [(left, horizon), (right, horizon), (1.2, 1.1), (-0.2, 1.1)]
+    c.shape("polygon", ground, floor, 0.1, 0.5)
     c.shape("polygon", [(-0.1, -0.1), (left, 0.1), (left, horizon), (-0.1, 1.1)], wall * 0.8, 0.05)
     c.shape("polygon", [(1.1, -0.1), (right, 0.1), (right, horizon), (1.1, 1.1)], wall * 0.9, 0.05)
     for _ in range(int(rng.integers(0, 3))):
@@ -413,7 +415,7 @@ def camera(c, rng):
     c.pixels = low + (high - low) * pixels
     if rng.random() < 0.45:
         blurred(c, rng.uniform(0.3, 2.2))
-    c.pixels = c.pixels + rng.normal(0, rng.uniform(0, 0.02), c.pixels.shape)
+    c.pixels = c.pixels + rng.normal(0, rng.uniform(0, 0.014), c.pixels.shape)
 
 
 def draw(seed):

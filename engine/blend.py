@@ -24,14 +24,17 @@ def blend(a: Tensor, b: Tensor, weight: float, method: Method = "slerp") -> Tens
         return a
     if weight >= 1:
         return b
+    kind, a, b = a.dtype, a.float(), b.float()
     straight = torch.lerp(a, b, weight)
     if method == "lerp":
-        return straight
+        return straight.to(kind)
     length_a = a.norm(dim=-1, keepdim=True)
     length_b = b.norm(dim=-1, keepdim=True)
     unit_a, unit_b = F.normalize(a, dim=-1), F.normalize(b, dim=-1)
-    angle = (unit_a * unit_b).sum(-1, keepdim=True).clamp(-1, 1).acos()
+    cosine = (unit_a * unit_b).sum(-1, keepdim=True)
+    # no turn is defined between parallel, opposite or empty vectors
+    turns = (cosine.abs() < 1 - 1e-5) & (length_a > 0) & (length_b > 0)
+    angle = cosine.where(turns, 0.0).acos()
     turned = ((1 - weight) * angle).sin() * unit_a + (weight * angle).sin() * unit_b
     arc = turned / angle.sin() * torch.lerp(length_a, length_b, weight)
-    # no turn is defined between parallel, opposite or empty vectors
-    return torch.where(angle.sin() > 1e-4, arc, straight)
+    return torch.where(turns, arc, straight).to(kind)

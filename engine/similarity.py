@@ -2,70 +2,118 @@
 
 The paper compares frames by the cosine of whole pictures, which depends on brightness: two
 unrelated bright pictures count as alike, a grey scene with sensor noise as changed. The centred
-measure here compares small, mean-centred, contrast-normalised versions block by block, and the
-worst block counts, so that a small thing moving in a still scene is seen and sensor noise is not.
+measure here compares small, mean-centred, contrast-normalised versions block by block, less what
+noise explains; the worst block counts, so that a small thing moving in a still scene is seen.
 """
 
 import math
 import random
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 Measure = Literal["centred", "cosine"]
 MEASURES: tuple[Measure, ...] = ("centred", "cosine")
 
-GRID = 32  # side of the small version, in cells
+GRID = 64  # cells along the longer side, at most
+CELL = 4  # pixels along a cell, at least: its mean has a quarter of the sensor noise
 BLOCK = 4  # side of a block, in cells
-SENSOR_NOISE = 0.02  # standard deviation per pixel that counts as no change, pictures being 0..1
-_FLOOR = 0.004  # contrast below which a picture is flat
-_MARGIN = 2.0  # how far a block's noise may exceed its mean
+MAX_NOISE = 0.03  # standard deviation per pixel above which noise is texture, pictures being 0..1
+_CODEC = 0.0025  # the same for what compression and 8 bits make of a still cell
+_FLAT = 0.02  # contrast (standard deviation) below which a picture counts as flat
+_MARGIN = 3.0  # how far the noise of the noisiest block may exceed the mean
 _RELIT = 0.1  # change of mean brightness that is a light switched on or off
+
+
+class View(NamedTuple):
+    """One small version of a frame."""
+
+    values: Tensor  # [3, h, w], centred and of unit contrast; for cosine the whole picture, flat
+    noise: float = 0.0  # variance that noise makes in a value
 
 
 @dataclass(frozen=True)
 class Sketch:
-    """A frame as the measure sees it."""
+    """A frame as the measure sees it, on the CPU."""
 
-    values: Tensor  # centred: [3, GRID, GRID]; cosine: the whole picture, flat
-    noise: float = 0.0  # standard deviation that sensor noise leaves in a cell
-    brightness: float = 0.0  # mean, 0..1; only centred looks at it
+    views: tuple[View, ...]
+    light: float = 0.0  # mean brightness
 
 
 def sketch(frame: Tensor, measure: Measure = "centred") -> Sketch:
     """What is kept of a frame for comparing.
 
     Args:
-        frame: [H, W, C], 0..1.
-        measure: `centred` averages to 32 x 32 cells, `cosine` keeps every value in -1..1.
+        frame: [H, W, C], 0..1, any device; channels after the third are not looked at.
+        measure: `centred` keeps the means of up to 64 x 64 cells and the middle pixel of each:
+            means see small steps, pixels see texture that means wash out. `cosine` keeps every
+            value in -1..1.
     """
     if measure == "cosine":
-        return Sketch(frame.float().mul(2).sub(1).flatten().cpu())
+        return Sketch((View(frame.float().mul(2).sub(1).flatten().cpu()),))
     h, w = frame.shape[:2]
-    picture = frame[..., :3].float().movedim(-1, 0)[None]
-    cells = F.interpolate(picture, (GRID, GRID), mode="area")[0].cpu()
-    per_cell = max(1.0, h * w / GRID**2)
-    mean = cells.mean()
-    return Sketch(cells - mean, SENSOR_NOISE / math.sqrt(per_cell), float(mean))
+    cell = max(CELL, math.ceil(max(h, w) / GRID))
+    frame = frame[..., :3]
+    rows, columns = max(1, h // cell), max(1, w // cell)
+    ys, xs = _middles(h, rows), _middles(w, columns)
+    picture = frame.float().movedim(-1, 0)[None]
+    means = F.interpolate(picture, (rows, columns), mode="area")[0].cpu()
+    pixels = _around(frame, ys, xs, 0)[0, :, 0].movedim(-1, 0)
+    noise = _noise(frame, ys[::2], xs[::2]) ** 2
+    views = _view(means, noise * rows * columns / (h * w)), _view(pixels, noise)
+    return Sketch(views, float(means.nan_to_num().mean()))
 
 
 def score(a: Sketch, b: Sketch) -> float:
     """How alike two frames are, -1..1; 1 means the same up to brightness and sensor noise."""
-    if a.values.shape != b.values.shape:
+    if len(a.views) != len(b.views):
         return -1.0
-    if a.noise == 0.0:
-        return float(F.cosine_similarity(a.values, b.values, dim=0, eps=1e-8))
-    noise, normal = 0.0, []
-    for s in (a, b):
-        scale = math.sqrt(float(s.values.square().mean()) + _FLOOR**2)
-        normal.append(s.values / scale)
-        noise += (s.noise / scale) ** 2
-    energy = F.avg_pool2d((normal[0] - normal[1]).square().mean(0)[None, None], BLOCK)
-    worst = max(0.0, float(energy.max()) - _MARGIN * noise)
+    worst = 0.0
+    for old, new in zip(a.views, b.views, strict=True):
+        if old.values.shape != new.values.shape:
+            return -1.0
+        if old.values.ndim == 1:
+            return float(F.cosine_similarity(old.values, new.values, dim=0, eps=1e-8))
+        energy = (new.values - old.values).square().mean(0)
+        block = [min(BLOCK, side) for side in energy.shape]
+        energy = F.avg_pool2d(energy[None, None], block, stride=BLOCK // 2)
+        # all of it counts from one and a half times the floor, so that the score knows no noise
+        floor = _MARGIN * (old.noise + new.noise)
+        counted = energy * (2 * (energy / floor - 1)).clamp(0, 1)
+        worst = max(worst, float(counted.max()))
     # for unit contrast, half the squared difference is one minus the correlation
     return max(-1.0, 1.0 - worst / 2)
+
+
+def _view(values: Tensor, noise: float) -> View:
+    values = values.nan_to_num()
+    centred = values - values.mean()
+    contrast = max(float(centred.square().mean()), _FLAT**2)
+    return View(centred / math.sqrt(contrast), (noise + _CODEC**2) / contrast)
+
+
+def _middles(size: int, count: int) -> Tensor:
+    return ((torch.arange(count) + 0.5) * (size / count)).long()
+
+
+def _around(frame: Tensor, ys: Tensor, xs: Tensor, reach: int) -> Tensor:
+    """Pixels of [H, W, C] at every (y, x) and around it: [2 reach + 1, ny, 2 reach + 1, nx, C]."""
+    h, w, channels = frame.shape
+    off = torch.arange(-reach, reach + 1)[:, None]
+    rows, columns = (off + ys) % h, (off + xs) % w
+    # one flat index, so that a frame on a GPU is read by one small copy
+    at = (rows[:, :, None, None] * w + columns).to(frame.device)
+    return frame.reshape(h * w, channels)[at].float().cpu()
+
+
+def _noise(frame: Tensor, ys: Tensor, xs: Tensor) -> float:
+    """Standard deviation of the noise per pixel: Immerkaer 1996, by the median to skip edges."""
+    stencil = torch.tensor([1.0, -2.0, 1.0])
+    second = torch.einsum("yixjc,y,x->ijc", _around(frame, ys, xs, 1), stencil, stencil)
+    return min(float(second.abs().median()) / (6 * 0.6745), MAX_NOISE)
 
 
 def skip_probability(similarity: float, threshold: float) -> float:
@@ -95,8 +143,8 @@ class SimilarityFilter:
     def __init__(self, seed: int = 0):
         self.seed = seed
         self._random = random.Random(seed)
-        self._reference: Sketch | None = None
-        self._previous: Sketch | None = None
+        self._reference: Sketch | None = None  # of the frame processed last
+        self._previous: Sketch | None = None  # of the frame before this one
         self._shape: tuple[int, ...] | None = None
         self._skipped = 0
         self._settling = 0
@@ -114,25 +162,33 @@ class SimilarityFilter:
             frames: [B, H, W, C], 0..1; a batch is skipped only as a whole.
             threshold: eta; frames less alike always run.
             max_skip: the most frames skipped in a row.
+
+        Raises:
+            ValueError: no frame.
         """
+        if frames.ndim != 4 or 0 in frames.shape:
+            raise ValueError(
+                f"image: expected frames (batch, height, width, channels), got the shape "
+                f"{tuple(frames.shape)}. Connect a camera or an image."
+            )
         sketches = [sketch(frame, measure) for frame in frames]
-        known = self._reference is not None and self._shape == tuple(frames.shape)
-        similarity = min(score(self._reference, s) for s in sketches) if known else -1.0
-        chance = skip_probability(similarity, threshold)
-        relit = known and abs(sketches[-1].brightness - self._reference.brightness) > _RELIT
+        newest = sketches[-1]
+        if self._reference is None or self._shape != tuple(frames.shape):
+            return Decision(False, True, -1.0, newest)
+        similarity = min(score(self._reference, s) for s in sketches)
+        relit = abs(newest.light - self._reference.light) > _RELIT
+        # noise never leaves the centred measure below 1
+        same = 1.0 if measure == "centred" else threshold
+        changed = similarity < same or relit
         skip = (
             not relit
             and self._settling == 0
             and self._skipped < max_skip
-            and self._random.random() < chance
-            and not (chance < 1 and self._rests(sketches[-1], threshold))
+            and self._random.random() < skip_probability(similarity, threshold)
+            # a slight change was skipped by chance, and it stands still again: catch up
+            and not (changed and score(self._previous, newest) >= same)
         )
-        return Decision(skip, chance < 1 or relit, similarity, sketches[-1])
-
-    def _rests(self, newest: Sketch, threshold: float) -> bool:
-        """A slight change was skipped by chance and now nothing moves: it would never be shown."""
-        before = self._previous
-        return before is not None and skip_probability(score(before, newest), threshold) == 1
+        return Decision(skip, changed, similarity, newest)
 
     def commit(self, decision: Decision, frames: Tensor, settle: int = 3) -> None:
         """The decision was carried out.
@@ -149,3 +205,7 @@ class SimilarityFilter:
         self._skipped = 0
         self._settling = settle if decision.changed else max(0, self._settling - 1)
         self._reference, self._shape = decision.newest, tuple(frames.shape)
+
+    def renew(self) -> None:
+        """Let the next frame run as a changed one: what processes it has changed."""
+        self._reference = None

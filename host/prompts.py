@@ -33,8 +33,17 @@ def blend_conditioning(a: list, b: list, weight: float, method: Method) -> list:
             tokens is not None and tokens.shape[-1] != target.shape[-1]
         ):
             raise ValueError("b: comes from another text encoder than a; use one CLIP for both.")
-        blended = None if tokens is None else blend(*_same_length(tokens, target), weight, method)
         settings = dict(settings)
+        blended = None
+        if tokens is not None:
+            length = _length(tokens.shape[1], target.shape[1])
+            pair = (_repeated(t.to(tokens), length) for t in (tokens, target))
+            blended = blend(*pair, weight, method)
+            masks = [s["attention_mask"] for s in (settings, other) if "attention_mask" in s]
+            if len(masks) == 2:
+                # a token counts if either prompt has one there
+                mask, mask_b = (_repeated(m.to(masks[0]), length) for m in masks)
+                settings["attention_mask"] = mask.maximum(mask_b)
         pooled, pooled_b = settings.get("pooled_output"), other.get("pooled_output")
         if pooled is not None and pooled_b is not None:
             settings["pooled_output"] = blend(pooled, pooled_b.to(pooled), weight, method)
@@ -42,8 +51,14 @@ def blend_conditioning(a: list, b: list, weight: float, method: Method) -> list:
     return out
 
 
-def _same_length(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    """Both [1, T, C] with T the least common multiple: attention to repeated tokens is the same."""
-    b = b.to(a)
-    length = math.lcm(a.shape[1], b.shape[1])
-    return a.repeat(1, length // a.shape[1], 1), b.repeat(1, length // b.shape[1], 1)
+def _length(a: int, b: int) -> int:
+    # attention to tokens that are all repeated equally often is the same, so the least common
+    # multiple changes neither prompt; ComfyUI repeats up to four times too (CONDCrossAttn)
+    common = math.lcm(a, b)
+    return common if common <= 4 * min(a, b) else max(a, b)
+
+
+def _repeated(tokens: Tensor, length: int) -> Tensor:
+    """[1, T, ...] to [1, length, ...] by starting over."""
+    times = -(-length // tokens.shape[1])
+    return tokens.repeat(1, times, *[1] * (tokens.ndim - 2))[:, :length]

@@ -1,5 +1,7 @@
 """The similarity filter across ComfyUI's lazy evaluation, which asks before it executes."""
 
+from typing import Any
+
 from torch import Tensor
 
 from ..engine.similarity import Decision, Measure, SimilarityFilter
@@ -17,10 +19,25 @@ class FrameSkip:
         self._filter = SimilarityFilter(seed)
         self._asked: tuple[Tensor, Decision] | None = None
         self._last: Tensor | None = None
+        self._recipe: dict | None = None
 
-    def decide(self, image: Tensor, threshold: float, max_skip: int, measure: Measure) -> bool:
-        """True if `image` [B, H, W, C] skips the pipeline. Asking again changes nothing."""
+    def decide(
+        self,
+        image: Tensor,
+        threshold: float,
+        max_skip: int,
+        measure: Measure,
+        recipe: dict | None = None,
+    ) -> bool:
+        """True if `image` [B, H, W, C] skips the pipeline. Asking again changes nothing.
+
+        Args:
+            recipe: settings of the pipeline; a frame runs when they differ from the last ones.
+        """
         if self._asked is None or self._asked[0] is not image:
+            if recipe != self._recipe:
+                self._recipe = recipe
+                self._filter.renew()
             decision = self._filter.decide(image, threshold, max_skip, measure)
             self._asked = (image, decision)
         return self._asked[1].skip
@@ -39,3 +56,40 @@ class FrameSkip:
         if not decision.skip:
             self._last = processed
         return self._last
+
+
+def pipeline_recipe(prompt: dict | None, node: str, processed: str, image: str) -> dict:
+    """Settings of the nodes behind the input `processed` of a node, less those behind `image`.
+
+    While the picture stands still nothing else tells the filter that a prompt or a scale was
+    edited. Values that are no plain settings are known by their identity.
+
+    Args:
+        prompt: the graph in ComfyUI's API format.
+        node: id of the node that has both inputs.
+    """
+    inputs = (prompt or {}).get(node, {}).get("inputs", {})
+    ours = _behind(prompt, inputs.get(processed)) - _behind(prompt, inputs.get(image)) - {node}
+    return {
+        name: (prompt[name]["class_type"], _plain(prompt[name]["inputs"])) for name in sorted(ours)
+    }
+
+
+def _behind(prompt: dict, link: Any) -> set[str]:
+    found, todo = set(), [link]
+    while todo:
+        link = todo.pop()
+        if isinstance(link, list) and len(link) == 2 and isinstance(link[0], str):
+            name = link[0]
+            if name in prompt and name not in found:
+                found.add(name)
+                todo.extend(prompt[name]["inputs"].values())
+    return found
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(v) for key, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(v) for v in value]
+    return value if isinstance(value, str | int | float | None) else id(value)

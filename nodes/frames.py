@@ -3,7 +3,7 @@
 from ..engine.similarity import MEASURES
 from ..host import vae as vaes
 from ..host.registry import stream_key, streams
-from ..host.skip import FrameSkip
+from ..host.skip import FrameSkip, pipeline_recipe
 from .compat import io
 
 
@@ -108,7 +108,7 @@ class LiveSimilarityFilter(io.ComfyNode):
                 io.Image.Output(display_name="image"),
                 io.Boolean.Output(display_name="skipped"),
             ],
-            hidden=[io.Hidden.unique_id, io.Hidden.extra_pnginfo],
+            hidden=[io.Hidden.unique_id, io.Hidden.extra_pnginfo, io.Hidden.prompt],
             not_idempotent=True,
         )
 
@@ -116,16 +116,23 @@ class LiveSimilarityFilter(io.ComfyNode):
     def check_lazy_status(
         cls, image, threshold, max_skip, settle, measure, seed, processed=None
     ) -> list[str]:
-        skip = cls._state(seed).decide(image, threshold, max_skip, measure)
+        skip = cls._decide(image, threshold, max_skip, measure, seed)
         return [] if skip else ["processed"]
 
     @classmethod
     def execute(
         cls, image, threshold, max_skip, settle, measure, seed, processed=None
     ) -> io.NodeOutput:
-        state = cls._state(seed)
-        skipped = state.decide(image, threshold, max_skip, measure)
-        return io.NodeOutput(state.carry_out(image, processed, settle), skipped)
+        skipped = cls._decide(image, threshold, max_skip, measure, seed)
+        if not skipped and processed is None:
+            raise ValueError("processed: nothing came in. Connect the pipeline's output image.")
+        return io.NodeOutput(cls._state(seed).carry_out(image, processed, settle), skipped)
+
+    @classmethod
+    def _decide(cls, image, threshold, max_skip, measure, seed) -> bool:
+        hidden = cls.hidden
+        recipe = pipeline_recipe(hidden.prompt, hidden.unique_id, "processed", "image")
+        return cls._state(seed).decide(image, threshold, max_skip, measure, recipe)
 
     @classmethod
     def _state(cls, seed: int) -> FrameSkip:

@@ -90,10 +90,12 @@ def from_strength(
     if spacing == "karras":
         levels = _spread(top, bottom, steps, lambda s: s ** (1 / _RHO), lambda u: u**_RHO)
     elif flow:
-        top = min(top, float(table[-2]))
+        # pure noise has no logarithm: there the spacing is that of the level below
+        finite = min(top, float(table[-2]))
         levels = _spread(
-            top, bottom, steps, lambda s: math.log(s / (1 - s)), lambda u: 1 / (1 + math.exp(-u))
+            finite, bottom, steps, lambda s: math.log(s / (1 - s)), lambda u: 1 / (1 + math.exp(-u))
         )
+        levels[0] = top
     else:
         levels = _spread(top, bottom, steps, math.log, math.exp)
     return _levels(levels)

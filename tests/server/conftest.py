@@ -63,6 +63,7 @@ class Server:
     url: str
     base: pathlib.Path
     log_file: pathlib.Path
+    start_up: dict = dataclasses.field(default_factory=dict)  # the probe's answer before any work
 
     @property
     def log(self) -> str:
@@ -123,4 +124,6 @@ def server(request, comfyui, tmp_path_factory):
         url = f"http://127.0.0.1:{port}"
         with run.ended(process):
             run.wait_for(url, process, log, run.Spinner("starting ComfyUI"))
-            yield Server(request.param, url, base, log)
+            running = Server(request.param, url, base, log)
+            running.start_up = running.json("/probe")
+            yield running

@@ -1,0 +1,133 @@
+"""The workflows that come with the pack open, and run, as the ComfyUI frontend would have it."""
+
+import json
+import pathlib
+import time
+
+import pytest
+
+pytestmark = [pytest.mark.comfy, pytest.mark.server]
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+WORKFLOWS = sorted((ROOT / "workflows").glob("*.json"))
+WIDGETS = {
+    "INT": int,
+    "FLOAT": (int, float),
+    "STRING": str,
+    "BOOLEAN": bool,
+    "COMBO": (str, int, float),
+}
+# drawn by the frontend alone
+NOTES = {"MarkdownNote", "Note"}
+# files that the user brings
+THEIRS = {"ckpt_name", "lora_name", "file", "image"}
+
+
+@pytest.fixture(scope="module")
+def info(server):
+    return server.json("/object_info")
+
+
+def widgets(node: dict):
+    """The inputs that have a widget, in the order of widgets_values, with their extra widgets."""
+    for kind in ("required", "optional"):
+        for name, (type_, *rest) in node["input"].get(kind, {}).items():
+            options = rest[0] if rest else {}
+            type_ = "COMBO" if isinstance(type_, list) else type_
+            if type_ in WIDGETS and not options.get("forceInput"):
+                yield name, type_, options
+                if any(key.endswith("_upload") for key in options):
+                    yield None, "STRING", {}
+                if options.get("control_after_generate"):
+                    yield None, "STRING", {}
+
+
+def to_api(workflow: dict, info: dict) -> dict:
+    """What the frontend sends to the server for this workflow."""
+    links = {link[0]: [str(link[1]), link[2]] for link in workflow["links"]}
+    graph = {}
+    for node in workflow["nodes"]:
+        if node["type"] in NOTES:
+            continue
+        shown = list(widgets(info[node["type"]]))
+        values = node.get("widgets_values") or []
+        inputs = {n: v for (n, _, _), v in zip(shown, values, strict=False) if n is not None}
+        linked = {i["name"]: links[i["link"]] for i in node["inputs"] if i["link"] is not None}
+        graph[str(node["id"])] = {"class_type": node["type"], "inputs": inputs | linked}
+    return graph
+
+
+@pytest.mark.parametrize("path", WORKFLOWS, ids=lambda p: p.stem)
+def test_opens_without_missing_nodes(info, server, path):
+    workflow = json.loads(path.read_text(encoding="utf-8"))
+    nodes = {node["id"]: node for node in workflow["nodes"]}
+    missing = {node["type"] for node in nodes.values()} - set(info) - NOTES
+    assert not missing
+    for node in nodes.values():
+        if node["type"] in NOTES:
+            continue
+        known = info[node["type"]]
+        names = [*known["input"].get("required", {}), *known["input"].get("optional", {})]
+        shown = list(widgets(known))
+        values = node.get("widgets_values") or []
+        newer = node["type"] == "CreateVideo"  # bit_depth came after 0.8.0
+        assert len(values) == len(shown) or (newer and server.version == "0.8.0"), node["type"]
+        for value, (name, type_, options) in zip(values, shown, strict=False):
+            assert isinstance(value, WIDGETS[type_]), (node["type"], name, value)
+            if name not in THEIRS and "options" in options:
+                assert value in options["options"], (node["type"], name, value)
+            if "min" in options:
+                assert options["min"] <= value <= options["max"], (node["type"], name, value)
+        for i in node["inputs"]:
+            assert i["link"] is None or i["name"] in names, (node["type"], i["name"])
+    for _, source, output, target, place, type_ in workflow["links"]:
+        given = info[nodes[source]["type"]]["output"][output]
+        taken = nodes[target]["inputs"][place]
+        known = info[nodes[target]["type"]]["input"]
+        wanted = (known.get("required", {}) | known.get("optional", {}))[taken["name"]][0]
+        assert given == wanted == type_, (nodes[target]["type"], taken["name"])
+
+
+@pytest.mark.parametrize("path", WORKFLOWS, ids=lambda p: p.stem)
+def test_is_refused_for_missing_files_only(info, server, path):
+    """ComfyUI's own validation complains of the user's files and of nothing else."""
+    graph = to_api(json.loads(path.read_text(encoding="utf-8")), info)
+    status, answer = server.post("/prompt", {"prompt": graph})
+    assert status == 400, answer
+    errors = answer["node_errors"]
+    assert errors
+    for node, found in errors.items():
+        for error in found["errors"]:
+            assert error["extra_info"]["input_name"] in THEIRS, (graph[node], error)
+
+
+def test_clip_stylise_runs(info, server, comfyui, tmp_path):
+    from livediffusion.demo import clip, scenes
+    from PIL import Image
+
+    # wider than the model's size, so that the workflow's own resizing is seen at work
+    frames = [Image.fromarray(scenes.draw(3_000_000 + i)[0]).resize((320, 288)) for i in range(3)]
+    clip.write_video(frames, 12.0, server.base / "input" / "mine.mp4")
+    path = ROOT / "workflows" / "clip_stylise.json"
+    graph = to_api(json.loads(path.read_text(encoding="utf-8")), info)
+    for node in graph.values():
+        if node["class_type"] == "LoadVideo":
+            node["inputs"]["file"] = "mine.mp4"
+    status, answer = server.post("/prompt", {"prompt": graph})
+    assert status == 200, answer
+    saved = finished(server, answer["prompt_id"])
+    after, rate = clip.read(server.base / "output" / saved["subfolder"] / saved["filename"], 9, 256)
+    assert (len(after), after[0].size, round(rate)) == (3, (256, 256), 12)
+
+
+def finished(server, prompt_id: str, seconds: float = 120) -> dict:
+    """The file that a prompt saved, once it is done."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        entry = server.json(f"/history/{prompt_id}").get(prompt_id)
+        if entry and entry["status"]["completed"]:
+            output = next(o for o in entry["outputs"].values() if "live" not in o)
+            return next(v for v in output.values() if isinstance(v, list))[0]
+        assert not entry or entry["status"]["status_str"] != "error", entry["status"]
+        time.sleep(0.1)
+    raise AssertionError("the workflow did not finish")

@@ -1,0 +1,208 @@
+"""The house rules of docs/architecture.md, read off the source."""
+
+import ast
+import fnmatch
+import pathlib
+import re
+import subprocess
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+ROOMS = {"nodes", "live", "host", "compiled", "schedules", "engine", "kernels", "demo"}
+FREE = {"schedules", "engine", "kernels"}
+# who may import whom; a room may always import itself
+ARROWS = {
+    "nodes": {"live", "host", "compiled", "schedules", "engine", "demo"},
+    "live": {"host", "engine"},
+    "host": {"engine"},
+    "compiled": {"engine"},
+    "schedules": {"engine"},
+    "engine": {"kernels"},
+    "kernels": set(),
+    "demo": set(),
+}
+# comfy and what else belongs to a running ComfyUI
+COMFY = {"comfy", "comfy_api", "comfy_execution", "comfy_extras", "folder_paths", "execution"}
+SERVER = {"server", "aiohttp"}
+MAY_COMFY = {"nodes", "live", "host", "demo"}
+MAY_SERVER = {"nodes", "live"}
+PURE = {"torch", "numpy", *sys.stdlib_module_names}
+OPTIONAL = {"triton"}
+# words that the registry's scanner flags, wherever they stand
+FLAGGED = ("sub" + "process", r"os\.sys" + "tem", "pick" + "le", r"__imp" + "ort__", "ctyp" + "es",
+           r"\bev" + r"al\(", r"\bex" + r"ec\(")  # fmt: skip
+
+
+def files(pattern: str = "*") -> list[pathlib.Path]:
+    """What git holds or would take, as paths below the root."""
+    listed = subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT, capture_output=True, text=True, check=True,
+    ).stdout.splitlines()  # fmt: skip
+    paths = [pathlib.Path(p) for p in sorted(set(listed))]
+    return [p for p in paths if p.match(pattern) and (ROOT / p).is_file()]
+
+
+def ignored(path: pathlib.Path) -> bool:
+    """Whether .comfyignore keeps the file out of the published pack."""
+    lines = (ROOT / ".comfyignore").read_text(encoding="utf-8").splitlines()
+    for line in (entry.strip() for entry in lines):
+        if not line or line.startswith("#"):
+            continue
+        if line.endswith("/"):
+            if path.as_posix().startswith(line):
+                return True
+        elif fnmatch.fnmatch(path.as_posix(), line):
+            return True
+    return False
+
+
+PYTHON = files("*.py")
+PUBLISHED = [p for p in files() if not ignored(p)]
+PACK = [p for p in PYTHON if p.parts[0] in ROOMS]
+
+
+def tree(path: pathlib.Path) -> ast.Module:
+    return ast.parse((ROOT / path).read_text(encoding="utf-8"), str(path))
+
+
+def imports(path: pathlib.Path) -> tuple[set[str], set[tuple[str, ...]]]:
+    """Top-level names of absolute imports, and the targets of relative ones from the root."""
+    absolute, relative = set(), set()
+    for node in ast.walk(tree(path)):
+        if isinstance(node, ast.Import):
+            absolute |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            absolute.add(node.module.split(".")[0])
+        elif isinstance(node, ast.ImportFrom):
+            base = path.parts[:-1][: len(path.parts) - node.level]
+            target = (*base, *(node.module or "").split("."))
+            names = [alias.name for alias in node.names]
+            # `from .. import room` names the room in what it imports
+            rooms = [(*base, name) for name in names] if not node.module else [target]
+            relative |= {tuple(part for part in room if part) for room in rooms}
+    return absolute, relative
+
+
+def test_the_source_was_found():
+    """The other tests are about these files: none of them is empty by accident."""
+    assert {p.parts[0] for p in PACK} >= {"nodes", "host", "engine", "schedules", "demo"}
+    assert pathlib.Path("nodes/extension.py") in PUBLISHED
+    assert any(p.suffix == ".safetensors" for p in PUBLISHED)
+    assert pathlib.Path("run.py") not in PUBLISHED
+    demo = {p.name for p in PUBLISHED if p.parts[0] == "demo" and p.suffix == ".py"}
+    assert demo == {"__init__.py", "loader.py"}
+
+
+@pytest.mark.parametrize("path", PACK, ids=str)
+def test_imports_point_downwards(path):
+    absolute, relative = imports(path)
+    room = path.parts[0]
+    for target in relative:
+        assert target[0] == room or target[0] in ARROWS[room], f"{room} imports {target}"
+    assert not absolute & {"livediffusion", *ROOMS}, "only relative imports inside the pack"
+    if room not in MAY_COMFY:
+        assert not absolute & COMFY, f"{room} knows nothing of ComfyUI"
+    if room not in MAY_SERVER and path.name != "clip.py":
+        assert not absolute & SERVER, f"{room} knows nothing of the server"
+    if room in FREE:
+        assert absolute <= PURE | OPTIONAL, f"{room} is torch and numpy only"
+
+
+def test_a_wrong_arrow_would_be_seen(tmp_path, monkeypatch):
+    """The reader of imports sees every form of them."""
+    (tmp_path / "engine").mkdir()
+    (tmp_path / "engine" / "x.py").write_text(
+        "import comfy.samplers\nfrom aiohttp import web\nfrom ..host import space\n"
+        "from .. import nodes\nfrom . import ring\ndef f():\n    from ..host.vae import encode\n",
+        encoding="utf-8",
+    )
+    monkeypatch.setitem(globals(), "ROOT", tmp_path)
+    absolute, relative = imports(pathlib.Path("engine/x.py"))
+    assert absolute == {"comfy", "aiohttp"}
+    assert relative == {("host",), ("nodes",), ("engine", "ring"), ("host", "vae")}
+
+
+def test_the_root_imports_nothing_at_load():
+    top = [n for n in tree(pathlib.Path("__init__.py")).body if isinstance(n, ast.ImportFrom)]
+    assert top == []
+
+
+@pytest.mark.parametrize("path", PYTHON, ids=str)
+def test_nodes_are_defined_in_nodes_only(path):
+    """Static readers of the registry need a literal base and a literal id."""
+    for node in ast.walk(tree(path)):
+        if not isinstance(node, ast.ClassDef):
+            continue
+        bases = [ast.unparse(base) for base in node.bases]
+        if not any(base.split(".")[-1] == "ComfyNode" for base in bases):
+            continue
+        assert path.parts[0] == "nodes", f"{node.name} in {path}"
+        assert bases == ["io.ComfyNode"], f"{node.name}: {bases}"
+        ids = [
+            keyword.value.value
+            for call in ast.walk(node)
+            if isinstance(call, ast.Call) and ast.unparse(call.func) == "io.Schema"
+            for keyword in call.keywords
+            if keyword.arg == "node_id" and isinstance(keyword.value, ast.Constant)
+        ]
+        assert ids == [node.name]
+
+
+@pytest.mark.parametrize("path", PYTHON, ids=str)
+def test_python_is_ascii_and_short(path):
+    text = (ROOT / path).read_bytes()
+    assert text.isascii()
+    assert len(text.splitlines()) <= 500
+
+
+@pytest.mark.parametrize("word", FLAGGED)
+def test_published_pack_holds_no_flagged_word(word):
+    found = []
+    for path in PUBLISHED:
+        if path.suffix in (".py", ".js", ".mjs", ".toml", ".json", ".md", ".txt"):
+            text = (ROOT / path).read_text(encoding="utf-8")
+            found += [str(path)] if re.search(word, text) else []
+    assert found == []
+
+
+def test_published_code_needs_nothing_that_is_left_out():
+    """Every relative import of a published file ends at a published file."""
+    for path in PUBLISHED:
+        if path.suffix != ".py":
+            continue
+        for target in imports(path)[1]:
+            place = pathlib.Path(*target)
+            homes = (place.with_suffix(".py"), place / "__init__.py", place.parent / "__init__.py")
+            assert any(home in PUBLISHED for home in homes), f"{path} needs {place}"
+            left_out = place.with_suffix(".py")
+            assert not ((ROOT / left_out).is_file() and ignored(left_out)), f"{path}: {place}"
+
+
+def test_no_machine_is_named():
+    """Nothing of the machines that this is made on."""
+    pattern = re.compile(r"(?<![\w.])/(?:" + "wor" + "k|ro" + r"ot|home/\w+)/")
+    found = []
+    for path in files():
+        try:
+            text = (ROOT / path).read_text(encoding="utf-8")
+        except UnicodeDecodeError:
+            continue
+        found += [f"{path}: {line.strip()[:80]}" for line in text.splitlines()
+                  if pattern.search(line)]  # fmt: skip
+    assert found == []
+
+
+def test_every_node_has_a_help_page():
+    listed = (ROOT / "nodes" / "extension.py").read_text(encoding="utf-8")
+    nodes = set(re.findall(r"^ +(Live\w+),$", listed, re.M))
+    assert nodes
+    assert {p.stem for p in (ROOT / "web" / "docs").glob("Live*.md")} == nodes
+
+
+def test_every_workflow_has_its_picture():
+    stems = {p.stem for p in (ROOT / "workflows").glob("*.json")}
+    assert stems == {p.stem for p in (ROOT / "workflows").glob("*.jpg")}
+    assert stems

@@ -1,0 +1,254 @@
+"""run.py: what it finds, what it says, and that it ends what it starts."""
+
+import ast
+import importlib.util
+import os
+import pathlib
+import subprocess
+import sys
+import time
+
+import pytest
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    """run.py as a module with an empty cache and no COMFYUI_PATH."""
+    monkeypatch.delenv("COMFYUI_PATH", raising=False)
+    spec = importlib.util.spec_from_file_location("livediffusion_run", ROOT / "run.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    monkeypatch.setattr(module, "CACHE", tmp_path / "cache")
+    return module
+
+
+def comfyui(path: pathlib.Path, requirements: str = "torch\n") -> pathlib.Path:
+    """What passes for a ComfyUI folder."""
+    path.mkdir(parents=True)
+    (path / "main.py").touch()
+    (path / "requirements.txt").write_text(requirements, encoding="utf-8")
+    return path
+
+
+def command(*args: str, **env: str) -> subprocess.CompletedProcess:
+    """run.py as a user starts it, with `env` laid over the environment."""
+    kept = {k: v for k, v in os.environ.items() if k != "COMFYUI_PATH"}
+    return subprocess.run(
+        [sys.executable, str(ROOT / "run.py"), *args], env=kept | env, capture_output=True,
+        text=True, timeout=60, stdin=subprocess.DEVNULL,
+    )  # fmt: skip
+
+
+def test_needs_the_standard_library_only():
+    tree = ast.parse((ROOT / "run.py").read_text(encoding="utf-8"))
+    names = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            names.add(node.module.split(".")[0])
+    assert names
+    assert names - {"_winapi"} <= set(sys.stdlib_module_names)
+
+
+def test_alone_it_prints_its_help():
+    done = command()
+    assert done.returncode == 0
+    assert "python run.py clip" in done.stdout
+    assert "python run.py test" in done.stdout
+
+
+@pytest.mark.parametrize("what", ["clip", "test"])
+def test_no_comfyui_and_no_way_to_get_it_is_one_sentence(tmp_path, what):
+    # no git on an empty PATH stands for no network: both fail the clone
+    env = {"HOME": str(tmp_path), "USERPROFILE": str(tmp_path), "PATH": str(tmp_path)}
+    done = command(what, **env)
+    assert done.returncode == 1
+    lines = done.stderr.strip().splitlines()
+    assert len(lines) == 1
+    assert lines[0].startswith("run.py: ComfyUI 0.25.0 is not here and could not be cloned")
+    assert "COMFYUI_PATH" in lines[0]
+    assert not list(tmp_path.rglob("*.part*"))
+
+
+def test_a_wrong_comfyui_path_is_said(tmp_path):
+    done = command("clip", COMFYUI_PATH=str(tmp_path))
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"run.py: COMFYUI_PATH is set to {tmp_path}")
+
+
+def test_comfyui_path_goes_before_the_cache(run, tmp_path, monkeypatch):
+    cached = comfyui(run.CACHE / "comfyui" / "0.25.0")
+    assert run.find_comfyui("0.25.0") == cached
+    named = comfyui(tmp_path / "mine")
+    monkeypatch.setenv("COMFYUI_PATH", str(named))
+    assert run.find_comfyui("0.25.0") == named
+
+
+def test_a_clone_appears_whole_or_not_at_all(run, monkeypatch):
+    asked = []
+
+    def clone(args, **_):
+        asked.append(args)
+        comfyui(pathlib.Path(args[-1]))
+        if len(asked) == 1:
+            raise subprocess.CalledProcessError(128, args)
+
+    monkeypatch.setattr(run.subprocess, "run", clone)
+    with pytest.raises(run.Stop):
+        run.find_comfyui("0.8.0")
+    assert list((run.CACHE / "comfyui").iterdir()) == []
+    path = run.find_comfyui("0.8.0")
+    assert path == run.CACHE / "comfyui" / "0.8.0"
+    assert [p.name for p in path.parent.iterdir()] == ["0.8.0"]
+    assert "v0.8.0" in asked[1]
+
+
+def test_the_environment_is_made_once_for_each_set_of_requirements(run, tmp_path, monkeypatch):
+    made, installed = [], []
+
+    def create(home, with_pip):
+        made.append(home)
+        home.mkdir(parents=True)
+
+    monkeypatch.setattr(run.venv, "create", create)
+    monkeypatch.setattr(run, "watched", lambda args, *_: installed.append(" ".join(args)))
+    here = comfyui(tmp_path / "a")
+    python = run.environment(here, test=False)
+    assert run.environment(here, test=False) == python
+    assert (len(made), len(installed)) == (1, 1)
+    assert str(here / "requirements.txt") in installed[0]
+    assert "pytest>=" not in installed[0]
+    # the tests' tools are added to the same environment, once
+    assert run.environment(here, test=True) == run.environment(here, test=True) == python
+    assert len(made) == 1
+    assert sum("pytest>=" in line for line in installed) == 1
+    other = run.environment(comfyui(tmp_path / "b", "torch\naiohttp\n"), test=False)
+    assert other != python
+    # one that was not finished is made anew
+    (made[0] / ".complete").unlink()
+    (made[0] / "left").touch()
+    run.environment(here, test=False)
+    assert made[-1] == made[0]
+    assert not (made[0] / "left").exists()
+
+
+def test_a_failed_step_shows_the_end_of_its_log(run, tmp_path):
+    script = "print('one'); print('the reason'); raise SystemExit(3)"
+    with pytest.raises(run.Stop, match=r"(?s)a step failed.*the reason"):
+        run.watched([sys.executable, "-c", script], "a step", tmp_path / "log" / "step.log")
+
+
+def test_the_pack_is_linked_and_a_stale_link_is_renewed(run, tmp_path):
+    link = tmp_path / "custom_nodes" / "ComfyUI-LiveDiffusion"
+    run.link_pack(tmp_path)
+    assert link.resolve() == ROOT
+    run.link_pack(tmp_path)
+    if os.name != "nt":
+        link.unlink()
+        link.symlink_to(tmp_path / "gone")
+        run.link_pack(tmp_path)
+    assert link.resolve() == ROOT
+
+
+@pytest.mark.parametrize("how", [KeyboardInterrupt, RuntimeError, None])
+def test_what_it_starts_is_ended(run, how):
+    process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    began = time.monotonic()
+    try:
+        with run.ended(process):
+            if how:
+                raise how
+    except (KeyboardInterrupt, RuntimeError):
+        pass
+    assert process.poll() is not None
+    assert time.monotonic() - began < 10
+
+
+def test_a_server_that_dies_is_said_with_its_log(run, tmp_path):
+    log = tmp_path / "server.log"
+    log.write_text("booting\nno module named torch\n", encoding="utf-8")
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    url = f"http://127.0.0.1:{run.free_port()}"
+    with pytest.raises(run.Stop, match="no module named torch"):
+        run.wait_for(url, process, log, run.Spinner("x"))
+
+
+def test_ci_runs_the_readmes_test_command():
+    lines = (ROOT / ".ci" / "run").read_text(encoding="utf-8").splitlines()
+    said = [line for line in lines if line and not line.startswith(("#", "set "))]
+    assert said == ["python3 run.py test"]
+    assert said[0].replace("python3", "python") in (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.comfy
+class TestClient:
+    """demo/clip.py without a server."""
+
+    @pytest.fixture
+    def clip(self, comfyui):
+        from livediffusion.demo import clip
+
+        return clip
+
+    @pytest.fixture
+    def pictures(self):
+        from PIL import Image
+
+        return [Image.new("RGB", (64, 48), (20 * i, 0, 255 - 20 * i)) for i in range(10)]
+
+    def test_reads_what_it_wrote(self, clip, pictures, tmp_path):
+        clip.write_video(pictures, 12.0, tmp_path / "a.mp4")
+        frames, rate = clip.read(tmp_path / "a.mp4", 6, 32)
+        assert (len(frames), frames[0].size, rate) == (6, (32, 32), 12.0)
+        reds = [frame.getpixel((16, 16))[0] for frame in frames]
+        assert all(abs(red - 20 * i) < 12 for i, red in enumerate(reds)), reds
+
+    def test_reads_animations(self, clip, pictures, tmp_path):
+        for name in ("a.webp", "a.gif"):
+            pictures[0].save(
+                tmp_path / name, save_all=True, append_images=pictures[1:], duration=50
+            )
+            frames, rate = clip.read(tmp_path / name, 100, 32)
+            assert (len(frames), rate) == (10, 20.0)
+
+    def test_crops_the_middle(self, clip):
+        from PIL import Image
+
+        wide = Image.new("RGB", (90, 30), "red")
+        wide.paste("blue", (30, 0, 60, 30))
+        assert set(clip.square(wide, 30).getdata()) == {(0, 0, 255)}
+
+    def test_takes_one_of_comfyuis_own_previews(self, clip):
+        path = clip.bundled_clip()
+        frames, rate = clip.read(path, 24, 32)
+        assert len(frames) == 24
+        assert 5 <= rate <= 60
+        # it moves
+        assert frames[0].tobytes() != frames[-1].tobytes()
+
+    @pytest.mark.parametrize("name", ["none.mp4", "text.mp4"])
+    def test_a_bad_video_is_one_sentence(self, clip, tmp_path, monkeypatch, capsys, name):
+        (tmp_path / "text.mp4").write_text("no video", encoding="utf-8")
+        argv = ["clip", "--server", "http://127.0.0.1:1", "--video", str(tmp_path / name)]
+        monkeypatch.setattr("sys.argv", argv)
+        assert clip.main() == 1
+        said = capsys.readouterr().err.strip()
+        assert said.startswith("run.py clip: --video: ")
+        assert name in said
+        assert len(said.splitlines()) == 1
+
+    def test_the_sheet_has_input_above_output(self, clip, pictures, tmp_path):
+        from PIL import Image
+
+        after = [Image.new("RGB", (64, 48), "green")] * 10
+        clip.contact_sheet(pictures, after, tmp_path / "sheet.png", columns=5)
+        with Image.open(tmp_path / "sheet.png") as sheet:
+            assert sheet.size == (5 * 64, 16 + 2 * 48)
+            for column in range(5):
+                at = (column * 64 + 30, 16 + 24)
+                assert sheet.getpixel(at) == pictures[2 * column].getpixel((0, 0))
+                assert sheet.getpixel((at[0], at[1] + 48)) == (0, 128, 0)
