@@ -206,3 +206,14 @@ def test_every_workflow_has_its_picture():
     stems = {p.stem for p in (ROOT / "workflows").glob("*.json")}
     assert stems == {p.stem for p in (ROOT / "workflows").glob("*.jpg")}
     assert stems
+
+
+def test_links_between_pages_lead_somewhere():
+    links = []
+    for path in files("*.md"):
+        text = (ROOT / path).read_text(encoding="utf-8")
+        for target in re.findall(r"\]\(([^)\s]+)\)", text):
+            if "://" not in target and not target.startswith("#"):
+                links.append((str(path), target, (ROOT / path).parent / target.split("#")[0]))
+    assert links
+    assert [(page, target) for page, target, file in links if not file.exists()] == []

@@ -28,7 +28,7 @@ logging.getLogger().addHandler(Keep(logging.WARNING))
 sys.live_probe_records = records
 """
 PROBE = """
-import sys
+import logging, sys
 from aiohttp import web
 from comfy_api.latest import ComfyExtension
 from server import PromptServer
@@ -37,6 +37,8 @@ from server import PromptServer
 async def probe(request):
     files = {n: getattr(m, "__file__", None) or "" for n, m in list(sys.modules.items())}
     return web.json_response({"modules": files, "records": sys.live_probe_records})
+
+logging.getLogger("probe").warning("the probe listens")
 
 class Nothing(ComfyExtension):
     async def get_node_list(self):
