@@ -149,7 +149,7 @@ def train_autoencoder(pool, minutes, rng):
         spread = z.mean((0, 2, 3)).square().mean() + (z.std((0, 2, 3)) - 1).square().mean()
         loss = picture_loss(output.float(), target) + 0.02 * spread
         step(clock, optimizer, loss, model.parameters())
-    normalise_latents(model.eval(), pool)
+    normalise_latents(model.train(False), pool)
     return model, clock.curve
 
 
@@ -354,7 +354,7 @@ class Average:
 
     def __init__(self, modules, decay=0.998):
         self.modules, self.decay, self.count = modules, decay, 0
-        self.copies = [copy.deepcopy(m).eval().requires_grad_(False) for m in modules]
+        self.copies = [copy.deepcopy(m).train(False).requires_grad_(False) for m in modules]
 
     @torch.no_grad()
     def update(self):

@@ -121,7 +121,7 @@ def test_autoencoder_keeps_pictures(demo, pictures):
     assert torch.equal(latent, vae.encode(pictures))
     error = (vae.decode(latent) - pictures).square().mean((1, 2, 3))
     psnr = -10 * error.log10()
-    assert psnr.median() > PSNR, psnr
+    assert psnr.median() > 20, psnr
 
 
 def test_preview_colours_follow_the_picture(demo, pictures):
@@ -145,7 +145,7 @@ def test_obeys_the_prompt(restyled, pictures):
     for look, images in restyled.items():
         nearest = (own - statistics_of(images)).norm(dim=-1).argmin(0)
         right[look] = float((nearest == names.index(look)).float().mean())
-    assert statistics.mean(right.values()) >= OBEYS, right
+    assert statistics.mean(right.values()) >= 0.6, right
     assert sum(share > 0.5 for share in right.values()) >= len(right) - 1, right
 
 
@@ -170,7 +170,7 @@ def test_keeps_the_layout(restyled, pictures):
         same = correlation(source, result).mean()
         other = correlation(source.roll(1, 0), result).mean()
         kept[look] = (round(float(same), 3), round(float(other), 3))
-    assert all(same > other + LAYOUT for same, other in kept.values()), kept
+    assert all(same > other + 0.1 for same, other in kept.values()), kept
 
 
 def test_guidance_pushes_further(demo, pictures):
