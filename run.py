@@ -71,11 +71,12 @@ def find_comfyui(version: str) -> pathlib.Path:
             )
         part.rename(path)
     except (OSError, subprocess.SubprocessError):
-        shutil.rmtree(part, ignore_errors=True)
         raise Stop(
             f"ComfyUI {version} is not here and could not be cloned from GitHub: set COMFYUI_PATH "
             "to a ComfyUI folder, or connect to the network (git is needed) and try again."
         ) from None
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
     return path
 
 
