@@ -12,6 +12,14 @@ PREDICTIONS = ("epsilon", "v", "flow")
 SEED = 7
 
 
+@pytest.fixture(scope="module", autouse=True)
+def forget():
+    """ComfyUI's patchers complain if they outlive the interpreter's modules."""
+    yield
+    _model.cache_clear()
+    _one_by_one.cache_clear()
+
+
 class FixedNoise:
     """A NOISE that gives every frame the noise of slot 0."""
 
