@@ -9,8 +9,10 @@ import importlib.util
 import logging
 import pathlib
 import sys
+import tempfile
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
+WORK = str(pathlib.Path(tempfile.gettempdir()) / "livediffusion_demo")
 
 
 def pack_module(name):
@@ -30,7 +32,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--comfyui", required=True, help="folder of a ComfyUI checkout")
     parser.add_argument("--out", default=str(ROOT / "demo" / "weights"))
-    parser.add_argument("--work", default="/tmp/livediffusion_demo", help="pictures, latents")
+    parser.add_argument("--work", default=WORK, help="pictures, latents")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--scenes", type=int, default=1600)
     parser.add_argument("--autoencoder-minutes", type=float, default=6.5)

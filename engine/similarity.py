@@ -1,4 +1,4 @@
-"""Stochastic similarity filter: decides per frame if the pipeline runs (arXiv 2312.12491, 3.4).
+"""Stochastic similarity filter: decides per frame if the pipeline runs (arXiv 2312.12491).
 
 The paper compares frames by the cosine of whole pictures, which depends on brightness: two
 unrelated bright pictures count as alike, a grey scene with sensor noise as changed. The centred
@@ -117,7 +117,7 @@ def _noise(frame: Tensor, ys: Tensor, xs: Tensor) -> float:
 
 
 def skip_probability(similarity: float, threshold: float) -> float:
-    """Equation 9 of the paper: max(0, (s - eta) / (1 - eta)), in 0..1."""
+    """The paper's max(0, (s - eta) / (1 - eta)), in 0..1."""
     if threshold >= 1.0:
         return 0.0
     return min(1.0, max(0.0, (similarity - threshold) / (1.0 - threshold)))

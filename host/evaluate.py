@@ -29,6 +29,14 @@ _ONE_LEVEL = (
     "sampler_calc_cond_batch_function",
     "context_handler",
 )
+_SAMPLING = (
+    "__call__",
+    "outer_predict_noise",
+    "predict_noise",
+    "inner_sample",
+    "outer_sample",
+    "sample",
+)
 _KNOWN_OPTIONS = ("transformer_options", "to_load_options")
 
 
@@ -75,7 +83,7 @@ class Visit:
 def fast_guidance(guider, conds: Conds, options: dict[str, Any]) -> Guidance | None:
     """The guidance of a guider whose model may be called directly, else None.
 
-    Admitted: exactly CFGGuider, BasicGuider's guider or RCFGGuider; one plain entry per side
+    Admitted: RCFGGuider, CFGGuider and guiders that change nothing of it; one plain entry per side
     (`conditioning.plain`); no cfg, calc or model function, context handler or unknown option; no
     patch, wrapper or callback; no injection or additional model. LoRA needs no care, being patched
     into the weights.
@@ -95,11 +103,17 @@ def fast_guidance(guider, conds: Conds, options: dict[str, Any]) -> Guidance | N
             return None
     if type(guider) is RCFGGuider:
         return guider.guidance
-    if type(guider) is comfy.samplers.CFGGuider and "negative" in conds:
+    if not _stock(guider):
+        return None
+    if conds.keys() == {"positive", "negative"}:
         return Guidance("full", guider.cfg)
-    if type(guider).__name__ == "Guider_Basic" and conds.keys() == {"positive"}:
-        return Guidance("off")
-    return None
+    return Guidance("off") if conds.keys() == {"positive"} and guider.cfg == 1.0 else None
+
+
+def _stock(guider) -> bool:
+    """True for a guider that samples exactly as CFGGuider does, such as BasicGuider's."""
+    stock = comfy.samplers.CFGGuider
+    return all(getattr(type(guider), name, None) is getattr(stock, name) for name in _SAMPLING)
 
 
 def _empty(value) -> bool:
