@@ -52,6 +52,7 @@ class _Kept:
 
     guider: weakref.ref
     shape: tuple[int, ...]
+    n: int  # slots that memory was asked for
     patches: Any
     conds: Conds
     options: dict[str, Any]
@@ -118,7 +119,7 @@ class Stream:
             return self.through(visit, clean, settings, mask=mask, progress=progress)
 
         kept = self._kept
-        if kept is not None and mask is None and self._holds(kept, guider, latents):
+        if kept is not None and mask is None and self._holds(kept, guider, latents, settings):
             kept.options["transformer_options"]["sample_sigmas"] = sigmas
             return self._again(kept, guider, latents, settings.seed, work)
         self._kept = None
@@ -196,21 +197,22 @@ class Stream:
         count_into(self.calls, options)
         return Visit(guider, model, conds, options, extra_args.get("seed"), guidance)
 
-    def keep(self, visit: Visit, shape: tuple[int, ...]) -> None:
+    def keep(self, visit: Visit, n: int, shape: tuple[int, ...]) -> None:
         """Use the prepared guider again, if the fast path holds for it."""
         if visit.guidance is None:
             return
         guider = visit.guider
         self._kept = _Kept(
-            weakref.ref(guider), shape, guider.model_patcher.patches_uuid, visit.conds,
+            weakref.ref(guider), shape, n, guider.model_patcher.patches_uuid, visit.conds,
             visit.options, visit.guidance, visit.batches,
         )  # fmt: skip
 
-    def _holds(self, kept: _Kept, guider, latents: Tensor) -> bool:
+    def _holds(self, kept: _Kept, guider, latents: Tensor, settings: Settings) -> bool:
         patcher = guider.model_patcher
         return (
             kept.guider() is guider
             and kept.shape == tuple(latents.shape[1:])
+            and kept.n >= len(settings.sigmas) - 1
             and kept.patches == patcher.patches_uuid
             and _resident(patcher)
         )
@@ -277,11 +279,11 @@ class _Inside(comfy.samplers.Sampler):
         self, model_wrap, sigmas, extra_args, callback, noise, latent_image=None,
         denoise_mask=None, disable_pbar=False,
     ):  # fmt: skip
-        shape = tuple(latent_image.shape[1:])
-        visit = self.stream.visit(model_wrap, extra_args, len(sigmas) - 1, shape)
+        n, shape = len(sigmas) - 1, tuple(latent_image.shape[1:])
+        visit = self.stream.visit(model_wrap, extra_args, n, shape)
         out = self.work(visit, latent_image, denoise_mask)
         if denoise_mask is None:
-            self.stream.keep(visit, shape)
+            self.stream.keep(visit, n, shape)
         return out
 
 
