@@ -74,5 +74,5 @@ def latents(n, seed=0, size=8, channels=4):
 
 def rms(a, b):
     """Relative RMS error of a against b."""
-    a, b = a.double(), b.double()
+    a, b = a.detach().double(), b.detach().double()
     return float((a - b).square().mean().sqrt() / b.square().mean().sqrt())
