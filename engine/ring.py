@@ -141,6 +141,9 @@ class Ring:
             course: the way the entering frames will take.
             noise: the slots' noise, for entering and for re-noising.
             entry_noise: noise of the entering frames instead of slot 0's, [b, C, H, W].
+
+        Raises:
+            Whatever `guide` raises; the frames that entered are gone then, the others untouched.
         """
         entered = None
         if source is not None:
@@ -155,7 +158,13 @@ class Ring:
             x, plan.sigma, self._take(self._source, plan.rows), span, places, plan.spans,
             self, plan.rows, entered,
         )  # fmt: skip
-        denoised = self._finite(guide(rows), rows.source)
+        try:
+            denoised = self._finite(guide(rows), rows.source)
+        except BaseException:
+            # nothing has moved yet: without the frame that entered, the ring is as it was before
+            if entered is not None:
+                self._places[entered] = None
+            raise
         after = self._step(plan, x, denoised)
         return self._advance(plan, places, after, denoised)
 

@@ -1,5 +1,6 @@
 """The similarity filter across ComfyUI's lazy evaluation, which asks before it executes."""
 
+from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor
@@ -27,16 +28,18 @@ class FrameSkip:
         threshold: float,
         max_skip: int,
         measure: Measure,
-        recipe: dict | None = None,
+        recipe: Callable[[], dict] = dict,
     ) -> bool:
         """True if `image` [B, H, W, C] skips the pipeline. Asking again changes nothing.
 
         Args:
-            recipe: settings of the pipeline; a frame runs when they differ from the last ones.
+            recipe: gives the settings of the pipeline, asked once per frame; a frame runs when
+                they differ from the last ones.
         """
         if self._asked is None or self._asked[0] is not image:
-            if recipe != self._recipe:
-                self._recipe = recipe
+            settings = recipe()
+            if settings != self._recipe:
+                self._recipe = settings
                 self._filter.renew()
             decision = self._filter.decide(image, threshold, max_skip, measure)
             self._asked = (image, decision)

@@ -131,7 +131,10 @@ class LiveSimilarityFilter(io.ComfyNode):
     @classmethod
     def _decide(cls, image, threshold, max_skip, measure, seed) -> bool:
         hidden = cls.hidden
-        recipe = pipeline_recipe(hidden.prompt, hidden.unique_id, "processed", "image")
+
+        def recipe() -> dict:
+            return pipeline_recipe(hidden.prompt, hidden.unique_id, "processed", "image")
+
         return cls._state(seed).decide(image, threshold, max_skip, measure, recipe)
 
     @classmethod

@@ -338,3 +338,25 @@ def test_wrong_number_of_frames_is_refused():
         Ring(0)
     with pytest.raises(ValueError, match="two noise levels"):
         course(n=0)
+
+
+@pytest.mark.parametrize("at", [0, 2, 7, 8])
+def test_a_failed_model_call_costs_its_own_frame_only(at):
+    """Out of memory, an interrupt, a prompt of the wrong width: the ring goes on, full or not."""
+    c, noise, inputs, model = course("dpmpp_2m", 4), SlotNoise(1, SHAPE), frames(14), Model()
+    guidance, ring, out = Guidance("onetime-negative", 1.4), Ring(1), {}
+
+    def broken(rows):
+        raise RuntimeError("out of memory")
+
+    for i, source in enumerate(inputs):
+        if i in (at, at + 1):
+            with pytest.raises(RuntimeError, match="out of memory"):
+                ring.tick(broken, source[None], [0.01 * i], c, noise)
+            continue
+        tick = ring.tick(model.guide(guidance), source[None], [0.01 * i], c, noise)
+        out |= {round(p[0] / 0.01): latents[0] for p, latents in tick.finished}
+    assert sorted(out) == [i for i in range(14) if i not in (at, at + 1)][:-3]
+    for i, got in out.items():
+        want = alone(inputs[i], 0.01 * i, c, noise, guidance)
+        assert torch.allclose(got, want, atol=1e-5), f"frame {i}"

@@ -282,3 +282,18 @@ def test_one_bad_frame_among_fifty_disturbs_no_other(world, where):
     others = [i for i in range(50) if i != bad + 3]
     assert torch.equal(out[others], clean[others])
     assert not torch.equal(out[bad + 3], clean[bad + 3])
+
+
+def test_a_model_call_that_fails_leaves_the_stream_running(world):
+    """A prompt made for another model: an error, and the next frame goes on where it was."""
+    stream, good, setup = world.Stream(), guider(world), settings(world)
+    wrong = guider(world, positive=[[torch.randn(1, 8, 5), {}]])
+    frames = world.tiny.latents(10).split(1)
+    for frame in frames[:6]:
+        stream.run(good, frame, setup)
+    for _ in range(2):
+        with pytest.raises(RuntimeError):
+            stream.run(wrong, frames[6], setup)
+    for i in range(6, 10):
+        out = stream.run(good, frames[i], setup)
+        assert world.tiny.rms(out, alone(world, good, frames[i - 3], setup)) <= 1e-5
