@@ -21,27 +21,3 @@ class NoiseSpace(Protocol):
 
     def unmix(self, sigma: float) -> float:
         """Factor that makes a clean latent of an x left at noise level `sigma` (1 at sigma 0)."""
-
-
-class VarianceExploding:
-    """Epsilon, v and EDM models (Karras et al. 2022): x = latent + sigma * noise."""
-
-    def mix(self, sigma: float) -> Mix:
-        return Mix(1.0, sigma)
-
-    entry = mix
-
-    def unmix(self, sigma: float) -> float:
-        return 1.0
-
-
-class Flow:
-    """Rectified flow (Liu et al. 2022): x = (1 - sigma) * latent + sigma * noise, sigma in 0..1."""
-
-    def mix(self, sigma: float) -> Mix:
-        return Mix(1.0 - sigma, sigma)
-
-    entry = mix
-
-    def unmix(self, sigma: float) -> float:
-        return 1.0 / (1.0 - sigma)

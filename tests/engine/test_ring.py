@@ -7,11 +7,37 @@ from hypothesis import strategies as st
 from livediffusion.engine.guidance import MODES, Guidance
 from livediffusion.engine.noise import SlotNoise
 from livediffusion.engine.ring import Ring
-from livediffusion.engine.space import Flow, VarianceExploding
+from livediffusion.engine.space import Mix
 from livediffusion.engine.step_rules import STEP_RULES, Course
 from torch.utils._python_dispatch import TorchDispatchMode
 
 SHAPE = (2, 3, 3)
+
+
+class VarianceExploding:
+    """Epsilon, v and EDM models (Karras et al. 2022): x = latent + sigma * noise."""
+
+    def mix(self, sigma: float) -> Mix:
+        return Mix(1.0, sigma)
+
+    entry = mix
+
+    def unmix(self, sigma: float) -> float:
+        return 1.0
+
+
+class Flow:
+    """Rectified flow (Liu et al. 2022): x = (1 - sigma) * latent + sigma * noise, sigma in 0..1."""
+
+    def mix(self, sigma: float) -> Mix:
+        return Mix(1.0 - sigma, sigma)
+
+    entry = mix
+
+    def unmix(self, sigma: float) -> float:
+        return 1.0 / (1.0 - sigma)
+
+
 SPACES = {"ve": VarianceExploding(), "flow": Flow()}
 
 
