@@ -32,6 +32,7 @@ class Payload:
         per_sigma: an entry looks at the noise level in a way that only equal levels can share.
         mask: where the frame is denoised, [1, 1 or C, H, W], or None for everywhere.
         noise: the noise the frame entered with, [1, C, H, W]; kept with a mask only.
+        run: number of the run it entered in.
     """
 
     conds: Conds
@@ -41,6 +42,7 @@ class Payload:
     per_sigma: bool = False
     mask: torch.Tensor | None = None
     noise: torch.Tensor | None = None
+    run: int = 0
 
     @property
     def controlled(self) -> bool:
@@ -57,7 +59,7 @@ class Payload:
         """The same frame under another frame's conditioning."""
         return Payload(
             other.conds, other.index, other.key, other.ranges, other.per_sigma,
-            self.mask, self.noise,
+            self.mask, self.noise, self.run,
         )  # fmt: skip
 
 
@@ -107,7 +109,8 @@ def payloads(conds: Conds, batch: int, model, serial: int, per_sigma: bool) -> l
     ranges = tuple(r for entry in entries for r in _ranges(entry, model))
     return [
         Payload(
-            conds, i, names if shared else (*names, serial, i), ranges, per_sigma or hooked
+            conds, i, names if shared else (*names, serial, i), ranges, per_sigma or hooked,
+            run=serial,
         )
         for i in range(batch)
     ]  # fmt: skip

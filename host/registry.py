@@ -1,12 +1,13 @@
 """Every stream's state, in one place: keyed, bounded, with an owner and an end.
 
 Nodes are classes without instances in ComfyUI, so what must live from one run to the next lives
-here. A key is (workflow, execution id, kind); the workflow owns its entries.
+here. A key is (owner, execution id, kind); the owner is the workflow, or a live run of it.
 """
 
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
+from contextvars import ContextVar
 from typing import Any, NamedTuple, TypeVar
 
 T = TypeVar("T")
@@ -15,7 +16,7 @@ T = TypeVar("T")
 class StreamKey(NamedTuple):
     """Who a state belongs to."""
 
-    workflow: str
+    owner: str
     execution: str
     kind: str
 
@@ -53,10 +54,15 @@ class Registry:
         with self._lock:
             self._states.pop(key, None)
 
-    def end_owner(self, workflow: str) -> None:
-        """Forget every state of a workflow."""
+    def owned(self, owner: str) -> list[Any]:
+        """Every state of an owner."""
         with self._lock:
-            for key in [k for k in self._states if k.workflow == workflow]:
+            return [state for key, state in self._states.items() if key.owner == owner]
+
+    def end_owner(self, owner: str) -> None:
+        """Forget every state of an owner."""
+        with self._lock:
+            for key in [k for k in self._states if k.owner == owner]:
                 del self._states[key]
 
     def __len__(self) -> int:
@@ -71,6 +77,8 @@ class Registry:
 
 
 streams = Registry()
+# who owns the states of the nodes that run now, if it is not their workflow: a live run
+owner: ContextVar[str | None] = ContextVar("livediffusion_owner", default=None)
 
 
 def stream_key(hidden, kind: str) -> StreamKey:
@@ -80,7 +88,10 @@ def stream_key(hidden, kind: str) -> StreamKey:
         hidden: the node's `cls.hidden`, with unique_id and extra_pnginfo asked for in its schema.
         kind: the node's class name, so that ids used again by another node do not mix.
     """
+    node = str(getattr(hidden, "unique_id", ""))
+    if (run := owner.get()) is not None:
+        return StreamKey(run, node, kind)
     info = getattr(hidden, "extra_pnginfo", None) or {}
     workflow = info.get("workflow") or {} if isinstance(info, dict) else {}
     name = workflow.get("id", "") if isinstance(workflow, dict) else ""
-    return StreamKey(str(name), str(getattr(hidden, "unique_id", "")), kind)
+    return StreamKey(str(name), node, kind)

@@ -6,6 +6,7 @@ from typing import Any
 from torch import Tensor
 
 from ..engine.similarity import Decision, Measure, SimilarityFilter
+from .graph import behind, link
 
 
 class FrameSkip:
@@ -71,23 +72,17 @@ def pipeline_recipe(prompt: dict | None, node: str, processed: str, image: str) 
         prompt: the graph in ComfyUI's API format.
         node: id of the node that has both inputs.
     """
-    inputs = (prompt or {}).get(node, {}).get("inputs", {})
-    ours = _behind(prompt, inputs.get(processed)) - _behind(prompt, inputs.get(image)) - {node}
+    prompt = prompt or {}
+    inputs = prompt.get(node, {}).get("inputs", {})
+
+    def sources(name: str) -> set[str]:
+        found = link(inputs.get(name))
+        return behind(prompt, [found[0]] if found else [])
+
+    ours = sources(processed) - sources(image) - {node}
     return {
         name: (prompt[name]["class_type"], _plain(prompt[name]["inputs"])) for name in sorted(ours)
     }
-
-
-def _behind(prompt: dict, link: Any) -> set[str]:
-    found, todo = set(), [link]
-    while todo:
-        link = todo.pop()
-        if isinstance(link, list) and len(link) == 2 and isinstance(link[0], str):
-            name = link[0]
-            if name in prompt and name not in found:
-                found.add(name)
-                todo.extend(prompt[name]["inputs"].values())
-    return found
 
 
 def _plain(value: Any) -> Any:

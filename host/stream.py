@@ -65,6 +65,9 @@ class Stream:
 
     Args:
         frames_per_slot: F.
+
+    Attributes:
+        lag: runs since the newest frame of the last output came in.
     """
 
     def __init__(self, frames_per_slot: int = 1):
@@ -72,6 +75,7 @@ class Stream:
         self.calls = Calls()
         self.frames = 0
         self.ticks = 0
+        self.lag = 0
         self._kept: _Kept | None = None
         self._course: Course | None = None
         self._steered: tuple[Any, Any] = (None, None)
@@ -176,6 +180,7 @@ class Stream:
                 out += [latents for _, latents in tick.finished]
             else:
                 out.append(_as_many(tick, len(entering)))
+                self.lag = self._serial - self._newest_out(tick)
             if progress is not None:
                 progress(done + 1, total, tick.estimate)
         self.frames += batch
@@ -262,6 +267,12 @@ class Stream:
         if known is None or (known.seed, known.shape, known.device) != (seed, shape, clean.device):
             self._noise = SlotNoise(seed, shape, clean.device)
         return self._noise
+
+    def _newest_out(self, tick: Tick) -> int:
+        if tick.finished:
+            return tick.finished[-1][0][-1].run
+        # the estimate is of the most advanced frame
+        return self.ring.in_flight[0].payloads[-1].run
 
     def _switch(self, newest: Payload) -> None:
         for place in self.ring.in_flight:

@@ -7,11 +7,15 @@ class LiveDiffusionExtension(ComfyExtension):
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         from .conditioning import LivePromptBlend
         from .frames import LiveDecode, LiveEncode, LiveSimilarityFilter
+        from .live import LiveCamera, LiveRun, LiveView, connect
         from .models import LiveDemoModel
         from .sampling import LiveRCFGGuider, LiveStreamBatch, LiveStreamSampler
         from .schedules import LiveStrength, LiveTimesteps
 
+        connect()
         return [
+            LiveCamera,
+            LiveView,
             LiveStreamSampler,
             LiveStreamBatch,
             LiveRCFGGuider,
@@ -22,4 +26,5 @@ class LiveDiffusionExtension(ComfyExtension):
             LiveEncode,
             LiveDecode,
             LiveDemoModel,
+            LiveRun,
         ]

@@ -1,0 +1,1 @@
+"""A live run: graph split, frame loop, mailboxes, codecs, routes."""

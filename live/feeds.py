@@ -1,0 +1,160 @@
+"""Where frames come from: a camera in a browser, or a film that plays at its own pace."""
+
+import pathlib
+import threading
+import time
+from collections.abc import Callable
+
+import numpy as np
+from torch import Tensor
+
+from . import pacing
+from .codecs import CODECS
+from .film import stills
+from .mailbox import Slot
+from .pictures import Shape, fitted, to_image
+from .wire import Packet, Refused
+
+# a film that falls back further than this, in seconds, goes on from where it is
+_BEHIND = 0.25
+
+
+class Frame:
+    """A picture of a source, and the images that nodes make of it.
+
+    Attributes:
+        sequence: counts the frames of its source.
+        captured: seconds since the epoch, by the clock of whoever took it.
+        arrived: seconds, by time.monotonic.
+        picture: [H, W, 3] uint8.
+    """
+
+    def __init__(self, sequence: int, captured: float, arrived: float, picture: np.ndarray):
+        self.sequence = sequence
+        self.captured = captured
+        self.arrived = arrived
+        self.picture = picture
+        self._images: dict[Shape, Tensor] = {}
+
+    def image(self, shape: Shape) -> Tensor:
+        """IMAGE [1, height, width, 3]."""
+        if shape not in self._images:
+            self._images[shape] = to_image(fitted(self.picture, shape))
+        return self._images[shape]
+
+
+class Feed:
+    """A source of frames; the latest is in `slot`.
+
+    Attributes:
+        shapes: how each node that shows this source wants its frames, by node id.
+        dropped: frames that were over before they could be left in the slot.
+        error: why no more frames come, if something went wrong.
+    """
+
+    def __init__(self):
+        self.slot: Slot[Frame] = Slot()
+        self.shapes: dict[str, Shape] = {}
+        self.dropped = 0
+        self.error: Exception | None = None
+
+    def begin(self) -> None:
+        """Frames are wanted from now on."""
+
+    def end(self) -> None:
+        """No more frames are wanted; threads are gone soon after."""
+        self.slot.close()
+
+    def _ready(self, frame: Frame) -> Frame:
+        """The frame with its images made, off the sampler's thread."""
+        for shape in list(self.shapes.values()):
+            frame.image(shape)
+        return frame
+
+
+class CameraFeed(Feed):
+    """Frames that a browser sends. They wait encoded in `coded` for a thread to decode them."""
+
+    def __init__(self):
+        super().__init__()
+        self.coded: Slot[tuple[Packet, float]] = Slot()
+
+    def decoded(self, packet: Packet, arrived: float) -> Frame:
+        """Decode in a worker thread. Raises Refused."""
+        codec = CODECS.get(packet.codec)
+        if codec is None:
+            raise Refused(f"codec {packet.codec} is not known")
+        picture = codec.decode(packet.payload)
+        return self._ready(Frame(packet.sequence, packet.captured, arrived, picture))
+
+    def end(self) -> None:
+        self.coded.close()
+        super().end()
+
+
+class FilmFeed(Feed):
+    """A file that plays in a thread of its own.
+
+    Args:
+        path: the file.
+        fps: the most frames per second; the film itself may have fewer.
+        loop: start again at the end.
+    """
+
+    def __init__(
+        self,
+        path: pathlib.Path,
+        fps: float,
+        loop: bool,
+        clock: Callable[[], float] = time.monotonic,
+    ):
+        super().__init__()
+        self.path, self.fps, self.loop = path, fps, loop
+        self._clock = clock
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="livediffusion-film", daemon=True)
+
+    def begin(self) -> None:
+        if not self._thread.is_alive() and not self._over.is_set():
+            self._thread.start()
+
+    def end(self) -> None:
+        self._over.set()
+        super().end()
+
+    def _run(self) -> None:
+        sequence = 0
+        try:
+            while not self._over.is_set():
+                sequence = self._play(sequence)
+                if not self.loop:
+                    break
+        except Exception as reason:
+            # the run reports it with the node's name
+            self.error = reason
+        finally:
+            self.slot.close()
+
+    def _play(self, sequence: int) -> int:
+        began, last, end = self._clock(), None, 0.0
+        film = stills(self.path)
+        upcoming = next(film, None)
+        while upcoming is not None and not self._over.is_set():
+            still, upcoming = upcoming, next(film, None)
+            end = still.time + still.lasts
+            elapsed = self._clock() - began
+            wait = pacing.show(still.time, elapsed, last, 1 / self.fps)
+            if wait is None:
+                continue
+            if elapsed - still.time > _BEHIND:
+                began += elapsed - still.time
+            elif pacing.late(upcoming.time if upcoming else None, elapsed):
+                self.dropped += 1
+                continue
+            self._over.wait(wait)
+            last = still.time
+            frame = Frame(sequence, time.time(), time.monotonic(), still.picture())
+            self.slot.put(self._ready(frame))
+            sequence += 1
+        self._over.wait(max(0.0, end - (self._clock() - began)))
+        return sequence

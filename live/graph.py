@@ -1,0 +1,136 @@
+"""The live frontier: what depends on a live source runs per frame, the rest once."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from ..host.graph import Graph, behind, links
+
+
+class GraphError(ValueError):
+    """A graph that cannot run live.
+
+    Attributes:
+        node: id of the node that is in the way, if it is one.
+    """
+
+    def __init__(self, message: str, node: str | None = None):
+        super().__init__(message)
+        self.node = node
+
+
+class Kinds(Protocol):
+    """What ComfyUI knows of node classes."""
+
+    def is_source(self, node: dict[str, Any]) -> bool: ...
+
+    def is_view(self, node: dict[str, Any]) -> bool: ...
+
+    def is_output(self, node: dict[str, Any]) -> bool: ...
+
+    def is_lazy(self, node: dict[str, Any], name: str) -> bool: ...
+
+    def outputs(self, node: dict[str, Any]) -> int: ...
+
+
+@dataclass(frozen=True)
+class Split:
+    """A graph, cut.
+
+    Attributes:
+        graph: the whole of it.
+        sources: ids of the live sources that a view depends on.
+        views: ids of the views, in the graph's order.
+        live: nodes that run per frame.
+        frozen: nodes that run once, and again when an edit reaches them.
+        handover: (node id, output index) of the frozen values that the ordinary prompt makes.
+        idle: output nodes that do not run while live.
+    """
+
+    graph: Graph
+    sources: list[str]
+    views: list[str]
+    live: frozenset[str]
+    frozen: frozenset[str]
+    handover: list[tuple[str, int]]
+    idle: list[str]
+
+
+def split(graph: Graph, kinds: Kinds) -> Split:
+    """Cut a validated graph at its live frontier.
+
+    Raises:
+        GraphError: there is no view, or no view depends on a live source.
+    """
+    views = [name for name, node in graph.items() if kinds.is_view(node)]
+    if not views:
+        raise GraphError("There is no Live View in the graph. Add one: it shows the frames.")
+    needed = behind(graph, views)
+    sources = [name for name in graph if name in needed and kinds.is_source(graph[name])]
+    if not sources:
+        raise GraphError(
+            "No Live View depends on a Live Camera. Add a Live Camera and connect its image.",
+            views[0],
+        )
+    live = _downstream(graph, set(sources), needed)
+    frozen = needed - live
+
+    def once(node: str, name: str) -> bool:
+        # a lazy input may never be asked for; the frame loop makes it when it is
+        return node in frozen and not kinds.is_lazy(graph[node], name)
+
+    frontier = [
+        target
+        for node in live
+        for name, target, _ in links(graph[node])
+        if target in frozen and not kinds.is_lazy(graph[node], name)
+    ]
+    given = behind(graph, frontier, once)
+    return Split(
+        graph=graph,
+        sources=sources,
+        views=views,
+        live=frozenset(live),
+        frozen=frozenset(frozen),
+        handover=[(n, i) for n in graph if n in given for i in range(kinds.outputs(graph[n]))],
+        idle=[n for n, node in graph.items() if kinds.is_output(node) and n not in needed],
+    )
+
+
+def _downstream(graph: Graph, found: set[str], within: set[str]) -> set[str]:
+    found = set(found)
+    grew = True
+    while grew:
+        more = {
+            name
+            for name in within - found
+            if any(target in found for _, target, _ in links(graph[name]))
+        }
+        found |= more
+        grew = bool(more)
+    return found
+
+
+def unchanged(before: Split, after: Split, among: Callable[[Split], frozenset[str]]) -> set[str]:
+    """Nodes that are in both graphs with the same class, settings and dependencies.
+
+    Args:
+        among: which nodes of a split are looked at.
+    """
+    same: set[str] = set()
+    todo = set(among(before) & among(after))
+    grew = True
+    while grew:
+        more = {
+            name
+            for name in todo - same
+            if _recipe(before.graph[name]) == _recipe(after.graph[name])
+            and all(target in same for _, target, _ in links(after.graph[name]))
+        }
+        same |= more
+        grew = bool(more)
+    return same
+
+
+def _recipe(node: dict[str, Any]) -> tuple:
+    return node["class_type"], node["inputs"]

@@ -1,0 +1,212 @@
+"""The live run's HTTP routes and its frame socket, below /livediffusion."""
+
+import asyncio
+import contextlib
+import json
+from typing import Any
+
+from aiohttp import WSMsgType, web
+
+from .guard import forbid, same_origin
+from .session import Session
+from .sessions import Invalid, Sessions
+from .still import stills
+from .viewer import Viewer
+from .wire import LARGEST, Packet, Refused
+
+_BOUNDARY = "livediffusion"
+_AWAITED = 0.5  # seconds between two looks for a run that an open stream waits for
+_REFUSED, _OVER = 4409, 4410
+
+
+def add_routes(server) -> Sessions:
+    """Register the routes on ComfyUI's PromptServer; returns its live runs."""
+    sessions = Sessions(server)
+    api = _Api(sessions)
+    for method, path, handler in (
+        ("POST", "start", api.start),
+        ("POST", "update", api.update),
+        ("POST", "stop", api.stop),
+        ("GET", "stats", api.stats),
+        ("POST", "snapshot", api.snapshot),
+        ("GET", "frames", api.frames),
+        ("GET", "mjpeg/{key}", api.mjpeg),
+    ):
+        server.routes.route(method, f"/livediffusion/{path}")(handler)
+    return sessions
+
+
+class _Api:
+    def __init__(self, sessions: Sessions):
+        self._sessions = sessions
+
+    async def start(self, request: web.Request) -> web.StreamResponse:
+        same_origin(request)
+        data = await _json(request)
+        client = data.get("client_id") if isinstance(data.get("client_id"), str) else ""
+        try:
+            session = await self._sessions.start(data.get("prompt"), data.get("workflow"), client)
+        except Invalid as reason:
+            return web.json_response(reason.answer, status=400)
+        return web.json_response(
+            {
+                "session": session.id,
+                "token": session.token,
+                "prompt_id": session.prompt_id,
+                "version": session.version,
+                "ahead": session.ahead,
+                **self._described(session),
+            }
+        )
+
+    async def update(self, request: web.Request) -> web.StreamResponse:
+        data = await _json(request)
+        session = self._session(request, data)
+        try:
+            version = await self._sessions.update(
+                session, data.get("prompt"), data.get("workflow"), session.client
+            )
+        except Invalid as reason:
+            return web.json_response(reason.answer, status=400)
+        return web.json_response({"version": version, **self._described(session)})
+
+    async def stop(self, request: web.Request) -> web.StreamResponse:
+        session = self._session(request, await _json(request))
+        session.stop()
+        return web.json_response({"state": session.state})
+
+    async def stats(self, request: web.Request) -> web.StreamResponse:
+        session = self._session(request, request.query, ended=True)
+        return web.json_response(session.stats())
+
+    async def snapshot(self, request: web.Request) -> web.StreamResponse:
+        same_origin(request)
+        node, client = request.query.get("node"), request.query.get("client_id")
+        data = await request.content.read(LARGEST + 1)
+        while len(data) <= LARGEST and (more := await request.content.read(LARGEST)):
+            data += more
+        if not node or not client or len(data) > LARGEST:
+            raise web.HTTPBadRequest(text="node, client_id and a picture of at most 4 MiB are needed")
+        stills.put((client, node), data)
+        return web.json_response({})
+
+    async def frames(self, request: web.Request) -> web.StreamResponse:
+        session = self._session(request, request.query)
+        owner = request.query.get("role") == "owner"
+        # larger messages than a frame may be are refused by us, one by one, not by closing
+        socket = web.WebSocketResponse(max_msg_size=4 * LARGEST, heartbeat=2.0, compress=False)
+        await socket.prepare(request)
+        viewer = Viewer()
+        try:
+            session.attach(viewer, owner)
+        except Refused as reason:
+            await socket.send_json({"type": "refused", "reason": str(reason)})
+            await socket.close(code=_REFUSED, message=str(reason).encode()[:120])
+            return socket
+        sender = asyncio.create_task(_send(socket, viewer))
+        try:
+            async for message in socket:
+                if message.type is WSMsgType.BINARY and owner:
+                    session.receive(message.data)
+                elif message.type is WSMsgType.TEXT:
+                    _hear(session, viewer, owner, message.data)
+        finally:
+            session.detach(viewer)
+            sender.cancel()
+        return socket
+
+    async def mjpeg(self, request: web.Request) -> web.StreamResponse:
+        same_origin(request)
+        key = request.match_info["key"]
+        if not self._sessions.known(key):
+            forbid("This stream's address is not known. Copy it from the Live View again.")
+        response = web.StreamResponse(
+            headers={
+                "Content-Type": f"multipart/x-mixed-replace; boundary={_BOUNDARY}",
+                "Cache-Control": "no-store",
+            }
+        )
+        await response.prepare(request)
+        # the stream outlives a run: whoever watches need not open it again for the next
+        with contextlib.suppress(ConnectionError):
+            while not _closing(request):
+                found = self._sessions.view(key)
+                if found is None:
+                    await asyncio.sleep(_AWAITED)
+                    continue
+                session, view = found
+                viewer = Viewer(patient=False, view=view.index)
+                session.attach(viewer, owner=False)
+                try:
+                    while (item := await viewer.next()) is not None:
+                        if isinstance(item, Packet):
+                            await response.write(_part(item.payload))
+                finally:
+                    session.detach(viewer)
+        return response
+
+    def _session(self, request: web.Request, data: Any, ended: bool = False) -> Session:
+        """The session that a request names and may speak for."""
+        same_origin(request)
+        try:
+            session = self._sessions.authorised(data.get("session"), data.get("token"))
+        except PermissionError as reason:
+            forbid(str(reason))
+        if session is None or (session.over and not ended):
+            raise web.HTTPGone(text='{"error": {"message": "This live run is over."}}')
+        return session
+
+    def _described(self, session: Session) -> dict[str, Any]:
+        cut = session.wanted
+        return {
+            "cameras": session.cameras(cut),
+            "views": [
+                {
+                    "node": node,
+                    "index": session.view(node).index,
+                    "mjpeg": f"/livediffusion/mjpeg/{self._sessions.key(session, node)}",
+                }
+                for node in cut.views
+            ],
+            "idle": [{"node": n, "type": cut.graph[n]["class_type"]} for n in cut.idle],
+        }
+
+
+async def _json(request: web.Request) -> dict[str, Any]:
+    same_origin(request)
+    try:
+        data = await request.json()
+    except ValueError:
+        data = None
+    if not isinstance(data, dict):
+        raise web.HTTPBadRequest(text='{"error": {"message": "JSON is expected."}}')
+    return data
+
+
+async def _send(socket: web.WebSocketResponse, viewer: Viewer) -> None:
+    with contextlib.suppress(ConnectionError):
+        while (item := await viewer.next()) is not None:
+            if isinstance(item, Packet):
+                await socket.send_bytes(item.packed())
+            else:
+                await socket.send_str(item)
+        await socket.close(code=viewer.over or _OVER)
+
+
+def _hear(session: Session, viewer: Viewer, owner: bool, text: str) -> None:
+    """A message of a listener; what is not understood is left alone."""
+    with contextlib.suppress(ValueError, TypeError, AttributeError):
+        data = json.loads(text)
+        if data.get("type") == "shown":
+            viewer.shown(int(data.get("view", 0)))
+            if owner:
+                session.showed(data.get("latency_ms"))
+
+
+def _part(data: bytes) -> bytes:
+    head = f"--{_BOUNDARY}\r\nContent-Type: image/jpeg\r\nContent-Length: {len(data)}\r\n\r\n"
+    return head.encode() + data + b"\r\n"
+
+
+def _closing(request: web.Request) -> bool:
+    return request.transport is None or request.transport.is_closing()

@@ -1,0 +1,110 @@
+"""A LiveView of a run: from the device to bytes, off the sampler's thread, the latest wins."""
+
+import asyncio
+import contextlib
+from collections.abc import Callable
+from concurrent.futures import Executor
+from typing import NamedTuple
+
+import numpy as np
+from torch import Tensor
+
+from .codecs import JPEG
+from .feeds import Frame
+from .mailbox import Closed, Slot
+from .pictures import landed, on_its_way
+from .record import Recorder
+from .wire import VIEW, Packet
+
+
+class Shown(NamedTuple):
+    """A picture that a LiveView gave."""
+
+    picture: Tensor
+    number: int
+    quality: int
+    record: Callable[[], Recorder] | None
+    origin: Frame
+    version: int
+
+
+class View:
+    """Args:
+        index: names the view on the wire.
+
+    Attributes:
+        latest: the last picture, encoded.
+        begun: whether somebody fetches its pictures.
+    """
+
+    def __init__(self, index: int):
+        self.index = index
+        self.begun = False
+        self.slot: Slot[Shown] = Slot()
+        self.latest: Packet | None = None
+        self._numbered = 0
+        self._landed = 0
+        self._arrival: Slot[int] = Slot()
+        self._image: Tensor | None = None
+        self._recorder: Recorder | None = None
+
+    def same(self, image: Tensor) -> bool:
+        """Whether this is the very tensor shown last. In the prompt worker, as `show`."""
+        return image is self._image
+
+    def show(self, image: Tensor, quality: int, record, origin: Frame, version: int) -> None:
+        """Leave a picture, IMAGE [B, H, W, C]; the newest of the batch is shown."""
+        self._image = image
+        self._numbered += 1
+        self.slot.put(
+            Shown(on_its_way(image), self._numbered, quality, record, origin, version)
+        )
+
+    async def room(self, most: int) -> None:
+        """Wait until fewer than `most` pictures are on their way from the device."""
+        while self.begun and self._numbered - self._landed >= most:
+            with contextlib.suppress(Closed):
+                await self._arrival.get(1.0)
+                continue
+            return
+
+    async def serve(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        pool: Executor,
+        offer: Callable[[Packet], None],
+    ) -> None:
+        """Fetch, record, encode and offer pictures until the end. In the server's loop."""
+        with contextlib.suppress(Closed):
+            while True:
+                shown = await self.slot.get()
+                picture = await loop.run_in_executor(pool, landed, shown.picture)
+                self._landed = shown.number
+                self._arrival.put(shown.number)
+                self._record(shown, picture)
+                data = await loop.run_in_executor(pool, JPEG.encode, picture, shown.quality)
+                self.latest = Packet(
+                    VIEW, JPEG.number, self.index, shown.number, shown.origin.captured,
+                    shown.version, shown.origin.sequence, data,
+                )  # fmt: skip
+                offer(self.latest)
+
+    def _record(self, shown: Shown, picture: np.ndarray) -> None:
+        if shown.record is None:
+            self._end_recording()
+            return
+        if self._recorder is None:
+            self._recorder = shown.record()
+        self._recorder.put(picture)
+
+    def _end_recording(self) -> None:
+        if self._recorder is not None:
+            self._recorder.end()
+            self._recorder = None
+
+    def end(self) -> None:
+        """No more pictures."""
+        self.slot.close()
+        self._arrival.close()
+        self._end_recording()
+        self._image = None

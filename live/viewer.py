@@ -1,0 +1,72 @@
+"""What one listener still has to be told: its messages, and of each view the latest picture."""
+
+import asyncio
+import json
+from collections import deque
+from typing import Any
+
+from .wire import Packet
+
+# pictures on their way that the listener has not shown yet
+CREDIT = 2
+_MESSAGES = 64
+
+
+class Viewer:
+    """The outgoing side of a listener. Lives in the server's event loop.
+
+    Args:
+        patient: it says of each picture when it was shown, and gets no third before that.
+
+    Attributes:
+        unsent: pictures that a newer one replaced before they were sent.
+        over: nothing more comes; the code to close with, once all is sent.
+    """
+
+    def __init__(self, patient: bool = True, view: int | None = None):
+        self.patient = patient
+        self.view = view
+        self.unsent = 0
+        self.over: int | None = None
+        self._messages: deque[str] = deque(maxlen=_MESSAGES)
+        self._packets: dict[int, Packet] = {}
+        self._away: dict[int, int] = {}
+        self._wake = asyncio.Event()
+
+    def tell(self, message: dict[str, Any]) -> None:
+        """Send a message. The oldest is lost when the listener does not listen."""
+        self._messages.append(json.dumps(message))
+        self._wake.set()
+
+    def offer(self, packet: Packet) -> None:
+        """Send a picture, unless a newer one comes first."""
+        if self.view is not None and packet.view != self.view:
+            return
+        self.unsent += packet.view in self._packets
+        self._packets[packet.view] = packet
+        self._wake.set()
+
+    def shown(self, view: int) -> None:
+        """The listener has shown a picture of this view."""
+        self._away[view] = max(0, self._away.get(view, 0) - 1)
+        self._wake.set()
+
+    def close(self, code: int) -> None:
+        """Send what is waiting, then no more."""
+        self.over = code
+        self._packets.clear()
+        self._wake.set()
+
+    async def next(self) -> str | Packet | None:
+        """What is to be sent now, waited for; None at the end."""
+        while True:
+            if self._messages:
+                return self._messages.popleft()
+            if self.over is not None:
+                return None
+            for view in self._packets:
+                if not self.patient or self._away.get(view, 0) < CREDIT:
+                    self._away[view] = self._away.get(view, 0) + 1
+                    return self._packets.pop(view)
+            self._wake.clear()
+            await self._wake.wait()

@@ -1,0 +1,64 @@
+"""What travels on the frame socket: a header of 24 bytes, then the encoded picture."""
+
+import struct
+from typing import NamedTuple
+
+_HEADER = struct.Struct("<BBHIdII")
+CAMERA, VIEW = 1, 2
+LARGEST = 4 * 2**20  # bytes of one message
+
+
+class Refused(ValueError):
+    """A frame that is not taken; the message says why."""
+
+
+class Packet(NamedTuple):
+    """One encoded picture on its way.
+
+    Attributes:
+        kind: CAMERA (up) or VIEW (down).
+        codec: number of a codec in live.codecs.
+        view: index of the view, 0 for a camera frame.
+        sequence: counts the frames of this camera or view.
+        captured: when the camera took the picture, seconds since the epoch by the sender's clock.
+        version: of the graph that made the picture.
+        source: sequence of the camera frame that the picture was made from.
+        payload: the encoded picture.
+    """
+
+    kind: int
+    codec: int
+    view: int
+    sequence: int
+    captured: float
+    version: int
+    source: int
+    payload: bytes
+
+    def packed(self) -> bytes:
+        """The message."""
+        return (
+            _HEADER.pack(
+                self.kind, self.codec, self.view, self.sequence & 0xFFFFFFFF,
+                self.captured * 1000, self.version, self.source & 0xFFFFFFFF,
+            )
+            + self.payload
+        )  # fmt: skip
+
+
+def unpacked(message: bytes) -> Packet:
+    """A camera frame out of its message.
+
+    Raises:
+        Refused: the message is too short, too long or of another kind.
+    """
+    if len(message) > LARGEST:
+        raise Refused(f"larger than {LARGEST} bytes")
+    if len(message) <= _HEADER.size:
+        raise Refused("no picture in the message")
+    kind, codec, view, sequence, captured, version, source = _HEADER.unpack_from(message)
+    if kind != CAMERA:
+        raise Refused(f"kind {kind} is not a camera frame")
+    # a clock that is no number would spoil the statistics
+    captured = captured / 1000 if 0 <= captured < 1e15 else 0.0
+    return Packet(kind, codec, view, sequence, captured, version, source, message[_HEADER.size :])

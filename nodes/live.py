@@ -1,0 +1,233 @@
+"""The ends of a live graph, camera and view, and the node that runs it."""
+
+import pathlib
+
+import folder_paths
+from comfy_api.latest import ui
+from server import PromptServer
+
+from ..host.registry import stream_key, streams
+from ..live.codecs import JPEG
+from ..live.film import Reader, inside, listed
+from ..live.pictures import FITS, Shape, fitted, to_image
+from ..live.record import Recorder
+from ..live.routes import add_routes
+from ..live.run import run
+from ..live.sessions import Sessions, current
+from ..live.still import stills
+from .compat import io, newer
+
+_NO_FILE = "none"
+_sessions: Sessions | None = None
+
+
+def connect() -> None:
+    """Add the live run's routes to the running server, if there is one."""
+    global _sessions
+    server = getattr(PromptServer, "instance", None)
+    if server is not None and _sessions is None:
+        _sessions = add_routes(server)
+
+
+def _films() -> list[str]:
+    return listed(folder_paths.get_input_directory()) or [_NO_FILE]
+
+
+class LiveCamera(io.ComfyNode):
+    LIVE_SOURCE = True
+
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="LiveCamera",
+            display_name="Live Camera",
+            category="live/frames",
+            description=(
+                "Frames for a live graph: the browser's webcam, or a video from ComfyUI's input "
+                "folder. Press Live to run the graph on them."
+            ),
+            inputs=[
+                io.Combo.Input(
+                    "source",
+                    options=["browser", "file"],
+                    default="browser",
+                    tooltip="browser: a camera of the computer that shows this page. file: a video "
+                    "or animated picture that plays at its own pace.",
+                ),
+                io.Combo.Input(
+                    "file",
+                    options=_films(),
+                    upload=io.UploadType.video,
+                    tooltip="Used by source file: a video or animated picture in the input folder.",
+                ),
+                io.Int.Input(
+                    "width", default=512, min=16, max=4096, step=8, tooltip="Of the frames given."
+                ),
+                io.Int.Input(
+                    "height", default=512, min=16, max=4096, step=8, tooltip="Of the frames given."
+                ),
+                io.Combo.Input(
+                    "fit",
+                    options=list(FITS),
+                    default="crop",
+                    tooltip="crop: cut what is over. pad: add black. stretch: ignore the aspect.",
+                ),
+                io.Int.Input(
+                    "fps",
+                    default=30,
+                    min=1,
+                    max=120,
+                    tooltip="The most frames per second. A slower graph always gets the latest.",
+                ),
+                io.Boolean.Input(
+                    "mirror", default=True, tooltip="Left becomes right, as in a mirror."
+                ),
+                io.Boolean.Input(
+                    "loop", default=True, tooltip="A file starts again at its end."
+                ),
+            ],
+            outputs=[
+                io.Image.Output(display_name="image"),
+                io.Int.Output(display_name="frame"),
+            ],
+            hidden=[io.Hidden.unique_id, io.Hidden.extra_pnginfo],
+            not_idempotent=True,
+            **newer(search_aliases=["webcam", "camera", "video input"]),
+        )
+
+    @classmethod
+    def validate_inputs(cls, source, file) -> bool | str:
+        # a shared workflow may name a file that is not here, which only source file needs
+        if source != "file":
+            return True
+        try:
+            inside(file or "", folder_paths.get_input_directory())
+        except ValueError as reason:
+            return str(reason)
+        return True
+
+    @classmethod
+    def fingerprint_inputs(cls, **inputs) -> float:
+        return float("nan")
+
+    @classmethod
+    def execute(cls, source, file, width, height, fit, fps, mirror, loop) -> io.NodeOutput:
+        shape = Shape(width, height, fit, mirror)
+        node = str(cls.hidden.unique_id)
+        session = current.get()
+        if session is not None:
+            return io.NodeOutput(*session.image(node, shape))
+        if source == "file":
+            picture, number = cls._next(inside(file, folder_paths.get_input_directory()), loop)
+        else:
+            picture, number = cls._still(node), 0
+        return io.NodeOutput(to_image(fitted(picture, shape)), number)
+
+    @classmethod
+    def _next(cls, path: pathlib.Path, loop: bool):
+        key = stream_key(cls.hidden, "LiveCamera")
+        reader = streams.get(key, lambda: Reader(path, loop))
+        if reader.path != path:
+            reader = Reader(path, loop)
+            streams.put(key, reader)
+        reader.loop = loop
+        return reader.next(), reader.frame
+
+    @classmethod
+    def _still(cls, node: str):
+        client = getattr(PromptServer.instance, "client_id", None) or ""
+        data = stills.get((client, node))
+        if data is None:
+            raise ValueError(
+                "source: no picture has come from the browser's camera. Allow the camera on the "
+                "node, press Live, or choose source file."
+            )
+        return JPEG.decode(data)
+
+
+class LiveView(io.ComfyNode):
+    LIVE_VIEW = True
+
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="LiveView",
+            display_name="Live View",
+            category="live/frames",
+            description="Shows the frames of a live graph, here, in a window, or as a stream.",
+            inputs=[
+                io.Image.Input("image", tooltip="The frames to show."),
+                io.Int.Input(
+                    "quality", default=85, min=1, max=100, tooltip="JPEG quality of what is sent."
+                ),
+                io.Boolean.Input(
+                    "record",
+                    default=False,
+                    tooltip="While live: write what is shown to a video in the output folder.",
+                ),
+                io.String.Input(
+                    "filename_prefix",
+                    default="live/recording",
+                    tooltip="Of the recording, in the output folder.",
+                ),
+            ],
+            outputs=[],
+            hidden=[io.Hidden.unique_id, io.Hidden.prompt, io.Hidden.extra_pnginfo],
+            is_output_node=True,
+        )
+
+    @classmethod
+    def execute(cls, image, quality, record, filename_prefix) -> io.NodeOutput:
+        session = current.get()
+        if session is None:
+            saved = ui.ImageSaveHelper.save_images(
+                image[-1:], "livediffusion", io.FolderType.temp, cls, compress_level=1
+            )
+            return io.NodeOutput(ui={"live_images": [dict(one) for one in saved]})
+        height, width = image.shape[1:3]
+
+        def recorder() -> Recorder:
+            return Recorder(_recording(filename_prefix, width, height))
+
+        session.show(str(cls.hidden.unique_id), image, quality, recorder if record else None)
+        return io.NodeOutput()
+
+
+def _recording(prefix: str, width: int, height: int) -> pathlib.Path:
+    """A free name for a recording in the output folder."""
+    folder, name, counter, _, _ = folder_paths.get_save_image_path(
+        prefix, folder_paths.get_output_directory(), width, height
+    )
+    return pathlib.Path(folder) / f"{name}_{counter:05}_.mp4"
+
+
+class LiveRun(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="LiveRun",
+            display_name="Live Run",
+            category="live",
+            description="Runs the frames of a live graph. Live puts it in; not for graphs.",
+            inputs=[io.String.Input("session", default="")],
+            outputs=[],
+            hidden=[io.Hidden.unique_id, io.Hidden.dynprompt],
+            is_output_node=True,
+            is_input_list=True,
+            not_idempotent=True,
+            # hidden from the node menu
+            **(newer(is_dev_only=True) or newer(is_deprecated=True)),
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, **inputs) -> float:
+        return float("nan")
+
+    @classmethod
+    async def execute(cls, session, **frozen) -> io.NodeOutput:
+        found = _sessions.get(session[0]) if _sessions is not None and session else None
+        if found is None or found.running or found.over:
+            raise ValueError("session: this node runs inside Live only. Remove it from the graph.")
+        values = [frozen[f"frozen_{i}"] for i in range(len(found.split.handover))]
+        await run(found, values, cls.hidden.dynprompt, cls.hidden.unique_id, PromptServer.instance)
+        return io.NodeOutput(ui={"live": [found.stats()]})
