@@ -11,7 +11,9 @@ def link(value: Any) -> tuple[str, int] | None:
     if not (isinstance(value, list) and len(value) == 2):
         return None
     node, output = value
-    return (node, int(output)) if isinstance(node, str) and isinstance(output, int | float) else None
+    if not (isinstance(node, str) and isinstance(output, int | float)):
+        return None
+    return node, int(output)
 
 
 def links(node: dict[str, Any]) -> Iterator[tuple[str, str, int]]:

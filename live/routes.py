@@ -86,7 +86,7 @@ class _Api:
         while len(data) <= LARGEST and (more := await request.content.read(LARGEST)):
             data += more
         if not node or not client or len(data) > LARGEST:
-            raise web.HTTPBadRequest(text="node, client_id and a picture of at most 4 MiB are needed")
+            raise web.HTTPBadRequest(text="node, client_id and a picture below 4 MiB are needed")
         stills.put((client, node), data)
         return web.json_response({})
 

@@ -59,16 +59,17 @@ class _Failed(Exception):
 async def _frames(session: Session, executor: FrameExecutor) -> None:
     before: tuple[int, Split] | None = None  # what an edit replaced, until a frame has run on it
     while not session.stopping:
-        # each frame's execution clears the flag, so Cancel is looked at before it
-        comfy.model_management.throw_exception_if_processing_interrupted()
         try:
             if edit := session.take_over():
                 before = before or (session.version, executor.split)
                 session.adopt(*edit)
                 executor.adopt(edit[1])
             if not await session.next_frame(_LOOK):
+                comfy.model_management.throw_exception_if_processing_interrupted()
                 continue
             await session.room()
+            # the frame's execution clears the flag first of all
+            comfy.model_management.throw_exception_if_processing_interrupted()
             await executor.frame(session.prompt_id, session.extra)
         except Closed:
             return

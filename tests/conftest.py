@@ -47,6 +47,9 @@ if COMFYUI is not None and str(COMFYUI) not in sys.path:
     comfy.options.enable_args_parsing()
     import comfy.cli_args
 
+    # before comfy/ comes first on the path, where another `utils` is; as in ComfyUI's main.py
+    import utils.install_util  # noqa: F401
+
     sys.argv = argv
     comfy.cli_args.args.cpu = True
 
