@@ -198,7 +198,7 @@ def _hear(session: Session, viewer: Viewer, owner: bool, text: str) -> None:
     with contextlib.suppress(ValueError, TypeError, AttributeError):
         data = json.loads(text)
         if data.get("type") == "shown":
-            viewer.shown(int(data.get("view", 0)))
+            viewer.shown(data.get("view"))
             if owner:
                 session.showed(data.get("latency_ms"))
 

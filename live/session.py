@@ -227,7 +227,8 @@ class Session:
             feed.coded.put((packet, now))
             self._answer(sequence, None)
         except Refused as reason:
-            self._refuse(sequence, str(reason))
+            self._counts["refused"] += 1
+            self._answer(sequence, str(reason))
 
     def showed(self, latency: Any) -> None:
         """The owner has shown a picture `latency` milliseconds after its capture."""
@@ -258,10 +259,6 @@ class Session:
             "version": self.version,
         }
 
-    def _refuse(self, sequence: int | None, reason: str) -> None:
-        self._counts["refused"] += 1
-        self._answer(sequence, reason)
-
     def _answer(self, sequence: int | None, refused: str | None) -> None:
         if self.owner is not None:
             self.owner.tell({"type": "received", "seq": sequence, "refused": refused})
@@ -281,7 +278,11 @@ class Session:
                     frame = await self._loop.run_in_executor(self._pool, feed.decoded, *waiting)
                     feed.slot.put(frame)
                 except Refused as reason:
-                    self._refuse(waiting[0].sequence, str(reason))
+                    self._counts["refused"] += 1
+                    sequence = waiting[0].sequence
+                    message = {"type": "unreadable", "seq": sequence, "reason": str(reason)}
+                    if self.owner is not None:
+                        self.owner.tell(message)
                 continue
             await asyncio.sleep(_ROUND)
 

@@ -47,9 +47,10 @@ class Viewer:
         self._wake.set()
 
     def shown(self, view: int) -> None:
-        """The listener has shown a picture of this view."""
-        self._away[view] = max(0, self._away.get(view, 0) - 1)
-        self._wake.set()
+        """The listener has shown a picture of this view; of any other it cannot."""
+        if self._away.get(view):
+            self._away[view] -= 1
+            self._wake.set()
 
     def close(self, code: int) -> None:
         """Send what is waiting, then no more."""

@@ -176,7 +176,7 @@ class Client:
             elif kind == "received":
                 self.answers += 1
                 self.refused += [data["refused"]] if data["refused"] else []
-            elif kind == "refused":
+            elif kind in ("refused", "unreadable"):
                 self.refused.append(data["reason"])
         self.closed = self.socket.close_code
 

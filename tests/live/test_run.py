@@ -80,7 +80,7 @@ def test_an_edit_runs_again_what_depends_on_it(running):
 
 
 def test_an_edit_may_change_the_shape_of_the_graph(running):
-    comfy, world = running
+    comfy, _world = running
     longer = graph("180")
     longer["6"] = {"class_type": "TestWork", "inputs": {"image": ["4", 0], "cond": ["2", 0]}}
     longer["5"] = view(["6", 0])
@@ -115,7 +115,7 @@ def test_an_edit_may_change_the_shape_of_the_graph(running):
     ids=["no view", "no text", "wrong type", "path", "no file", "unknown class"],
 )
 def test_an_edit_that_is_refused_changes_nothing(running, broken):
-    comfy, world = running
+    comfy, _world = running
     bad = graph("200")
     broken(bad)
 
@@ -202,7 +202,7 @@ def test_other_output_nodes_do_not_run_while_live(running):
 
 
 def test_history_has_one_entry_and_the_next_prompt_runs(running):
-    comfy, world = running
+    comfy, _world = running
     other = {"1": {"class_type": "TestLoader", "inputs": {"name": "other"}}}
     other["2"] = {"class_type": "TestEncode", "inputs": {"model": ["1", 0], "text": "x"}}
 
@@ -226,7 +226,7 @@ def test_history_has_one_entry_and_the_next_prompt_runs(running):
 
 
 def test_cancel_ends_a_run(running):
-    comfy, world = running
+    comfy, _world = running
     from execution import nodes as comfy_nodes
 
     async def work(http):
@@ -291,7 +291,7 @@ def test_a_failing_loader_is_named_too(running):
 
 
 def test_two_runs_take_turns(running):
-    comfy, world = running
+    comfy, _world = running
 
     async def work(http):
         first = await Client.start(http, comfy.url, graph("60"), "one")
@@ -318,7 +318,7 @@ def test_two_runs_take_turns(running):
 
 
 def test_the_run_ends_when_its_page_is_gone(running):
-    comfy, world = running
+    comfy, _world = running
 
     async def work(http):
         client = await Client.start(http, comfy.url, graph())
@@ -335,7 +335,7 @@ def test_the_run_ends_when_its_page_is_gone(running):
 
 
 def test_a_page_that_comes_back_in_time_goes_on(running):
-    comfy, world = running
+    comfy, _world = running
 
     async def work(http):
         client = await Client.start(http, comfy.url, graph())
@@ -352,7 +352,7 @@ def test_a_page_that_comes_back_in_time_goes_on(running):
 
 
 def test_a_second_camera_is_refused_with_a_reason(running):
-    comfy, world = running
+    comfy, _world = running
 
     async def work(http):
         client = await Client.start(http, comfy.url, graph())
@@ -371,7 +371,7 @@ def test_a_second_camera_is_refused_with_a_reason(running):
 
 
 def test_what_cannot_run_live_is_refused_in_words(running):
-    comfy, world = running
+    comfy, _world = running
     still = {"1": {"class_type": "TestSave", "inputs": {"image": ["2", 0]}}, "2": camera()}
     frozen = {**graph(), "5": view(["6", 0])}
     frozen["6"] = {"class_type": "EmptyImage", "inputs": {

@@ -1,0 +1,319 @@
+"""Frames through a run: order, age, what is skipped, what is left behind."""
+
+import asyncio
+import gc
+import itertools
+import os
+import sys
+import threading
+import time
+
+import inprocess
+import numpy as np
+import pytest
+import torch
+from films import write_gif
+from inprocess import Client, camera, flat, graph, grey, view
+
+pytestmark = pytest.mark.comfy
+
+
+@pytest.fixture
+def running():
+    with inprocess.comfy() as both:
+        yield both
+
+
+async def film(client, fps, until):
+    """A camera whose frames are numbered by their grey, as exactly in time as a thread can."""
+    began, i = time.monotonic(), 0
+    while not until() and not client.closed:
+        await client.send(flat(20 + 2 * (i % 100)))
+        i += 1
+        await asyncio.sleep(max(0, began + i / fps - time.monotonic()))
+
+
+def test_pictures_come_in_order_and_from_their_own_frame(running):
+    comfy, _ = running
+
+    async def work(http):
+        client = await Client.start(http, comfy.url, graph(fps=120))
+        await film(client, 100, lambda: len(client.views) >= 150)
+        await client.stop()
+        return client.views
+
+    views = [packet for packet, _ in inprocess.live(work)]
+    sources = [p.source for p in views]
+    assert sources == sorted(set(sources))
+    assert [p.sequence for p in views] == sorted({p.sequence for p in views})
+    assert all(abs(grey(p) - (20 + 2 * (p.source % 100))) <= 1 for p in views)
+
+
+def test_latency_is_bounded_when_the_model_is_three_times_slower(running):
+    """The age of what is on the screen, up to the moment before its successor comes."""
+    comfy, world = running
+    fps, world.seconds = 90, 3 / 90
+
+    async def work(http):
+        client = await Client.start(http, comfy.url, graph(fps=120))
+        await film(client, fps, lambda: len(client.views) >= 300)
+        await client.stop()
+        return client
+
+    client = inprocess.live(work)
+    views = client.views[:300]
+    gaps = np.diff([at for _, at in views])
+    ages = np.array([after - p.captured for (p, _), (_, after) in itertools.pairwise(views)])
+    # one computation is what the run itself measured, on a machine that has other things to do
+    bound = 2 * client.stats["compute_ms"]["p95"] / 1000 + 1 / fps
+    assert np.percentile(ages, 90) < bound, (ages.max(), bound)
+    # nothing queues: the last hundred are no older than the first hundred
+    assert np.median(ages[-100:]) < 1.25 * np.median(ages[:100])
+    sources = [p.source for p, _ in views]
+    assert sources == sorted(set(sources))
+    assert np.median(np.diff(sources)) >= 2  # frames between were dropped, not kept
+    assert client.stats["dropped"] >= 200
+    assert np.median(gaps) < 2 * world.seconds
+
+
+def test_a_page_that_does_not_show_gets_two_pictures_and_then_the_latest(running):
+    comfy, _ = running
+
+    async def work(http):
+        client = await Client.start(http, comfy.url, graph(fps=120))
+        client.acknowledge = False
+        await film(client, 100, lambda: client.stats.get("frames", 0) >= 60)
+        assert len(client.views) == 2
+        await client.wait(lambda: client.stats.get("unsent", 0) >= 50)
+        client.acknowledge = True
+        await client.shown(*client.views[-1])
+        await client.wait(lambda: len(client.views) == 3)
+        assert client.views[-1][0].source >= 50
+        await client.stop()
+
+    inprocess.live(work)
+
+
+def stream(**settings):
+    """The camera through a real stream batch of two slots, on a tiny model."""
+    made = {
+        "1": {"class_type": "TinyModel", "inputs": {}},
+        "2": camera(width=64, height=64, fps=120),
+        "3": {"class_type": "LiveEncode", "inputs": {"pixels": ["2", 0], "vae": ["1", 2]}},
+        "4": {"class_type": "LiveStrength", "inputs": {
+            "model": ["1", 0], "steps": 3, "strength": 0.6, "spacing": "uniform t"}},
+        "6": {"class_type": "LiveRCFGGuider", "inputs": {
+            "model": ["1", 0], "positive": ["9", 0], "cfg": 1.2, "delta": 1.0,
+            "mode": "self-negative"}},
+        "7": {"class_type": "LiveStreamSampler", "inputs": {
+            "guider": ["6", 0], "sigmas": ["4", 0], "latent": ["3", 0], "noise_seed": 0,
+            "step_rule": "lcm", "frames_per_slot": 1, "mode": "live",
+            "conditioning": "per frame", "add_noise": True}},
+        "8": {"class_type": "LiveDecode", "inputs": {"samples": ["7", 0], "vae": ["1", 2]}},
+        "9": {"class_type": "TinyPrompt", "inputs": {"seed": settings.get("seed", 1)}},
+        "10": view(["8", 0]),
+    }  # fmt: skip
+    return made
+
+
+class Vae:
+    """Latents of four channels that carry the picture's brightness."""
+
+    device = output_device = torch.device("cpu")
+
+    def encode(self, pixels):
+        return pixels[:, ::8, ::8, :1].movedim(-1, 1).repeat(1, 4, 1, 1) * 2 - 1
+
+    def decode(self, latents):
+        up = torch.nn.functional.interpolate(latents[:, :3], scale_factor=8)
+        return (up.movedim(1, -1) + 1).clamp(0, 2) / 2
+
+
+def add_tiny(monkeypatch):
+    import tiny
+
+    model = tiny.model()
+
+    def add(name, inputs, returns, function):
+        members = {
+            "INPUT_TYPES": classmethod(lambda cls: {"required": inputs}),
+            "RETURN_TYPES": returns,
+            "FUNCTION": "go",
+            "CATEGORY": "test",
+            "go": lambda self, **values: function(**values),
+        }
+        monkeypatch.setitem(inprocess.CLASSES, name, type(name, (), members))
+
+    add("TinyModel", {}, ("MODEL", "CLIP", "VAE"), lambda: (model, None, Vae()))
+    add("TinyPrompt", {"seed": ("INT", {})}, ("CONDITIONING",),
+        lambda seed: (tiny.conditioning(seed),))  # fmt: skip
+
+
+def test_the_stream_keeps_its_slots_over_an_edit(running, monkeypatch):
+    """Three slots: one frame in, one out, from the third on; an edit takes nothing from that."""
+    comfy, _ = running
+    add_tiny(monkeypatch)
+    from livediffusion.host.registry import streams
+
+    async def work(http):
+        client = await Client.start(http, comfy.url, stream())
+        for i in range(16):
+            if i == 8:
+                await client.post("update", prompt=stream(seed=2), workflow={})
+            seen = len(client.views)
+            await client.send(flat(60 + i, 64))
+            await client.wait(lambda n=seen: len(client.views) > n)
+        state = streams.owned(client.begun["session"])[0]
+        counts = (state.frames, state.ticks, state.calls.calls, state.calls.rows)
+        await client.wait(lambda: client.stats.get("frames") == 16)
+        await client.stop()
+        assert not streams.owned(client.begun["session"])
+        return client, counts
+
+    client, counts = inprocess.live(work)
+    # rows: 1 + 2, then 3 for each of the other fourteen: no warm-up after the edit
+    assert counts == (16, 16, 16, 3 + 14 * 3)
+    assert (client.stats["calls"], client.stats["rows"]) == (16, 45)
+    # a picture is of the frame that went in two frames before it
+    assert [p.source for p, _ in client.views] == [0, 0, *range(14)]
+    assert {p.version for p, _ in client.views[:8]} == {1}
+    assert {p.version for p, _ in client.views[9:]} == {2}
+
+
+def test_a_skipped_frame_is_not_sent_again(running):
+    comfy, world = running
+    filtered = graph(fps=120)
+    filtered["6"] = {"class_type": "LiveSimilarityFilter", "inputs": {
+        "image": ["3", 0], "processed": ["4", 0], "threshold": 0.9, "max_skip": 1000, "settle": 2,
+        "measure": "centred", "seed": 0}}  # fmt: skip
+    filtered["5"] = view(["6", 0])
+
+    async def work(http):
+        client = await Client.start(http, comfy.url, filtered)
+        scene = np.random.default_rng(0).integers(0, 255, (32, 32, 3), np.uint8)
+        for i in range(40):
+            await client.send(scene)
+            await client.wait(lambda n=i: client.stats.get("frames", 0) > n or n % 10, 5)
+            await asyncio.sleep(0.01)
+        await client.wait(lambda: client.stats["frames"] >= 30)
+        await client.stop()
+        return client
+
+    client = inprocess.live(work)
+    ran = world.calls["TestWork"]
+    assert client.stats["skipped"] == client.stats["frames"] - ran > 20
+    assert len(client.views) == ran < 10
+
+
+def test_a_file_plays_through_the_loop_without_a_browser(running, tmp_path, monkeypatch):
+    comfy, world = running
+    import folder_paths
+
+    monkeypatch.setattr(folder_paths, "get_input_directory", lambda: str(tmp_path))
+    write_gif(tmp_path / "a.gif", 6, 30)
+    world.seconds = 0.1
+
+    async def work(http):
+        settings = {"source": "file", "file": "a.gif", "loop": True, "fps": 60}
+        client = await Client.start(http, comfy.url, graph(**settings))
+        await client.wait(lambda: client.stats.get("frames", 0) >= 10)
+        await client.send(flat(1))
+        await client.wait(lambda: client.refused)
+        assert "no Live Camera" in client.refused[0]
+        edited = graph(**{**settings, "loop": False})
+        await client.post("update", prompt=edited, workflow={})
+        await client.wait(lambda: client.closed)  # it ends with the film
+        return client
+
+    client = inprocess.live(work)
+    assert client.state == "ended"
+    # the model takes 100 ms, the film a frame per 30 ms: the film does not wait
+    assert client.stats["dropped"] >= client.stats["frames"]
+    assert len({grey(p) for p, _ in client.views}) >= 3
+
+
+def test_a_recording_is_what_was_shown(running, tmp_path, monkeypatch):
+    comfy, _ = running
+    import folder_paths
+    from livediffusion.live.film import stills
+
+    monkeypatch.setattr(folder_paths, "get_output_directory", lambda: str(tmp_path))
+    recorded = graph()
+    recorded["5"]["inputs"].update(record=True, filename_prefix="live/mine")
+
+    async def work(http):
+        client = await Client.start(http, comfy.url, recorded)
+        for i in range(12):
+            seen = len(client.views)
+            await client.send(flat(40 + 10 * i))
+            await client.wait(lambda n=seen: len(client.views) > n)
+            await asyncio.sleep(0.03)
+        await client.stop()
+        path = tmp_path / "live" / "mine_00001_.mp4"
+        await client.wait(path.is_file)
+        return path
+
+    film = list(stills(inprocess.live(work)))
+    assert np.allclose([s.picture().mean() for s in film], [40 + 10 * i for i in range(12)], atol=5)
+    times = [s.time for s in film]
+    assert times == sorted(set(times)) and 0.3 < times[-1] < 3
+    assert os.listdir(tmp_path / "live") == ["mine_00001_.mp4"]
+
+
+def resident():
+    with open("/proc/self/statm", encoding="ascii") as file:
+        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_ten_thousand_frames_leave_nothing_behind(running):
+    """Memory, threads and descriptors stay where they were after the first 500."""
+    comfy, world = running
+    marks = []
+
+    def mark(client):
+        gc.collect()
+        marks.append((resident(), threading.active_count(), len(os.listdir("/proc/self/fd"))))
+
+    async def work(http):
+        client = await Client.start(http, comfy.url, graph(fps=120))
+        pictures = [inprocess.jpeg(flat(i)) for i in range(100)]
+        while client.stats.get("frames", 0) < 10_000:
+            target = 500 if not marks else 10_000
+            while client.answers < client.sequence - 4:
+                await asyncio.sleep(0)
+            await client.send(pictures[client.sequence % 100])
+            del client.views[:-1]
+            if not marks and client.stats.get("frames", 0) >= target:
+                mark(client)
+            world.seen.clear()
+        mark(client)
+        await client.stop()
+
+    inprocess.live(work)
+    (memory, threads, files), (memory_after, threads_after, files_after) = marks
+    assert memory_after - memory < 30, (memory, memory_after)
+    assert (threads_after, files_after) == (threads, files)
+
+
+def test_nothing_is_left_of_a_run(running):
+    comfy, _ = running
+
+    async def work(http):
+        client = await Client.start(http, comfy.url, graph())
+        await client.send(flat(3))
+        await client.wait(lambda: client.views)
+        await client.stop()
+
+    inprocess.live(work)
+    threads, files = set(threading.enumerate()), len(os.listdir("/proc/self/fd"))
+    for _ in range(5):
+        inprocess.live(work)
+    deadline = time.monotonic() + 5
+    while True:
+        left = {t for t in threading.enumerate() if t.name.startswith("livediffusion")}
+        if not left and len(os.listdir("/proc/self/fd")) <= files:
+            break
+        assert time.monotonic() < deadline, left
+        time.sleep(0.05)
+    assert len(threading.enumerate()) <= len(threads)
