@@ -1,0 +1,64 @@
+// Notices that the graph was edited, however that was done: in the canvas, in Nodes 2.0, by a script.
+
+const SOON = 60 // ms after the last sign of an edit
+const SLOW = 1000 // ms between two looks without a sign
+const SIGNS = ['input', 'change', 'pointerup', 'keyup', 'wheel', 'drop', 'paste']
+
+export class Edits {
+  #known
+  #soon = 0
+  #slow = 0
+  #looking = false
+  #again = false
+
+  /**
+   * @param api ComfyUI's api
+   * @param read gives the graph as it is, {output, workflow}
+   * @param changed called with each graph that differs from the one before
+   */
+  constructor(api, read, changed) {
+    this.api = api
+    this.read = read
+    this.changed = changed
+  }
+
+  begin(output) {
+    this.#known = JSON.stringify(output)
+    for (const sign of SIGNS) document.addEventListener(sign, this.#sign, true)
+    this.api.addEventListener('graphChanged', this.#sign)
+    this.#slow = setInterval(this.look, SLOW)
+  }
+
+  end() {
+    for (const sign of SIGNS) document.removeEventListener(sign, this.#sign, true)
+    this.api.removeEventListener('graphChanged', this.#sign)
+    clearInterval(this.#slow)
+    clearTimeout(this.#soon)
+    this.#known = undefined
+  }
+
+  #sign = () => {
+    clearTimeout(this.#soon)
+    this.#soon = setTimeout(this.look, SOON)
+  }
+
+  look = async () => {
+    if (this.#looking) {
+      this.#again = true
+      return
+    }
+    this.#looking = true
+    try {
+      do {
+        this.#again = false
+        const graph = await this.read()
+        const text = JSON.stringify(graph?.output)
+        if (this.#known === undefined || text === this.#known) continue
+        this.#known = text
+        await this.changed(graph)
+      } while (this.#again)
+    } finally {
+      this.#looking = false
+    }
+  }
+}

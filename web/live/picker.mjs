@@ -1,0 +1,132 @@
+// The Live Camera's choice of a camera and a small picture of what it sees.
+
+const SIZE = 130
+const EVERY = 100 // ms between two pictures of the preview
+
+export class Picker {
+  #timer = 0
+  #trying = false
+
+  /**
+   * @param node a LiveCamera
+   * @param camera see camera.mjs
+   * @param tools element(), notify(severity, summary, detail)
+   */
+  constructor(node, camera, tools) {
+    const { element } = tools
+    this.node = node
+    this.camera = camera
+    this.tools = tools
+    this.select = element('select', {
+      title: 'The camera of this computer. Not part of the workflow.',
+      onchange: () => this.#choose()
+    })
+    this.button = element('button', {
+      textContent: 'Try',
+      title: 'Open the camera to see its picture; again to close it.',
+      onclick: () => this.toggle()
+    })
+    this.canvas = element('canvas', { width: 320, height: 180 })
+    this.hint = element('div', { className: 'livediffusion-hint' })
+    const line = element('div', { className: 'livediffusion-line' }, this.select, this.button)
+    const screen = element('div', { className: 'livediffusion-screen' }, this.canvas, this.hint)
+    const box = element('div', { className: 'livediffusion-box' }, line, screen)
+    this.widget = node.addDOMWidget('livediffusion_camera', 'livediffusion.camera', box, {
+      serialize: false,
+      hideOnZoom: false,
+      getMinHeight: () => SIZE,
+      getMaxHeight: () => SIZE * 2
+    })
+    this.widget.serialize = false
+    camera.addEventListener('opened', this.#opened)
+    camera.addEventListener('closed', this.#closed)
+    navigator.mediaDevices?.addEventListener?.('devicechange', this.#list)
+    this.#list()
+    this.#closed()
+    if (camera.stream) this.#opened()
+  }
+
+  get #widgets() {
+    return Object.fromEntries((this.node.widgets ?? []).map((w) => [w.name, w]))
+  }
+
+  get usesBrowser() {
+    return this.#widgets.source?.value !== 'file'
+  }
+
+  get size() {
+    const { width, height } = this.#widgets
+    return [width?.value ?? 512, height?.value ?? 512]
+  }
+
+  async toggle() {
+    if (this.#trying) {
+      this.#trying = false
+      return this.camera.leave(this)
+    }
+    try {
+      this.#trying = true
+      await this.camera.use(this)
+    } catch (error) {
+      this.#trying = false
+      this.tools.notify('error', 'Camera', error.message)
+    }
+    this.#label()
+  }
+
+  async #choose() {
+    try {
+      await this.camera.choose(this.select.value)
+    } catch (error) {
+      this.tools.notify('error', 'Camera', error.message)
+    }
+  }
+
+  #list = async () => {
+    const { element } = this.tools
+    const devices = (await this.camera.devices()).filter((device) => device.id)
+    const options = [{ id: '', label: 'Default camera' }, ...devices]
+    this.select.replaceChildren(
+      ...options.map(({ id, label }) => element('option', { value: id, textContent: label }))
+    )
+    this.select.value = this.camera.choice
+    if (this.select.selectedIndex < 0) this.select.value = ''
+  }
+
+  #opened = () => {
+    this.#list()
+    this.#label()
+    this.hint.textContent = ''
+    clearInterval(this.#timer)
+    this.#timer = setInterval(() => this.#paint(), EVERY)
+  }
+
+  #closed = () => {
+    clearInterval(this.#timer)
+    this.#trying = false
+    this.#label()
+    this.canvas.getContext('2d').clearRect(0, 0, this.canvas.width, this.canvas.height)
+    this.hint.textContent = 'The camera is off'
+  }
+
+  #label() {
+    this.button.textContent = this.#trying ? 'Off' : 'Try'
+  }
+
+  #paint() {
+    const { video } = this.camera
+    if (!video?.videoWidth || document.hidden) return
+    const height = Math.round((320 * video.videoHeight) / video.videoWidth)
+    if (this.canvas.height !== height) this.canvas.height = height
+    this.canvas.classList.toggle('livediffusion-mirror', this.#widgets.mirror?.value !== false)
+    this.canvas.getContext('2d').drawImage(video, 0, 0, this.canvas.width, height)
+  }
+
+  remove() {
+    clearInterval(this.#timer)
+    this.camera.removeEventListener('opened', this.#opened)
+    this.camera.removeEventListener('closed', this.#closed)
+    navigator.mediaDevices?.removeEventListener?.('devicechange', this.#list)
+    if (this.#trying) this.camera.leave(this)
+  }
+}

@@ -1,0 +1,189 @@
+// One live run as the page drives it: start, edits, stop, and what comes back.
+
+export class Invalid extends Error {
+  /** @param answer what ComfyUI's /prompt would answer: error and node_errors */
+  constructor(answer) {
+    const details = Object.values(answer.node_errors ?? {})
+      .flatMap((node) => node.errors)
+      .map((error) => [error.message, error.details].filter(Boolean).join(': '))
+    const message = answer.error?.message ?? String(answer.error ?? 'The server refused the graph.')
+    super([message, ...details.filter((detail) => detail !== message)].join('\n'))
+    this.nodes = answer.node_errors ?? {}
+  }
+}
+
+/** Events: state {detail: {state, ahead, reason, node}}, stats, problem, view, over. */
+export class Session extends EventTarget {
+  #api
+  #camera
+  #worker = null
+  #begun = null
+  #reading = null
+  #ended = false
+  state = 'starting'
+
+  /**
+   * @param api ComfyUI's api
+   * @param camera see camera.mjs
+   * @param workerUrl of worker.mjs
+   */
+  constructor(api, camera, workerUrl) {
+    super()
+    this.#api = api
+    this.#camera = camera
+    this.#worker = new Worker(workerUrl, { type: 'module' })
+    this.#worker.onmessage = ({ data }) => this.#hear(data)
+    this.#camera.addEventListener('opened', this.#feed)
+  }
+
+  get views() {
+    return this.#begun?.views ?? []
+  }
+
+  get idle() {
+    return this.#begun?.idle ?? []
+  }
+
+  get prompt() {
+    return this.#begun?.prompt_id
+  }
+
+  /** Queue the run. Throws Invalid. */
+  async start(prompt, workflow) {
+    const body = { client_id: this.#api.clientId, prompt, workflow }
+    this.#begun = await this.#post('start', body)
+    if (this.state === 'over') return this.#post('stop', this.#keys).catch(() => {})
+    const query = new URLSearchParams({ ...this.#keys, role: 'owner' })
+    const url = new URL(this.#api.apiURL(`/livediffusion/frames?${query}`), location.href)
+    url.protocol = url.protocol.replace('http', 'ws')
+    this.#worker.postMessage({ type: 'open', url: url.href })
+    this.#cover()
+    await this.#feed()
+  }
+
+  /** Send an edited graph; returns its version. Throws Invalid; the old graph goes on. */
+  async update(prompt, workflow) {
+    const answer = await this.#post('update', { ...this.#keys, prompt, workflow })
+    Object.assign(this.#begun, answer)
+    this.#cover()
+    await this.#feed()
+    return answer.version
+  }
+
+  async stop() {
+    this.#told('stopping')
+    try {
+      if (this.#begun) await this.#post('stop', this.#keys)
+    } catch {
+      // it is over already
+    }
+    if (!this.#begun) this.close()
+  }
+
+  /** Leave at once, as when the page goes away. */
+  close() {
+    if (this.state === 'over') return
+    this.state = 'over'
+    if (this.#begun && !this.#ended) {
+      const body = JSON.stringify(this.#keys)
+      const url = this.#api.apiURL('/livediffusion/stop')
+      fetch(url, { method: 'POST', body, keepalive: true }).catch(() => {})
+    }
+    this.#worker?.postMessage({ type: 'close' })
+    this.#worker?.terminate()
+    this.#worker = null
+    this.#camera.removeEventListener('opened', this.#feed)
+    this.#camera.leave(this)
+    this.dispatchEvent(new Event('over'))
+  }
+
+  /** A picture was drawn. */
+  shown(picture) {
+    const latency = performance.timeOrigin + performance.now() - picture.captured
+    this.#worker?.postMessage({ type: 'shown', view: picture.view, seq: picture.seq, latency })
+    return latency
+  }
+
+  get #keys() {
+    return { session: this.#begun.session, token: this.#begun.token }
+  }
+
+  get #browser() {
+    return (this.#begun?.cameras ?? []).filter((camera) => camera.source === 'browser')
+  }
+
+  #cover() {
+    const cameras = this.#browser
+    if (!cameras.length) return
+    const cover = {
+      width: Math.max(...cameras.map((camera) => camera.width)),
+      height: Math.max(...cameras.map((camera) => camera.height))
+    }
+    this.#worker?.postMessage({ type: 'cover', cover })
+  }
+
+  // the camera is open for as long as the graph has a place for it
+  #feed = async () => {
+    if (!this.#begun || this.state === 'over') return
+    if (!this.#browser.length) {
+      this.#reading = null
+      this.#worker.postMessage({ type: 'off' })
+      this.#camera.leave(this)
+      return
+    }
+    await this.#camera.use(this)
+    if (this.state === 'over') return this.#camera.leave(this)
+    if (this.#reading === this.#camera.stream) return
+    this.#reading = this.#camera.stream
+    const readable = this.#camera.readable()
+    this.#worker.postMessage({ type: 'camera', readable }, readable ? [readable] : [])
+  }
+
+  #hear(data) {
+    if (data.type === 'view') this.#tell('view', data)
+    else if (data.type === 'want') this.#picture()
+    else if (data.type === 'closed') this.#closed(data.code)
+    else if (data.type === 'message') this.#message(data.message)
+  }
+
+  #message(message) {
+    if (message.type === 'state') this.#told(message.state, message)
+    else if (message.type === 'refused') this.#told('failed', { reason: message.reason })
+    else this.#tell(message.type, message)
+  }
+
+  #told(state, rest = {}) {
+    if (this.state === 'over') return
+    this.state = state
+    this.#ended ||= state === 'ended' || state === 'failed'
+    this.#tell('state', { ...rest, state })
+  }
+
+  #closed(code) {
+    if (code !== 4410 && !this.#ended)
+      this.#told('failed', { reason: 'The connection to ComfyUI broke.' })
+    this.#ended = true
+    this.close()
+  }
+
+  async #picture() {
+    if (!this.#camera.video?.videoWidth) return
+    const bitmap = await createImageBitmap(this.#camera.video)
+    this.#worker?.postMessage({ type: 'bitmap', bitmap }, [bitmap])
+  }
+
+  #tell(type, detail) {
+    this.dispatchEvent(new CustomEvent(type, { detail }))
+  }
+
+  async #post(route, body) {
+    const reply = await this.#api.fetchApi(`/livediffusion/${route}`, {
+      method: 'POST',
+      headers: { 'Content-Type': 'application/json' },
+      body: JSON.stringify(body)
+    })
+    const answer = await reply.json().catch(() => ({ error: { message: reply.statusText } }))
+    if (!reply.ok) throw new Invalid(answer)
+    return answer
+  }
+}

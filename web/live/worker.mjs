@@ -1,0 +1,163 @@
+// The frame socket, off the page's thread: camera pictures up, view pictures down.
+//
+// Nothing queues here. A camera picture is sent only while fewer than two are unanswered; of the
+// others the next one is as good. The layout of a message is in docs/live.md, "On the wire".
+
+const HEADER = 24
+const CAMERA = 1
+const JPEG = 1
+const MOST_AWAY = 2
+const AGAIN = 250 // ms between two attempts to reach a run whose connection broke
+const GIVE_UP = 2000
+const FINAL = new Set([1000, 4409, 4410])
+
+let url = null
+let socket = null
+let lostAt = 0
+let away = 0
+let sequence = 0
+let due = 0
+let pace = 33
+let cover = { width: 512, height: 512 }
+let encoding = false
+let reader = null
+let ticking = null
+let canvas = null
+
+const now = () => performance.timeOrigin + performance.now()
+
+function open() {
+  socket = new WebSocket(url)
+  socket.binaryType = 'arraybuffer'
+  away = 0
+  socket.onopen = () => (lostAt = 0)
+  socket.onmessage = ({ data }) => (typeof data === 'string' ? hear(data) : show(data))
+  socket.onclose = ({ code }) => {
+    socket = null
+    if (FINAL.has(code)) return postMessage({ type: 'closed', code })
+    lostAt ||= now()
+    if (now() - lostAt > GIVE_UP) return postMessage({ type: 'closed', code })
+    setTimeout(() => url && open(), AGAIN)
+  }
+}
+
+function hear(text) {
+  const message = JSON.parse(text)
+  if (message.type === 'received') away = Math.max(0, away - 1)
+  else if (message.type === 'pace') pace = message.interval_ms
+  else postMessage({ type: 'message', message })
+}
+
+async function show(data) {
+  const head = new DataView(data)
+  const picture = {
+    type: 'view',
+    view: head.getUint16(2, true),
+    seq: head.getUint32(4, true),
+    captured: head.getFloat64(8, true),
+    version: head.getUint32(16, true),
+    source: head.getUint32(20, true)
+  }
+  try {
+    const jpeg = new Blob([new Uint8Array(data, HEADER)], { type: 'image/jpeg' })
+    picture.bitmap = await createImageBitmap(jpeg)
+    postMessage(picture, [picture.bitmap])
+  } catch {
+    // a picture that cannot be shown is over as well
+    shown(picture.view, picture.seq, null)
+  }
+}
+
+function shown(view, seq, latency) {
+  if (socket?.readyState !== WebSocket.OPEN) return
+  socket.send(JSON.stringify({ type: 'shown', view, seq, latency_ms: latency }))
+}
+
+function wanted(at) {
+  return (
+    !encoding &&
+    at >= due &&
+    away < MOST_AWAY &&
+    socket?.readyState === WebSocket.OPEN &&
+    socket.bufferedAmount === 0
+  )
+}
+
+async function send(frame, width, height) {
+  const captured = now()
+  // a camera's own rhythm is kept: the next picture may come a little early
+  due = captured + pace - 8
+  encoding = true
+  try {
+    const scale = Math.min(1, Math.max(cover.width / width, cover.height / height))
+    const w = Math.max(1, Math.round(width * scale))
+    const h = Math.max(1, Math.round(height * scale))
+    if (canvas?.width !== w || canvas?.height !== h) canvas = new OffscreenCanvas(w, h)
+    canvas.getContext('2d', { alpha: false }).drawImage(frame, 0, 0, w, h)
+    const blob = await canvas.convertToBlob({ type: 'image/jpeg', quality: 0.85 })
+    const data = new Uint8Array(HEADER + blob.size)
+    const head = new DataView(data.buffer)
+    head.setUint8(0, CAMERA)
+    head.setUint8(1, JPEG)
+    head.setUint32(4, sequence, true)
+    head.setFloat64(8, captured, true)
+    data.set(new Uint8Array(await blob.arrayBuffer()), HEADER)
+    if (socket?.readyState === WebSocket.OPEN) {
+      socket.send(data)
+      sequence += 1
+      away += 1
+    }
+  } finally {
+    encoding = false
+  }
+}
+
+async function read(readable) {
+  const mine = (reader = readable.getReader())
+  while (reader === mine) {
+    const { done, value } = await mine.read()
+    if (done) return
+    try {
+      if (wanted(now())) await send(value, value.displayWidth, value.displayHeight)
+    } finally {
+      value.close()
+    }
+  }
+}
+
+// where the browser cannot hand the camera to a worker, the page is asked for each picture
+function ask() {
+  ticking = setInterval(() => wanted(now()) && postMessage({ type: 'want' }), 8)
+}
+
+function off() {
+  clearInterval(ticking)
+  reader?.cancel().catch(() => {})
+  reader = null
+}
+
+const orders = {
+  open(order) {
+    url = order.url
+    open()
+  },
+  camera({ readable }) {
+    off()
+    if (readable) read(readable).catch(() => {})
+    else ask()
+  },
+  async bitmap({ bitmap }) {
+    if (wanted(now())) await send(bitmap, bitmap.width, bitmap.height)
+    bitmap.close()
+  },
+  cover: (order) => (cover = order.cover),
+  off,
+  shown: (order) => shown(order.view, order.seq, order.latency),
+  close() {
+    off()
+    url = null
+    socket?.close(1000)
+  }
+}
+
+onmessage = ({ data }) => orders[data.type](data)

@@ -1,0 +1,311 @@
+// LiveDiffusion in ComfyUI's page: the Live button, and the widgets of Live Camera and Live View.
+
+import { app } from '../../scripts/app.js'
+import { api } from '../../scripts/api.js'
+
+// browsers keep .mjs files by themselves; another version has other addresses
+const VERSION = '0.1.0'
+const place = (name) => new URL(`./live/${name}.mjs?v=${VERSION}`, import.meta.url).href
+const [{ Camera }, { Edits }, { Picker }, { Invalid, Session }, { addStyle, element }, { View }] =
+  await Promise.all(
+    ['camera', 'edits', 'picker', 'session', 'style', 'view'].map((name) => import(place(name)))
+  )
+
+const LABELS = {
+  idle: 'Live',
+  starting: 'Starting',
+  queued: 'Waiting',
+  live: 'Stop',
+  stopping: 'Stopping'
+}
+const TIPS = {
+  idle: 'Live: run this workflow on the camera until stopped',
+  starting: 'Loading models; click to stop',
+  queued: 'Waiting for the prompts before this one; click to stop',
+  live: 'Stop the live run',
+  stopping: 'The live run is stopping'
+}
+
+const camera = new Camera()
+const views = new Map() // node -> View
+const pickers = new Map() // node -> Picker
+const marked = new Set()
+let session = null
+let workflow = null
+let state = 'idle'
+let reading = false
+let button = null
+
+const edits = new Edits(api, read, edited)
+
+function notify(severity, summary, detail) {
+  const life = severity === 'error' ? 12000 : 5000
+  app.extensionManager?.toast?.add?.({ severity, summary, detail, life })
+}
+
+const tools = { element, notify, apiURL: (path) => api.apiURL(path) }
+const root = () => app.rootGraph ?? app.graph
+const title = (id) => node(id)?.title ?? `node ${id}`
+
+/** The node of an execution id, "4" or "12:4" inside a subgraph. */
+function node(id) {
+  let graph = root()
+  let found
+  for (const part of String(id).split(':')) {
+    found = graph?.getNodeById?.(Number(part)) ?? graph?.getNodeById?.(part)
+    graph = found?.subgraph
+  }
+  return found
+}
+
+// -- the run ------------------------------------------------------------------------------
+
+async function read() {
+  reading = true
+  try {
+    return await app.graphToPrompt()
+  } finally {
+    reading = false
+  }
+}
+
+function show(next, detail = {}) {
+  state = next
+  button = document.querySelector('.livediffusion-live') ?? button
+  if (!button) return
+  button.dataset.state = state
+  const label = state === 'queued' && detail.ahead ? `Waiting (${detail.ahead})` : LABELS[state]
+  const text = button.querySelector('span') ?? button
+  if (text.textContent !== label) text.textContent = label
+  const tip = detail.ahead
+    ? `Waiting for ${detail.ahead} prompt${detail.ahead > 1 ? 's' : ''} to finish; click to stop`
+    : TIPS[state]
+  button.setAttribute('aria-label', tip)
+  button.title = tip
+}
+
+async function toggle() {
+  if (state === 'stopping') return
+  if (session) return session.stop()
+  const mine = (session = new Session(api, camera, place('worker')))
+  listen(mine)
+  show('starting')
+  try {
+    const graph = await read()
+    // the camera first: without it there is nothing to wait for in the queue
+    if (usesCamera(graph.output)) await camera.use(mine)
+    if (session !== mine) return camera.leave(mine)
+    workflow = root().id
+    unmark()
+    await mine.start(graph.output, graph.workflow)
+    if (session !== mine) return
+    attach()
+    edits.begin(graph.output)
+    const idle = mine.idle.map(({ node }) => title(node))
+    if (idle.length) notify('info', 'Live', `Not run while live: ${idle.join(', ')}.`)
+  } catch (error) {
+    complain(error)
+    mine.close()
+  }
+}
+
+const usesCamera = (output) =>
+  Object.values(output).some(
+    ({ class_type, inputs }) => class_type === 'LiveCamera' && inputs.source !== 'file'
+  )
+
+function listen(mine) {
+  mine.addEventListener('state', ({ detail }) => {
+    if (session !== mine) return
+    if (detail.state === 'queued' && detail.ahead > 0 && state === 'starting')
+      notify('info', 'Live', `Waiting for ${detail.ahead} prompt(s) before this one.`)
+    if (detail.state === 'failed' && !detail.node)
+      notify('error', 'Live', detail.reason ?? 'The live run failed.')
+    else if (detail.state === 'ended' && detail.reason) notify('info', 'Live', detail.reason)
+    const busy = detail.state in LABELS ? detail.state : 'stopping'
+    show(busy === 'queued' && !detail.ahead ? 'starting' : busy, detail)
+  })
+  mine.addEventListener('stats', ({ detail }) => {
+    for (const view of views.values()) if (view.index !== null) view.stats(detail)
+    if (session === mine && state === 'live') show('live')
+  })
+  mine.addEventListener('view', ({ detail }) => {
+    const view = [...views.values()].find((one) => one.index === detail.view)
+    if (view) return view.take(detail)
+    // its node is gone, but the server waits for an answer
+    detail.bitmap.close()
+    mine.shown(detail)
+  })
+  mine.addEventListener('problem', ({ detail }) => {
+    mark([detail.node])
+    notify('error', `${title(detail.node)}: not changed`, detail.reason)
+  })
+  mine.addEventListener('over', () => {
+    if (session !== mine) return
+    session = null
+    edits.end()
+    for (const view of views.values()) view.detach()
+    show('idle')
+  })
+}
+
+/** Give each Live View the pictures of its node. */
+function attach() {
+  const places = new Map(session.views.map((view) => [node(view.node), view]))
+  for (const [owner, view] of views) {
+    const there = places.get(owner)
+    if (there) view.attach(session, there)
+    else view.detach()
+  }
+}
+
+async function edited(graph) {
+  if (!session) return
+  if (root().id !== workflow) {
+    notify('info', 'Live', 'Stopped, because another workflow was opened.')
+    return session.stop()
+  }
+  const kinds = new Set(Object.values(graph.output).map(({ class_type }) => class_type))
+  if (!kinds.has('LiveView') || !kinds.has('LiveCamera')) return session.stop()
+  try {
+    await session.update(graph.output, graph.workflow)
+    unmark()
+    attach()
+  } catch (error) {
+    if (session) complain(error, 'Not changed')
+  }
+}
+
+// -- errors -------------------------------------------------------------------------------
+
+function complain(error, summary = 'Live') {
+  if (error instanceof Invalid) mark(Object.keys(error.nodes))
+  notify('error', summary, error.message)
+}
+
+function mark(ids) {
+  for (const id of ids) {
+    const found = node(id)
+    if (!found) continue
+    found.has_errors = true
+    marked.add(found)
+  }
+  app.canvas?.setDirty?.(true, true)
+}
+
+function unmark() {
+  for (const found of marked) found.has_errors = false
+  marked.clear()
+  app.canvas?.setDirty?.(true, true)
+}
+
+// -- nodes --------------------------------------------------------------------------------
+
+function addView(owner) {
+  const view = new View(owner, tools)
+  views.set(owner, view)
+  removed(owner, () => {
+    view.remove()
+    views.delete(owner)
+  })
+  const executed = owner.onExecuted
+  owner.onExecuted = function (output) {
+    executed?.apply(this, arguments)
+    const image = output?.live_images?.at(-1)
+    if (image) view.still(api.apiURL(`/view?${new URLSearchParams(image)}`))
+  }
+}
+
+function addPicker(owner) {
+  const picker = new Picker(owner, camera, tools)
+  pickers.set(owner, picker)
+  removed(owner, () => {
+    picker.remove()
+    pickers.delete(owner)
+  })
+  // an ordinary prompt takes the picture of this moment; nothing is added to the workflow for it
+  const source = owner.widgets?.find((widget) => widget.name === 'source')
+  if (!source) return
+  const serialize = source.serializeValue
+  source.serializeValue = async function () {
+    if (!reading && !session && picker.usesBrowser) await snapshot(owner, picker)
+    return serialize ? serialize.apply(this, arguments) : source.value
+  }
+}
+
+function removed(owner, clean) {
+  const before = owner.onRemoved
+  owner.onRemoved = function () {
+    before?.apply(this, arguments)
+    clean()
+    edits.look()
+  }
+}
+
+async function snapshot(owner, picker) {
+  if (!camera.stream && !(await camera.allowed())) return
+  try {
+    await camera.use(snapshot)
+    const body = await camera.snapshot(...picker.size)
+    const query = new URLSearchParams({ node: execution(owner), client_id: api.clientId })
+    await api.fetchApi(`/livediffusion/snapshot?${query}`, { method: 'POST', body })
+  } catch (error) {
+    notify('warn', 'Live Camera', error.message)
+  } finally {
+    camera.leave(snapshot)
+  }
+}
+
+/** A node's id as the server knows it: with the ids of the subgraphs around it. */
+function execution(owner) {
+  const search = (graph, prefix) => {
+    for (const one of graph?.nodes ?? graph?._nodes ?? []) {
+      if (one === owner) return prefix + one.id
+      const inside = one.subgraph && search(one.subgraph, `${prefix}${one.id}:`)
+      if (inside) return inside
+    }
+    return null
+  }
+  return search(root(), '') ?? String(owner.id)
+}
+
+// -- ComfyUI ------------------------------------------------------------------------------
+
+camera.addEventListener('lost', () => {
+  notify('error', 'Camera', 'The camera was disconnected.')
+  session?.stop()
+})
+window.addEventListener('pagehide', () => session?.close())
+
+app.registerExtension({
+  name: 'livediffusion',
+  commands: [
+    { id: 'livediffusion.toggle', label: 'Live: start or stop', icon: 'pi pi-video', function: toggle }
+  ],
+  keybindings: [{ combo: { key: 'l', alt: true }, commandId: 'livediffusion.toggle' }],
+  menuCommands: [{ path: ['Live'], commands: ['livediffusion.toggle'] }],
+  actionBarButtons: [
+    {
+      icon: 'pi pi-video',
+      label: LABELS.idle,
+      tooltip: TIPS.idle,
+      class: 'livediffusion-live',
+      onClick: toggle
+    }
+  ],
+  init: addStyle,
+  setup() {
+    // frontends without an action bar of their own have the older menu
+    setTimeout(() => {
+      if (!document.querySelector('.livediffusion-live')) {
+        button = element('button', { className: 'livediffusion-live comfyui-button', onclick: toggle })
+        app.menu?.settingsGroup?.element?.before?.(button)
+      }
+      show(state)
+    }, 1500)
+  },
+  nodeCreated(owner) {
+    if (owner.comfyClass === 'LiveView') addView(owner)
+    if (owner.comfyClass === 'LiveCamera') addPicker(owner)
+  }
+})
