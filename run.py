@@ -1,7 +1,9 @@
 #!/usr/bin/env python3
 """One command from a fresh clone to a running pack.
 
-    python run.py clip [--video FILE] [--prompt TEXT] ...   stylise a clip in a real ComfyUI
+    python run.py                                           the live demo in a real ComfyUI
+    python run.py live --headless [--video FILE] ...        the same on a file, without a browser
+    python run.py clip [--video FILE] [--prompt TEXT] ...   stylise a clip
     python run.py test [pytest options]                     lint, then the whole test suite
 
 Everything is set up on the first run: a virtual environment in the user's cache folder, ComfyUI,
@@ -21,17 +23,20 @@ import sys
 import time
 import urllib.request
 import venv
+import webbrowser
 
 ROOT = pathlib.Path(__file__).resolve().parent
 CACHE = pathlib.Path.home() / ".cache" / "livediffusion"
 PRIMARY, ALSO = "0.25.0", "0.8.0"
 REPOSITORY = "https://github.com/comfyanonymous/ComfyUI"
 PACK = "ComfyUI-LiveDiffusion"
+DEMO = f"/?template=live_webcam&source={PACK}"
+PORT = 8188  # ComfyUI's own; a browser remembers for an address that its page may use the camera
 
 # one release of the three that belongs together: the newest of each may not; and ComfyUI 0.8.0
 # uses requests without naming it
 ALWAYS = ["torch==2.14.1", "torchvision==0.29.1", "torchaudio==2.11.0", "requests"]
-TEST = ["pytest>=8", "hypothesis>=6.100", "ruff>=0.6"]
+TEST = ["pytest>=8", "hypothesis>=6.100", "ruff>=0.6", "playwright>=1.45"]
 # the baseline some tests compare with; it pins an old diffusers, so its needs are named here
 TEST_NO_DEPS = ["streamdiffusion==0.1.1", "diffusers", "importlib_metadata", "zipp"]
 
@@ -182,9 +187,13 @@ def link_pack(base: pathlib.Path) -> None:
         link.symlink_to(ROOT, target_is_directory=True)
 
 
-def free_port() -> int:
+def free_port(wanted: int = 0) -> int:
+    """This port, or any other one when it is taken."""
     with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
+        try:
+            s.bind(("127.0.0.1", wanted))
+        except OSError:
+            s.bind(("127.0.0.1", 0))
         return s.getsockname()[1]
 
 
@@ -204,11 +213,11 @@ def ended(process: subprocess.Popen):
 
 
 @contextlib.contextmanager
-def server(comfyui: pathlib.Path, python: pathlib.Path):
-    """A running ComfyUI with the pack; yields its URL."""
+def server(comfyui: pathlib.Path, python: pathlib.Path, wanted: int = 0):
+    """A running ComfyUI with the pack; yields its URL and its process."""
     base = CACHE / "server" / key(str(ROOT))
     link_pack(base)
-    port, log = free_port(), base / "server.log"
+    port, log = free_port(wanted), base / "server.log"
     gpu = has_gpu(python)
     command = [
         str(python), str(comfyui / "main.py"), "--base-directory", str(base), "--port", str(port),
@@ -223,7 +232,7 @@ def server(comfyui: pathlib.Path, python: pathlib.Path):
         with ended(process):
             with Spinner(f"starting ComfyUI on the {'GPU' if gpu else 'CPU'}") as spinner:
                 wait_for(url, process, log, spinner)
-            yield url
+            yield url, process
 
 
 def wait_for(url: str, process: subprocess.Popen, log: pathlib.Path, spinner: Spinner) -> None:
@@ -240,12 +249,44 @@ def wait_for(url: str, process: subprocess.Popen, log: pathlib.Path, spinner: Sp
 
 
 def clip(args: argparse.Namespace, rest: list[str]) -> int:
-    """Stylise a clip: the client does the rest inside the environment."""
+    """Stylise a clip."""
+    return client("clip.py", args, rest)
+
+
+def client(name: str, args: argparse.Namespace, rest: list[str]) -> int:
+    """A server, and a client of it that does the rest inside the environment."""
     comfyui = find_comfyui(args.comfyui)
     python = environment(comfyui, test=False)
-    with server(comfyui, python) as url:
-        client = [str(python), str(ROOT / "demo" / "clip.py"), "--server", url, *rest]
-        return subprocess.run(client, stdin=subprocess.DEVNULL).returncode
+    with server(comfyui, python) as (url, _):
+        command = [str(python), str(ROOT / "demo" / name), "--server", url, *rest]
+        return subprocess.run(command, stdin=subprocess.DEVNULL).returncode
+
+
+def live(args: argparse.Namespace, rest: list[str]) -> int:
+    """The live demo: a server with the workflow's address, or with a client instead of a page."""
+    if {"--headless", "--help", "-h"} & set(rest):
+        return client("live.py", args, rest)
+    parser = argparse.ArgumentParser(prog="run.py live")
+    parser.add_argument("--port", type=int, default=PORT, help=f"default {PORT}, else a free one")
+    parser.add_argument("--no-browser", action="store_true", help="only print the address")
+    own = parser.parse_args(rest)
+    comfyui = find_comfyui(args.comfyui)
+    python = environment(comfyui, test=False)
+    with server(comfyui, python, own.port) as (url, process):
+        # localhost is a secure context, so the page may use the camera
+        url = url.replace("127.0.0.1", "localhost") + DEMO
+        say(f"\n  {url}\n\n  opens the live demo. Press Live there; Ctrl+C here ends it.\n")
+        if not own.no_browser and sys.stdout.isatty() and has_desktop():
+            webbrowser.open(url)
+        if process.wait() != 0:
+            raise Stop(f"ComfyUI ended by itself; its log: {CACHE / 'server' / key(str(ROOT))}")
+    return 0
+
+
+def has_desktop() -> bool:
+    """Whether a browser can be opened where the user sees it."""
+    shown = os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")
+    return sys.platform in ("win32", "darwin") or bool(shown)
 
 
 def test(args: argparse.Namespace, rest: list[str]) -> int:
@@ -273,16 +314,17 @@ def test(args: argparse.Namespace, rest: list[str]) -> int:
 def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="python run.py clip --help lists the clip's options.", add_help=False,
+        epilog="python run.py live --help and python run.py clip --help list their options.",
+        add_help=False,
     )  # fmt: skip
-    parser.add_argument("command", choices=["clip", "test"], nargs="?")
+    parser.add_argument("command", choices=["live", "clip", "test"], nargs="?", default="live")
     parser.add_argument("--comfyui", default=PRIMARY, metavar="VERSION", help="ComfyUI's version")
     args, rest = parser.parse_known_args()
-    if args.command is None:
+    if {"--help", "-h"} & set(sys.argv[1:2]):
         parser.print_help()
         return 0
     try:
-        return {"clip": clip, "test": test}[args.command](args, rest)
+        return {"live": live, "clip": clip, "test": test}[args.command](args, rest)
     except Stop as reason:
         print(f"run.py: {reason}", file=sys.stderr)
         return 1

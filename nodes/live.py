@@ -30,7 +30,7 @@ def connect() -> None:
 
 
 def _films() -> list[str]:
-    return listed(folder_paths.get_input_directory()) or [_NO_FILE]
+    return [_NO_FILE, *listed(folder_paths.get_input_directory())]
 
 
 class LiveCamera(io.ComfyNode):
@@ -57,7 +57,6 @@ class LiveCamera(io.ComfyNode):
                 io.Combo.Input(
                     "file",
                     options=_films(),
-                    upload=io.UploadType.video,
                     tooltip="Used by source file: a video or animated picture in the input folder.",
                 ),
                 io.Int.Input(

@@ -43,7 +43,7 @@ function notify(severity, summary, detail) {
   app.extensionManager?.toast?.add?.({ severity, summary, detail, life })
 }
 
-const tools = { element, notify, apiURL: (path) => api.apiURL(path) }
+const tools = { element, notify, upload, apiURL: (path) => api.apiURL(path) }
 const root = () => app.rootGraph ?? app.graph
 const title = (id) => node(id)?.title ?? `node ${id}`
 
@@ -56,6 +56,16 @@ function node(id) {
     graph = found?.subgraph
   }
   return found
+}
+
+/** Put a file into ComfyUI's input folder; gives its name there. */
+async function upload(file) {
+  const body = new FormData()
+  body.append('image', file)
+  const reply = await api.fetchApi('/upload/image', { method: 'POST', body })
+  if (!reply.ok) throw new Error(`${file.name} was not taken: ${reply.statusText}`)
+  const { name, subfolder } = await reply.json()
+  return subfolder ? `${subfolder}/${name}` : name
 }
 
 // -- the run ------------------------------------------------------------------------------
@@ -81,7 +91,6 @@ function show(next, detail = {}) {
     ? `Waiting for ${detail.ahead} prompt${detail.ahead > 1 ? 's' : ''} to finish; click to stop`
     : TIPS[state]
   button.setAttribute('aria-label', tip)
-  button.title = tip
 }
 
 async function toggle() {
@@ -238,7 +247,8 @@ function removed(owner, clean) {
   owner.onRemoved = function () {
     before?.apply(this, arguments)
     clean()
-    edits.look()
+    // the node is still in the graph at this moment
+    setTimeout(edits.look)
   }
 }
 
@@ -307,5 +317,8 @@ app.registerExtension({
   nodeCreated(owner) {
     if (owner.comfyClass === 'LiveView') addView(owner)
     if (owner.comfyClass === 'LiveCamera') addPicker(owner)
+  },
+  loadedGraphNode(owner) {
+    pickers.get(owner)?.show()
   }
 })

@@ -10,7 +10,7 @@ export class Picker {
   /**
    * @param node a LiveCamera
    * @param camera see camera.mjs
-   * @param tools element(), notify(severity, summary, detail)
+   * @param tools element(), notify(severity, summary, detail), upload(file)
    */
   constructor(node, camera, tools) {
     const { element } = tools
@@ -28,7 +28,18 @@ export class Picker {
     })
     this.canvas = element('canvas', { width: 320, height: 180 })
     this.hint = element('div', { className: 'livediffusion-hint' })
-    const line = element('div', { className: 'livediffusion-line' }, this.select, this.button)
+    this.upload = element('button', {
+      textContent: 'Upload a video or animated picture',
+      title: "Into ComfyUI's input folder.",
+      onclick: () => this.#upload()
+    })
+    const line = element(
+      'div',
+      { className: 'livediffusion-line' },
+      this.select,
+      this.button,
+      this.upload
+    )
     const screen = element('div', { className: 'livediffusion-screen' }, this.canvas, this.hint)
     const box = element('div', { className: 'livediffusion-box' }, line, screen)
     this.widget = node.addDOMWidget('livediffusion_camera', 'livediffusion.camera', box, {
@@ -41,9 +52,24 @@ export class Picker {
     camera.addEventListener('opened', this.#opened)
     camera.addEventListener('closed', this.#closed)
     navigator.mediaDevices?.addEventListener?.('devicechange', this.#list)
+    const { source } = this.#widgets
+    const changed = source.callback
+    source.callback = (...values) => {
+      changed?.apply(source, values)
+      this.show()
+    }
     this.#list()
     this.#closed()
     if (camera.stream) this.#opened()
+  }
+
+  /** What belongs to the chosen source. */
+  show() {
+    const browser = this.usesBrowser
+    this.select.hidden = this.button.hidden = !browser
+    this.upload.hidden = browser
+    if (!browser && this.#trying) this.toggle()
+    if (!this.#timer) this.hint.textContent = browser ? 'The camera is off' : 'Plays while live'
   }
 
   get #widgets() {
@@ -72,6 +98,24 @@ export class Picker {
       this.tools.notify('error', 'Camera', error.message)
     }
     this.#label()
+  }
+
+  async #upload() {
+    const { element, notify } = this.tools
+    const input = element('input', { type: 'file', accept: 'video/*,image/*' })
+    input.onchange = async () => {
+      try {
+        const name = await this.tools.upload(input.files[0])
+        const { file } = this.#widgets
+        if (!file.options.values.includes(name)) file.options.values.push(name)
+        file.value = name
+        file.callback?.(name)
+        document.dispatchEvent(new Event('change'))
+      } catch (error) {
+        notify('error', 'Upload', error.message)
+      }
+    }
+    input.click()
   }
 
   async #choose() {
@@ -103,10 +147,11 @@ export class Picker {
 
   #closed = () => {
     clearInterval(this.#timer)
+    this.#timer = 0
     this.#trying = false
     this.#label()
     this.canvas.getContext('2d').clearRect(0, 0, this.canvas.width, this.canvas.height)
-    this.hint.textContent = 'The camera is off'
+    this.show()
   }
 
   #label() {

@@ -30,6 +30,7 @@ const CSS = `
   font: inherit; cursor: pointer;
 }
 .livediffusion-box button { flex: none; }
+.livediffusion-box [hidden] { display: none; }
 .livediffusion-box select { flex: 1 1 0; min-width: 0; text-overflow: ellipsis; }
 .livediffusion-box button:hover:not(:disabled), .livediffusion-box select:hover {
   filter: brightness(1.2);

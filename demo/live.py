@@ -1,0 +1,159 @@
+"""The client of `python run.py live --headless`: a file through the live loop, without a browser.
+
+It owns the live run as a page would: it starts it, takes every picture, says when it has it, and
+stops it. Runs inside ComfyUI's environment. Not part of the pack.
+"""
+
+import argparse
+import asyncio
+import io
+import json
+import pathlib
+import struct
+import sys
+import time
+import uuid
+
+import aiohttp
+from clip import Failed, bundled_clip, complaint
+from PIL import Image
+
+GRAPH = pathlib.Path(__file__).with_name("live_graph.json")
+HEADER = struct.Struct("<BBHIdII")  # docs/live.md, "On the wire"
+
+
+def options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="run.py live --headless", description="Run the live loop on a file."
+    )
+    parser.add_argument("--server", required=True, help=argparse.SUPPRESS)
+    parser.add_argument("--headless", action="store_true", help="without a browser")
+    parser.add_argument("--video", type=pathlib.Path, help="your clip (default: ComfyUI's own)")
+    parser.add_argument("--frames", type=int, default=200, help="frames to run (default 200)")
+    parser.add_argument("--prompt", default="neon night", help="what it shall look like")
+    parser.add_argument("--steps", type=int, default=2, help="denoising steps n (default 2)")
+    parser.add_argument("--strength", type=float, default=0.5, help="0..1, how far from the input")
+    parser.add_argument("--cfg", type=float, default=1.4, help="guidance scale (default 1.4)")
+    parser.add_argument("--delta", type=float, default=0.3, help="residual noise (default 0.3)")
+    parser.add_argument("--size", type=int, default=256, help="side in pixels (default 256)")
+    parser.add_argument("--fps", type=int, default=60, help="the most frames a second")
+    parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("output"))
+    return parser.parse_args()
+
+
+def graph(args: argparse.Namespace, file: str) -> dict:
+    """The live workflow in API format, with the user's values in it."""
+    nodes = json.loads(GRAPH.read_text(encoding="utf-8"))
+    values = {
+        "camera": {"file": file, "width": args.size, "height": args.size, "fps": args.fps},
+        "positive": {"text": args.prompt},
+        "guider": {"cfg": args.cfg, "delta": args.delta},
+        "sigmas": {"steps": args.steps, "strength": args.strength},
+    }
+    for node, inputs in values.items():
+        nodes[node]["inputs"].update(inputs)
+    return nodes
+
+
+async def run(args: argparse.Namespace, path: pathlib.Path) -> tuple[dict, list[Image.Image]]:
+    """Upload, start, watch, stop. Returns the last statistics and some of the pictures."""
+    async with aiohttp.ClientSession(args.server) as http:
+        name = f"live-{uuid.uuid4().hex[:8]}{path.suffix}"
+        with path.open("rb") as file:
+            form = aiohttp.FormData({"overwrite": "true"})
+            form.add_field("image", file, filename=name)
+            async with http.post("/upload/image", data=form) as reply:
+                reply.raise_for_status()
+        body = {"client_id": uuid.uuid4().hex, "prompt": graph(args, name), "workflow": None}
+        async with http.post("/livediffusion/start", json=body) as reply:
+            answer = await reply.json()
+            if reply.status != 200:
+                raise Failed(complaint(answer))
+        keys = {key: answer[key] for key in ("session", "token")}
+        async with http.ws_connect("/livediffusion/frames", params={**keys, "role": "owner"}) as ws:
+            return await watch(args, http, ws, keys)
+
+
+async def watch(args, http, ws, keys: dict) -> tuple[dict, list[Image.Image]]:
+    stats: dict = {}
+    pictures: list[Image.Image] = []
+    stopped, shown = False, 0.0
+    async for message in ws:
+        if message.type is aiohttp.WSMsgType.BINARY:
+            _, _, view, sequence, captured, _, _ = HEADER.unpack_from(message.data)
+            if len(pictures) < args.frames:
+                pictures.append(Image.open(io.BytesIO(message.data[HEADER.size :])).convert("RGB"))
+            latency = time.time() * 1000 - captured
+            text = {"type": "shown", "view": view, "seq": sequence, "latency_ms": latency}
+            await ws.send_str(json.dumps(text))
+            continue
+        data = json.loads(message.data)
+        if data["type"] == "state" and data["state"] == "failed":
+            raise Failed(f"node {data['node']}: {data['reason']}")
+        if data["type"] == "stats":
+            stats = data
+            now = time.monotonic()
+            if now - shown > (0.5 if sys.stdout.isatty() else 15):
+                shown = now
+                line = f"  {stats['frames']} frames, {stats['fps']:.1f} fps"
+                print(f"\r{line}   " if sys.stdout.isatty() else line,
+                      end="" if sys.stdout.isatty() else "\n", flush=True)  # fmt: skip
+            if stats["frames"] >= args.frames and not stopped:
+                stopped = True
+                async with http.post("/livediffusion/stop", json=keys) as reply:
+                    reply.raise_for_status()
+    if sys.stdout.isatty():
+        print()
+    if stats.get("frames", 0) < args.frames:
+        raise Failed(f"the live run ended after {stats.get('frames', 0)} frames.")
+    return stats, pictures
+
+
+def sheet(pictures: list[Image.Image], path: pathlib.Path, columns: int = 8) -> None:
+    """Eight of the pictures, from the first to the last."""
+    picked = pictures[:: max(1, len(pictures) // columns)][:columns]
+    width, height = picked[0].size
+    whole = Image.new("RGB", (width * len(picked), height))
+    for i, picture in enumerate(picked):
+        whole.paste(picture, (i * width, 0))
+    whole.save(path)
+
+
+def table(stats: dict, seconds: float) -> str:
+    def spread(name: str) -> str:
+        values = stats[name]
+        return "-" if values is None else f"p50 {values['p50']:.1f} ms, p95 {values['p95']:.1f} ms"
+
+    rows = [
+        ("frames", f"{stats['frames']}  in {seconds:.1f} s"),
+        ("fps", f"{stats['fps']:.2f}"),
+        ("latency", f"{spread('latency_ms')}  (from capture to here)"),
+        ("compute", f"{spread('compute_ms')}  (one frame through the graph)"),
+        ("dropped", f"{stats['dropped']}  (newer ones came first)"),
+        ("skipped", f"{stats['skipped']}  (similarity filter)"),
+        ("UNet calls", f"{stats['calls']}  ({stats['rows']} rows)"),
+    ]
+    return "\n".join(f"  {name:<12}{value}" for name, value in rows)
+
+
+def main() -> int:
+    args = options()
+    began = time.monotonic()
+    try:
+        path = args.video or bundled_clip()
+        if not path.is_file():
+            raise Failed(f"--video: there is no file {path}.")
+        print(f"- {args.frames} frames of {path.name}, prompt {args.prompt!r}", flush=True)
+        stats, pictures = asyncio.run(run(args, path))
+        args.out.mkdir(parents=True, exist_ok=True)
+        sheet(pictures, args.out / "live_sheet.png")
+    except (Failed, aiohttp.ClientError) as reason:
+        print(f"run.py live: {reason}", file=sys.stderr)
+        return 1
+    print(table(stats, time.monotonic() - began))
+    print(f"- {args.out / 'live_sheet.png'}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,277 @@
+"""A real ComfyUI with the pack, and Debian's Chromium with a camera that plays a file."""
+
+import contextlib
+import importlib.util
+import json
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+import urllib.request
+
+import av
+import numpy as np
+import pytest
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+BITS = 12
+CHROMIUM = os.environ.get("LIVEDIFFUSION_CHROMIUM") or shutil.which("chromium")
+
+
+def load(path):
+    spec = importlib.util.spec_from_file_location(f"browser_{path.stem}", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def counter_picture(number, width=640, height=480):
+    """A frame that carries its number as a row of black and white blocks, low bit first.
+
+    The blocks lie inside the square that a crop keeps, and survive resizing and JPEG.
+    """
+    picture = np.full((height, width, 3), 128, np.uint8)
+    left, block = (width - height) // 2, height // BITS
+    for bit in range(BITS):
+        x = left + bit * block
+        picture[block : 3 * block, x : x + block] = 255 * (number >> bit & 1)
+    return picture
+
+
+def read_counter(pixels):
+    """The number in a picture [H, W] of greys, or None where it cannot be read."""
+    size = pixels.shape[0]
+    block = size / BITS
+    number = 0
+    for bit in range(BITS):
+        left = int((bit + 0.3) * block)
+        across = slice(left, left + max(1, int(0.4 * block)))
+        grey = float(pixels[int(1.5 * block) : int(2.5 * block), across].mean())
+        if 80 < grey < 176:
+            return None
+        number |= (grey > 128) << bit
+    return number
+
+
+@pytest.fixture(scope="session")
+def camera_file(tmp_path_factory):
+    """1000 numbered frames at 20 per second, as a fake camera plays them."""
+    path = tmp_path_factory.mktemp("camera") / "counter.mjpeg"
+    with av.open(str(path), "w", format="mjpeg") as film:
+        stream = film.add_stream("mjpeg", rate=20)
+        stream.width, stream.height, stream.pix_fmt = 640, 480, "yuvj420p"
+        for number in range(1000):
+            frame = av.VideoFrame.from_ndarray(counter_picture(number), format="rgb24")
+            film.mux(stream.encode(frame))
+        film.mux(stream.encode())
+    return path
+
+
+class Site:
+    """The server under test."""
+
+    def __init__(self, url, base, log):
+        self.url, self.base, self.log = url, base, log
+
+    def json(self, path, data=None):
+        body = None if data is None else json.dumps(data).encode()
+        headers = {"Content-Type": "application/json"}
+        request = urllib.request.Request(self.url + path, body, headers)
+        with urllib.request.urlopen(request, timeout=30) as reply:
+            text = reply.read()
+        return json.loads(text) if text else None
+
+
+@pytest.fixture(scope="session")
+def site(comfyui, tmp_path_factory):
+    run = load(ROOT / "run.py")
+    base = tmp_path_factory.mktemp("browser")
+    run.link_pack(base)
+    (base / "input").mkdir()
+    settings = base / "user" / "default"
+    settings.mkdir(parents=True)
+    # a page of a user who has seen ComfyUI before: no tour, no dialog over the canvas
+    (settings / "comfy.settings.json").write_text(
+        json.dumps({"Comfy.TutorialCompleted": True, "Comfy.Minimap.Visible": False,
+                    "Comfy.InstalledVersion": "1.45.19"}),
+        encoding="utf-8",
+    )  # fmt: skip
+    port, log = run.free_port(), base / "server.log"
+    command = [
+        sys.executable, str(comfyui / "main.py"), "--cpu", "--base-directory", str(base),
+        "--port", str(port), "--disable-auto-launch", "--database-url", "sqlite:///:memory:",
+    ]  # fmt: skip
+    with log.open("w", encoding="utf-8") as out:
+        process = subprocess.Popen(
+            command, stdout=out, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, cwd=comfyui
+        )
+        # a page may use the camera on localhost only
+        url = f"http://localhost:{port}"
+        with run.ended(process):
+            run.wait_for(f"http://127.0.0.1:{port}", process, log, run.Spinner("starting ComfyUI"))
+            yield Site(url, base, log)
+
+
+@pytest.fixture(scope="session")
+def browser(camera_file):
+    """A browser's context: pages in it share what they have loaded."""
+    pytest.importorskip("playwright", reason="Playwright is not installed")
+    if CHROMIUM is None:
+        pytest.skip("there is no Chromium here (LIVEDIFFUSION_CHROMIUM)")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        running = playwright.chromium.launch(
+            executable_path=CHROMIUM,
+            args=["--no-sandbox", "--disable-gpu", "--use-fake-ui-for-media-stream",
+                  "--use-fake-device-for-media-stream",
+                  f"--use-file-for-fake-video-capture={camera_file}"],
+        )  # fmt: skip
+        context = running.new_context(
+            viewport={"width": 1400, "height": 800}, permissions=["camera"]
+        )
+        context.add_init_script(WATCH)
+        yield context
+        running.close()
+
+
+# what a page keeps of itself for the tests: sockets, open cameras, drawn pictures
+WATCH = """
+window.live = { tracks: [], sockets: 0, drawn: [] };
+const get = navigator.mediaDevices?.getUserMedia?.bind(navigator.mediaDevices);
+if (get) navigator.mediaDevices.getUserMedia = async (wish) => {
+  const stream = await get(wish);
+  window.live.tracks.push(...stream.getTracks());
+  return stream;
+};
+window.live.cameras = () => window.live.tracks.filter((t) => t.readyState === 'live').length;
+window.live.state = () => document.querySelector('.livediffusion-live')?.dataset.state;
+window.live.views = () => [...document.querySelectorAll('canvas[data-frames]')];
+window.live.watch = () => {
+  window.live.drawn = [];
+  const [canvas] = window.live.views();
+  const small = new OffscreenCanvas(96, 96).getContext('2d', { willReadFrequently: true });
+  new MutationObserver(() => {
+    small.drawImage(canvas, 0, 0, 96, 96);
+    const { data } = small.getImageData(0, 0, 96, 96);
+    const greys = [];
+    for (let i = 0; i < data.length; i += 4) greys.push(data[i + 1]);
+    window.live.drawn.push({ ...canvas.dataset, greys });
+  }).observe(canvas, { attributes: true, attributeFilter: ['data-seq'] });
+};
+"""
+
+
+class Page:
+    """A page of ComfyUI and what it said to the console."""
+
+    def __init__(self, page, site):
+        self.page, self.site = page, site
+        self.noise = []
+        page.on("console", lambda m: self.noise.append((m.type, m.text, m.location.get("url", ""))))
+        page.on("pageerror", lambda e: self.noise.append(("error", str(e), "page")))
+
+    def open(self, query=""):
+        self.page.goto(self.site.url + "/" + query)
+        self.wait("window.app?.extensionManager && document.querySelector('.livediffusion-live')")
+
+    def wait(self, condition, seconds=40):
+        try:
+            self.page.wait_for_function(f"() => {condition}", timeout=1000 * seconds)
+        except Exception as error:
+            toasts = self.page.evaluate("() => document.querySelector('.p-toast')?.innerText")
+            raise AssertionError(f"not so: {condition}; toasts: {toasts}") from error
+
+    def get(self, expression, *args):
+        return self.page.evaluate(f"(a) => {expression}", *args)
+
+    def load(self, workflow):
+        self.get("window.app.loadGraphData(a)", workflow)
+        # the view of the workflow before is gone, and no picture has come yet
+        self.wait("window.live.views()[0]?.dataset.frames === '0'")
+
+    def nodes2(self, on):
+        self.get("window.app.extensionManager.setting.set('Comfy.VueNodes.Enabled', a)", on)
+
+    def live(self):
+        """Press Live and wait for pictures."""
+        self.page.click(".livediffusion-live")
+        self.wait("window.live.state() === 'live'")
+        self.wait("Number(window.live.views()[0].dataset.frames) > 0")
+
+    def stop(self):
+        if self.get("window.live.state()") not in ("idle", "stopping"):
+            self.page.click(".livediffusion-live")
+        self.wait("window.live.state() === 'idle'")
+
+    @property
+    def ours(self):
+        """Console messages that come from our files or speak of us."""
+        return [n for n in self.noise if "livediffusion" in (n[1] + n[2]).lower()
+                or "Unknown message type" in n[1]]  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def first(browser, site):
+    return Page(browser.new_page(), site)
+
+
+@pytest.fixture
+def page(first):
+    """The page that most tests share, idle; opening one takes seconds."""
+    if not first.page.url.startswith(first.site.url):
+        first.open()
+    first.noise.clear()
+    yield first
+    if first.page.url.startswith(first.site.url) and first.get("window.live.state()") != "idle":
+        first.stop()
+
+
+@contextlib.contextmanager
+def fresh(browser, site):
+    """A page of its own."""
+    made = Page(browser.new_page(), site)
+    try:
+        made.open()
+        yield made
+    finally:
+        made.page.close()
+
+
+def workflow(nodes, links):
+    """A workflow as the frontend saves it. nodes: id -> (class, pos, size, values)."""
+    made = {"last_node_id": 99, "last_link_id": 99, "nodes": [], "links": [], "groups": [],
+            "config": {}, "extra": {}, "version": 0.4}  # fmt: skip
+    for id, (kind, pos, size, values, inputs, outputs) in nodes.items():
+        made["nodes"].append(
+            {
+                "id": id, "type": kind, "pos": pos, "size": size, "flags": {}, "order": id,
+                "mode": 0, "properties": {}, "widgets_values": values,
+                "inputs": [{"name": n, "type": t, "link": None} for n, t in inputs],
+                "outputs": [{"name": n, "type": t, "links": []} for n, t in outputs],
+            }
+        )  # fmt: skip
+    by_id = {node["id"]: node for node in made["nodes"]}
+    for number, (source, out, target, place) in enumerate(links, 1):
+        kind = by_id[source]["outputs"][out]["type"]
+        by_id[source]["outputs"][out]["links"].append(number)
+        by_id[target]["inputs"][place]["link"] = number
+        made["links"].append([number, source, out, target, place, kind])
+    return made
+
+
+def through(**settings):
+    """Live Camera straight to Live View: the picture passes unchanged."""
+    values = {"source": "browser", "file": "none", "width": 256, "height": 256, "fit": "crop",
+              "fps": 30, "mirror": False, "loop": True}  # fmt: skip
+    camera = list((values | settings).values())
+    return workflow(
+        {
+            1: ("LiveCamera", [60, 60], [320, 480], camera, [],
+                [("image", "IMAGE"), ("frame", "INT")]),
+            2: ("LiveView", [460, 60], [420, 560], [90, False, "live/recording"],
+                [("image", "IMAGE")], []),
+        },
+        [(1, 0, 2, 0)],
+    )  # fmt: skip
