@@ -53,18 +53,19 @@ def test_needs_the_standard_library_only():
     assert names - {"_winapi"} <= set(sys.stdlib_module_names)
 
 
-def test_alone_it_prints_its_help():
-    done = command()
+def test_it_explains_itself():
+    done = command("--help")
     assert done.returncode == 0
+    assert "python run.py live --headless" in done.stdout
     assert "python run.py clip" in done.stdout
     assert "python run.py test" in done.stdout
 
 
-@pytest.mark.parametrize("what", ["clip", "test"])
+@pytest.mark.parametrize("what", [(), ("live", "--headless"), ("clip",), ("test",)])
 def test_no_comfyui_and_no_way_to_get_it_is_one_sentence(tmp_path, what):
     # no git on an empty PATH stands for no network: both fail the clone
     env = {"HOME": str(tmp_path), "USERPROFILE": str(tmp_path), "PATH": str(tmp_path)}
-    done = command(what, **env)
+    done = command(*what, **env)
     assert done.returncode == 1
     lines = done.stderr.strip().splitlines()
     assert len(lines) == 1
@@ -175,6 +176,14 @@ def test_a_server_that_dies_is_said_with_its_log(run, tmp_path):
     url = f"http://127.0.0.1:{run.free_port()}"
     with pytest.raises(run.Stop, match="no module named torch"):
         run.wait_for(url, process, log, run.Spinner("x"))
+
+
+def test_the_port_is_the_same_each_time_if_it_is_free(run):
+    port = run.free_port()
+    assert run.free_port(port) == port
+    with run.socket.socket() as taken:
+        taken.bind(("127.0.0.1", port))
+        assert run.free_port(port) != port
 
 
 def test_ci_runs_the_readmes_test_command():

@@ -13,6 +13,31 @@ PACK = "ComfyUI-LiveDiffusion"
 # the saved-workflow format: append only, never rename, reorder or remove.
 # id: (required inputs, optional inputs, outputs); an input is (id, type, default)
 NODES = {
+    "LiveCamera": (
+        [
+            ("source", "COMBO", "browser"),
+            ("file", "COMBO", None),
+            ("width", "INT", 512),
+            ("height", "INT", 512),
+            ("fit", "COMBO", "crop"),
+            ("fps", "INT", 30),
+            ("mirror", "BOOLEAN", True),
+            ("loop", "BOOLEAN", True),
+        ],
+        [],
+        ["IMAGE", "INT"],
+    ),
+    "LiveView": (
+        [
+            ("image", "IMAGE", None),
+            ("quality", "INT", 85),
+            ("record", "BOOLEAN", False),
+            ("filename_prefix", "STRING", "live/recording"),
+        ],
+        [],
+        [],
+    ),
+    "LiveRun": ([("session", "STRING", "")], [], []),
     "LiveStreamSampler": (
         [
             ("guider", "GUIDER", None),
@@ -87,6 +112,9 @@ NODES = {
     "LiveDemoModel": ([], [], ["MODEL", "CLIP", "VAE"]),
 }
 OPTIONS = {
+    ("LiveCamera", "source"): ["browser", "file"],
+    ("LiveCamera", "file"): ["none"],
+    ("LiveCamera", "fit"): ["crop", "pad", "stretch"],
     ("LiveStreamSampler", "step_rule"): ["lcm", "euler", "dpmpp_2m"],
     ("LiveStreamSampler", "mode"): ["live", "clip"],
     ("LiveStreamSampler", "conditioning"): ["per frame", "immediate"],
@@ -119,9 +147,9 @@ def test_inputs_and_outputs_are_the_saved_format(info, name):
         for i, type_, default in expected:
             assert shown[i][0] == type_, i
             assert shown[i][1].get("default") == default, i
-            assert len(shown[i][1]["tooltip"]) > 10, i
+            assert name == "LiveRun" or len(shown[i][1]["tooltip"]) > 10, i
     assert node["output"] == outputs
-    assert node["category"].startswith("live/")
+    assert node["category"].startswith("live/") or name == "LiveRun"
     assert len(node["description"]) > 20
     for (owner, i), options in OPTIONS.items():
         if owner == name:
@@ -130,6 +158,11 @@ def test_inputs_and_outputs_are_the_saved_format(info, name):
 
 def test_a_skipped_picture_is_not_asked_for(info):
     assert info["LiveSimilarityFilter"]["input"]["required"]["processed"][1]["lazy"] is True
+
+
+def test_the_internal_node_is_not_offered(info):
+    node = info["LiveRun"]
+    assert node.get("dev_only") or node.get("deprecated")
 
 
 def test_start_up_is_quick(server):
@@ -166,7 +199,14 @@ def test_no_top_level_module_is_taken(server):
 
 def test_workflows_are_templates_with_pictures(server):
     names = sorted(server.json("/workflow_templates")[PACK])
-    assert names == ["clip_stylise", "image_to_image_sd_turbo", "lcm_lora_4_steps_rcfg"]
+    assert names == [
+        "clip_stylise",
+        "image_to_image_sd_turbo",
+        "lcm_lora_4_steps_rcfg",
+        "live_webcam",
+        "live_webcam_sd_turbo",
+        "live_webcam_similarity_filter",
+    ]
     for name in names:
         assert server.json(f"/api/workflow_templates/{PACK}/{name}.json")["nodes"]
         status, picture = server.get(f"/api/workflow_templates/{PACK}/{name}.jpg")

@@ -1,0 +1,93 @@
+"""Live in a real ComfyUI, both versions: the headless command, the log, the end of the server."""
+
+import asyncio
+import importlib.util
+import json
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import inprocess
+import pytest
+from films import write_gif
+
+pytestmark = [pytest.mark.comfy, pytest.mark.server]
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+
+
+def headless(server, out, *options):
+    """demo/live.py, as run.py calls it."""
+    return subprocess.run(
+        [sys.executable, str(ROOT / "demo" / "live.py"), "--server", server.url, "--headless",
+         "--out", str(out), *options],
+        capture_output=True, text=True, timeout=120, stdin=subprocess.DEVNULL,
+    )  # fmt: skip
+
+
+def test_the_headless_demo(server, tmp_path):
+    video = write_gif(tmp_path / "film.gif", 8, 40)
+    before = len(server.log.splitlines())
+    done = headless(server, tmp_path, "--video", str(video), "--frames", "60", "--size", "64")
+    assert done.returncode == 0, done.stderr
+    table = dict(line.strip().split(maxsplit=1) for line in done.stdout.splitlines()
+                 if line.startswith("  "))  # fmt: skip
+    frames = int(table["frames"].split()[0])
+    assert frames >= 60
+    assert {"fps", "latency", "compute", "dropped", "skipped"} <= set(table)
+    calls, rows = done.stdout.split("UNet calls")[1].split("rows")[0].replace("(", "").split()
+    assert (int(calls), int(rows)) == (frames, 2 * frames - 1)
+    assert (tmp_path / "live_sheet.png").stat().st_size > 1000
+    # a line for the prompt and a few for loading; none per frame
+    assert len(server.log.splitlines()) - before < 25, server.log
+    assert list(server.json("/history?max_items=1").values())[0]["status"]["completed"]
+
+
+def test_a_bad_file_is_one_sentence(server, tmp_path):
+    (tmp_path / "text.mp4").write_text("no video " * 30, encoding="utf-8")
+    done = headless(server, tmp_path, "--video", str(tmp_path / "text.mp4"), "--frames", "5")
+    assert done.returncode == 1
+    said = done.stderr.strip().splitlines()
+    assert len(said) == 1 and said[0].startswith("run.py live: ")
+    assert "cannot be read" in said[0]
+
+
+def test_a_run_ends_with_its_server(comfyui, tmp_path):
+    """Stopped as from a terminal, in the middle of a run: nothing keeps the process alive."""
+
+    spec = importlib.util.spec_from_file_location("livediffusion_run", ROOT / "run.py")
+    run = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(run)
+    run.link_pack(tmp_path)
+    (tmp_path / "input").mkdir()
+    write_gif(tmp_path / "input" / "film.gif", 8, 40)
+    port, log = run.free_port(), tmp_path / "server.log"
+    command = [
+        sys.executable, str(comfyui / "main.py"), "--cpu", "--base-directory", str(tmp_path),
+        "--port", str(port), "--disable-auto-launch", "--database-url", "sqlite:///:memory:",
+    ]  # fmt: skip
+    with log.open("w", encoding="utf-8") as out:
+        process = subprocess.Popen(
+            command, stdout=out, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, cwd=comfyui
+        )
+        url = f"http://127.0.0.1:{port}"
+        with run.ended(process):
+            run.wait_for(url, process, log, run.Spinner("starting ComfyUI"))
+
+            async def live(http):
+                graph = {
+                    "1": inprocess.camera(source="file", file="film.gif"),
+                    "2": inprocess.view(["1", 0]),
+                }
+                client = await inprocess.Client.start(http, url, graph)
+                await client.wait(lambda: len(client.views) >= 5)
+                process.send_signal(signal.SIGINT)
+                began = time.monotonic()
+                await asyncio.to_thread(process.wait, 10)
+                await client.wait(lambda: client.closed)
+                return time.monotonic() - began
+
+            assert inprocess.live(live) < 5
+    assert json.dumps(log.read_text(encoding="utf-8")).count("Traceback") == 0
