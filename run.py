@@ -302,7 +302,7 @@ def test(args: argparse.Namespace, rest: list[str]) -> int:
     for version in reversed(versions):
         say(f"- tests on ComfyUI {version}")
         path = {"COMFYUI_PATH": str(find_comfyui(version))}
-        short = ["-m", "comfy and not server"] if version != args.comfyui else []
+        short = ["-m", "comfy and not server and not slow"] if version != args.comfyui else []
         code = subprocess.run(
             [str(tools / "pytest"), *short, *rest], cwd=ROOT, env={**os.environ, **path}
         ).returncode

@@ -265,6 +265,7 @@ def resident():
         return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_ten_thousand_frames_leave_nothing_behind(running):
     """Memory, threads and descriptors stay where they were after the first 500."""
