@@ -39,8 +39,9 @@ def fitted(picture: np.ndarray, shape: Shape) -> np.ndarray:
             if shape.fit == "crop":
                 # the box is cut before it is resized: only what stays is worked on
                 w, h = shape.width / scale, shape.height / scale
-                left, top = (width - w) / 2, (height - h) / 2
-                box = (left, top, left + w, top + h)
+                left, top = max(0.0, (width - w) / 2), max(0.0, (height - h) / 2)
+                # rounding must not reach outside the picture
+                box = (left, top, min(left + w, width), min(top + h, height))
                 image = image.resize(wanted, Image.Resampling.BILINEAR, box)
             else:
                 size = max(1, round(width * scale)), max(1, round(height * scale))

@@ -85,7 +85,7 @@ async def _frames(session: Session, executor: FrameExecutor) -> None:
         if before is None:
             raise _Failed(node, reason)
         # the edit does not run: say so, and go on as before
-        session.problem(session.version, str(reason), node)
+        session.problem(str(reason), node)
         session.adopt(*before)
         executor.adopt(before[1])
         before = None

@@ -6,7 +6,7 @@ the owner; the prompt worker's loop runs frames. They share slots and a few plai
 
 import asyncio
 import contextlib
-import logging
+import functools
 import secrets
 import time
 from collections import deque
@@ -26,8 +26,6 @@ from .pictures import Shape
 from .view import View
 from .viewer import Viewer
 from .wire import Refused, unpacked
-
-log = logging.getLogger("livediffusion")
 
 IN_FLIGHT = 2  # frames whose picture is not on the CPU yet
 OWNER_MISSED = 2.0  # seconds without its page after which a run ends
@@ -203,7 +201,7 @@ class Session:
             self.owner = viewer
         self.viewers.add(viewer)
         viewer.tell(self._state_message())
-        for view in self.views.values():
+        for view in list(self.views.values()):
             if view.latest is not None:
                 viewer.offer(view.latest)
 
@@ -240,7 +238,7 @@ class Session:
         now = time.monotonic()
         feeds = list(self._feeds.values())
         coded = sum(f.coded.replaced for f in feeds if isinstance(f, CameraFeed))
-        unsent = sum(v.unsent for v in self.viewers)
+        unsent = sum(v.unsent for v in list(self.viewers))
         return {
             "type": "stats",
             "state": self.state,
@@ -254,7 +252,7 @@ class Session:
             + coded
             + sum(f.slot.replaced + f.dropped for f in feeds),
             "refused": self._counts["refused"],
-            "unsent": unsent + sum(v.slot.replaced for v in self.views.values()),
+            "unsent": unsent + sum(v.slot.replaced for v in list(self.views.values())),
             **self._calls,
             "version": self.version,
         }
@@ -368,10 +366,11 @@ class Session:
         self.later(self._begin_views)
 
     def _begin_views(self) -> None:
-        for view in self.views.values():
+        for node, view in list(self.views.items()):
             if not view.begun:
                 view.begun = True
-                self._keep(view.serve(self._loop, self._pool, self._offer))
+                complain = functools.partial(self._tell_problem, node, self.version)
+                self._keep(view.serve(self._loop, self._pool, self._offer, complain))
 
     def _offer(self, packet) -> None:
         for viewer in self.viewers:
@@ -392,10 +391,12 @@ class Session:
         self.split, self.version = split, version
         self.begin()
 
-    def problem(self, version: int, reason: str, node: str) -> None:
+    def problem(self, reason: str, node: str) -> None:
         """An edit that could not run; the graph before it goes on."""
-        message = {"type": "problem", "version": version, "reason": reason, "node": node}
-        self.later(self._tell, message)
+        self.later(self._tell_problem, node, self.version, reason)
+
+    def _tell_problem(self, node: str, version: int, reason: str) -> None:
+        self._tell({"type": "problem", "version": version, "reason": reason, "node": node})
 
     async def next_frame(self, timeout: float) -> bool:
         """Wait for a new frame of the source that sets the pace, and take the others' latest.
@@ -429,9 +430,15 @@ class Session:
                 raise GraphError(str(feed.error), node)
 
     async def room(self) -> None:
-        """Wait until fewer than IN_FLIGHT frames of each view are on their way from the device."""
-        for view in self.views.values():
+        """Wait until fewer than IN_FLIGHT frames of each view are on their way from the device.
+
+        Raises:
+            GraphError: a view gave a picture that cannot be shown.
+        """
+        for node, view in list(self.views.items()):
             await view.room(IN_FLIGHT)
+            if view.error is not None:
+                raise GraphError(f"image: {view.error}", node)
 
     def image(self, node: str, shape: Shape) -> tuple[Tensor, int]:
         """The current frame for a LiveCamera: IMAGE [1, height, width, 3] and its number."""
@@ -462,7 +469,7 @@ class Session:
         self._compute.add(now - self._began)
         self._frame_rate.add(now)
         self._counts["frames"] += 1
-        self._counts["skipped"] += bool(self._lent) and len(self._lent) == len(self.split.views)
+        self._counts["skipped"] += self._lent >= self.split.live & set(self.split.views)
         counters = [s.calls for s in streams.owned(self.id) if hasattr(s, "calls")]
         self._calls = {
             "calls": sum(c.calls for c in counters), "rows": sum(c.rows for c in counters)

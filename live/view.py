@@ -35,11 +35,13 @@ class View:
     Attributes:
         latest: the last picture, encoded.
         begun: whether somebody fetches its pictures.
+        error: why they cannot be fetched any more, if so.
     """
 
     def __init__(self, index: int):
         self.index = index
         self.begun = False
+        self.error: Exception | None = None
         self.slot: Slot[Shown] = Slot()
         self.latest: Packet | None = None
         self._numbered = 0
@@ -47,6 +49,7 @@ class View:
         self._arrival: Slot[int] = Slot()
         self._image: Tensor | None = None
         self._recorder: Recorder | None = None
+        self._given_up = False
 
     def same(self, image: Tensor) -> bool:
         """Whether this is the very tensor shown last. In the prompt worker, as `show`."""
@@ -73,31 +76,54 @@ class View:
         loop: asyncio.AbstractEventLoop,
         pool: Executor,
         offer: Callable[[Packet], None],
+        complain: Callable[[str], None],
     ) -> None:
-        """Fetch, record, encode and offer pictures until the end. In the server's loop."""
-        with contextlib.suppress(Closed):
+        """Fetch, record, encode and offer pictures until the end. In the server's loop.
+
+        Args:
+            offer: called with each picture.
+            complain: called with a reason why there is no recording.
+        """
+        try:
             while True:
                 shown = await self.slot.get()
                 picture = await loop.run_in_executor(pool, landed, shown.picture)
                 self._landed = shown.number
                 self._arrival.put(shown.number)
-                self._record(shown, picture)
+                self._record(shown, picture, complain)
                 data = await loop.run_in_executor(pool, JPEG.encode, picture, shown.quality)
                 self.latest = Packet(
                     VIEW, JPEG.number, self.index, shown.number, shown.origin.captured,
                     shown.version, shown.origin.sequence, data,
                 )  # fmt: skip
                 offer(self.latest)
+        except Closed:
+            pass
+        except Exception as reason:
+            # the run reports it at the node
+            self.error = reason
+            self._arrival.close()
 
-    def _record(self, shown: Shown, picture: np.ndarray) -> None:
+    def _record(self, shown: Shown, picture: np.ndarray, complain: Callable[[str], None]) -> None:
         if shown.record is None:
             self._end_recording()
             return
-        if self._recorder is None:
-            self._recorder = shown.record()
-        self._recorder.put(picture)
+        if self._given_up:
+            return
+        try:
+            if self._recorder is None:
+                self._recorder = shown.record()
+            self._recorder.put(picture)
+            if self._recorder.error is not None:
+                raise self._recorder.error
+        except Exception as reason:
+            # the pictures go on; the next try is when recording is switched on again
+            self._end_recording()
+            self._given_up = True
+            complain(f"record: {reason}")
 
     def _end_recording(self) -> None:
+        self._given_up = False
         if self._recorder is not None:
             self._recorder.end()
             self._recorder = None

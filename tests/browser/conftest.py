@@ -114,26 +114,40 @@ def site(comfyui, tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def browser(camera_file):
-    """A browser's context: pages in it share what they have loaded."""
+def playwright():
     pytest.importorskip("playwright", reason="Playwright is not installed")
     if CHROMIUM is None:
         pytest.skip("there is no Chromium here (LIVEDIFFUSION_CHROMIUM)")
     from playwright.sync_api import sync_playwright
 
-    with sync_playwright() as playwright:
-        running = playwright.chromium.launch(
-            executable_path=CHROMIUM,
-            args=["--no-sandbox", "--disable-gpu", "--use-fake-ui-for-media-stream",
-                  "--use-fake-device-for-media-stream",
-                  f"--use-file-for-fake-video-capture={camera_file}"],
-        )  # fmt: skip
-        context = running.new_context(
-            viewport={"width": 1400, "height": 800}, permissions=["camera"]
-        )
-        context.add_init_script(WATCH)
-        yield context
-        running.close()
+    with sync_playwright() as running:
+        yield running
+
+
+def launch(playwright, camera_file):
+    """Chromium with a camera that plays a file."""
+    return playwright.chromium.launch(
+        executable_path=CHROMIUM,
+        args=["--no-sandbox", "--disable-gpu", "--use-fake-ui-for-media-stream",
+              "--use-fake-device-for-media-stream",
+              f"--use-file-for-fake-video-capture={camera_file}"],
+    )  # fmt: skip
+
+
+def context_of(browser):
+    """Pages in a context share what they have loaded."""
+    context = browser.new_context(
+        viewport={"width": 1400, "height": 800}, permissions=["camera"]
+    )
+    context.add_init_script(WATCH)
+    return context
+
+
+@pytest.fixture(scope="session")
+def browser(playwright, camera_file):
+    running = launch(playwright, camera_file)
+    yield context_of(running)
+    running.close()
 
 
 # what a page keeps of itself for the tests: sockets, open cameras, drawn pictures

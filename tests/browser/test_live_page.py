@@ -1,6 +1,5 @@
 """The page as a user has it: open, press Live, edit, stop; and what is left when they go."""
 
-import contextlib
 import importlib.util
 import itertools
 import json
@@ -140,21 +139,22 @@ def test_the_camera_goes_dark(page, leave):
     assert not page.ours
 
 
-@pytest.mark.parametrize("how", ["tab closed", "page left", "browser killed"])
-def test_a_page_that_goes_takes_its_run_along(browser, site, how):
-    with fresh(browser, site) as page:
-        page.load(through())
-        page.live()
-        assert running(site)
-        if how == "tab closed":
-            page.page.close()
-        elif how == "page left":
-            page.page.goto("about:blank")
-        else:
-            # the renderer is killed: nothing of the page can say goodbye
-            with contextlib.suppress(Exception):
-                page.page.goto("chrome://crash", timeout=3000)
-        within(5, lambda: not running(site))
+def test_a_browser_that_is_killed_takes_its_run_along(playwright, site, camera_file):
+    """SIGKILL to every process of it: nothing can say goodbye."""
+    import psutil
+
+    before = {p.pid for p in psutil.Process().children(recursive=True)}
+    browser = tools.launch(playwright, camera_file)
+    page = tools.Page(tools.context_of(browser).new_page(), site)
+    page.open()
+    page.load(through())
+    page.live()
+    assert running(site)
+    killed = [p for p in psutil.Process().children(recursive=True) if p.pid not in before]
+    assert killed
+    for process in killed:
+        process.kill()
+    within(5, lambda: not running(site))
 
 
 def test_a_prompt_is_refused_where_the_user_sees_it(page):
@@ -200,8 +200,9 @@ def test_a_page_without_https_says_so(page):
     page.get("window.isSecureContext = true")
 
 
-def test_two_tabs_take_turns(browser, site):
-    with fresh(browser, site) as first, fresh(browser, site) as second:
+def test_two_tabs_take_turns_and_a_closed_one_ends_its_run(page, browser, site):
+    first = page
+    with fresh(browser, site) as second:
         first.load(through())
         first.live()
         second.load(through(width=128, height=128))
@@ -213,8 +214,10 @@ def test_two_tabs_take_turns(browser, site):
         second.wait("window.live.state() === 'live'")
         second.wait("Number(window.live.views()[0].dataset.frames) > 0")
         assert second.get("window.live.views()[0].width") == 128
-        second.stop()
         assert not first.ours + second.ours
+        assert running(site)
+        second.page.close()
+        within(5, lambda: not running(site))
 
 
 def test_cancel_in_the_queue_ends_it(page):

@@ -260,6 +260,50 @@ def test_a_recording_is_what_was_shown(running, tmp_path, monkeypatch):
     assert os.listdir(tmp_path / "live") == ["mine_00001_.mp4"]
 
 
+def test_a_recording_that_cannot_be_written_is_said_and_the_run_goes_on(
+    running, tmp_path, monkeypatch
+):
+    comfy, _ = running
+    import folder_paths
+
+    monkeypatch.setattr(folder_paths, "get_output_directory", lambda: str(tmp_path / "out"))
+    recorded = graph()
+    recorded["5"]["inputs"].update(record=True, filename_prefix="../elsewhere/mine")
+
+    async def work(http):
+        client = await Client.start(http, comfy.url, recorded)
+        for i in range(6):
+            await client.send(flat(40 + 10 * i))
+            await client.wait(lambda n=i: len(client.views) > n)
+        await client.stop()
+        return client
+
+    client = inprocess.live(work)
+    assert [p["node"] for p in client.problems] == ["5"]
+    assert client.problems[0]["reason"].startswith("record: ")
+    assert not (tmp_path / "elsewhere").exists()
+
+
+def test_a_picture_that_cannot_be_shown_is_said_at_its_view(running, monkeypatch):
+    comfy, _ = running
+    two = type("TwoChannels", (), {
+        "INPUT_TYPES": classmethod(lambda cls: {"required": {"image": ("IMAGE", {})}}),
+        "RETURN_TYPES": ("IMAGE",), "FUNCTION": "go", "CATEGORY": "test",
+        "go": lambda self, image: (image[..., :2],)})  # fmt: skip
+    monkeypatch.setitem(inprocess.CLASSES, "TwoChannels", two)
+    odd = graph()
+    odd["6"] = {"class_type": "TwoChannels", "inputs": {"image": ["4", 0]}}
+    odd["5"] = view(["6", 0])
+
+    async def work(http):
+        client = await Client.start(http, comfy.url, odd)
+        await film(client, 50, lambda: False)
+        return client
+
+    client = inprocess.live(work)
+    assert (client.state, client.states[-1]["node"]) == ("failed", "5")
+
+
 def resident():
     with open("/proc/self/statm", encoding="ascii") as file:
         return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20

@@ -8,7 +8,7 @@ import threading
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from livediffusion.live import pacing, wire
 from livediffusion.live.codecs import JPEG, MOST_PIXELS
@@ -96,6 +96,7 @@ def test_a_header_that_promises_too_much_is_refused_before_decoding():
     st.integers(1, 90), st.integers(1, 90), st.integers(16, 80), st.integers(16, 80),
     st.sampled_from(["crop", "pad", "stretch"]), st.booleans(),
 )  # fmt: skip
+@example(22, 53, 16, 39, "crop", False)  # rounding reached outside the picture
 def test_any_picture_fits_any_shape(height, width, wanted_height, wanted_width, fit, mirror):
     picture = np.full((height, width, 3), 90, np.uint8)
     out = fitted(picture, Shape(wanted_width, wanted_height, fit, mirror))

@@ -42,7 +42,7 @@ def test_the_headless_demo(server, tmp_path):
     assert (tmp_path / "live_sheet.png").stat().st_size > 1000
     # a line for the prompt and a few for loading; none per frame
     assert len(server.log.splitlines()) - before < 25, server.log
-    assert list(server.json("/history?max_items=1").values())[0]["status"]["completed"]
+    assert next(iter(server.json("/history?max_items=1").values()))["status"]["completed"]
 
 
 def test_a_bad_file_is_one_sentence(server, tmp_path):
