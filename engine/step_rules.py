@@ -8,8 +8,11 @@ they are worked out in double precision on the CPU, and the ring applies any rul
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
+
+import numpy as np
 
 from .space import Mix, NoiseSpace
 
@@ -69,7 +72,76 @@ class DpmPP2M:
         return Weights(ratio, (1 - ratio) * (1 + extra), past=(-(1 - ratio) * extra,))
 
 
-STEP_RULES: dict[str, StepRule] = {"lcm": Lcm(), "euler": Euler(), "dpmpp_2m": DpmPP2M()}
+class UniPC:
+    """UniPC of order 3 on predictions (Zhao et al. 2023, Algorithms 1 and 2), variant B(h) = -h.
+
+    A step first corrects x with the prediction made there, then predicts the next x; both are
+    linear in the predictions, so together they are one row of weights. As ComfyUI's `uni_pc` has
+    it (comfy/extra_samplers/uni_pc.py): lambda = -log sigma, orders rise at the beginning and fall
+    at the end. A last level of 0 is reached exactly, where ComfyUI stops at 0.001.
+    """
+
+    history = 3
+    _ORDER = 3
+
+    def weights(self, sigmas: tuple[float, ...], k: int, space: NoiseSpace) -> Weights:
+        n = len(sigmas) - 1
+        if sigmas[k + 1] == 0:
+            return Weights(0.0, 1.0, past=(0.0,) * self.history)
+        # of the predictions, the one made now first
+        terms = np.zeros(self.history + 1)
+        if k > 0:
+            order = self._order(k, n)
+            h, ratios = self._ratios(sigmas, k, order)
+            predictor, corrector = self._rhos(h, ratios)
+            terms[0] += h * corrector[-1]
+            terms[1] -= h * corrector[-1]
+            for i, ratio in enumerate(ratios):
+                gain = h * (corrector[i] - predictor[i]) / ratio
+                terms[i + 2] += gain
+                terms[1] -= gain
+        step = sigmas[k + 1] / sigmas[k]
+        terms *= step
+        terms[0] += 1 - step
+        h, ratios = self._ratios(sigmas, k + 1, self._order(k + 1, n))
+        predictor, _ = self._rhos(h, ratios)
+        for i, ratio in enumerate(ratios):
+            gain = h * predictor[i] / ratio
+            terms[i + 1] += gain
+            terms[0] -= gain
+        return Weights(step, float(terms[0]), past=tuple(float(t) for t in terms[1:]))
+
+    def _order(self, k: int, n: int) -> int:
+        """Order of the update that leads to level k, 1 <= k <= n."""
+        most = max(1, min(self._ORDER, n - 1))
+        return k if k < most else min(most, n + 1 - k)
+
+    def _ratios(self, sigmas: Sequence[float], k: int, order: int) -> tuple[float, list[float]]:
+        """h of the update that leads to level k, and the places of its older predictions in h."""
+        h = math.log(sigmas[k - 1] / sigmas[k])
+        return h, [math.log(sigmas[k - 1] / sigmas[k - 1 - i]) / h for i in range(1, order)]
+
+    def _rhos(self, h: float, ratios: list[float]) -> tuple[np.ndarray, np.ndarray]:
+        """Coefficients of predictor and corrector (Zhao et al. 2023, equations 5 and 9)."""
+        order = len(ratios) + 1
+        phi, factorial = math.expm1(-h) / -h - 1, 1
+        b = np.zeros(order)
+        for i in range(order):
+            b[i] = phi * factorial / -h
+            factorial *= i + 2
+            phi = phi / -h - 1 / factorial
+        matrix = np.vander([*ratios, 1.0], order, increasing=True).T
+        predictor = np.array([0.5]) if order == 2 else np.linalg.solve(matrix[:-1, :-1], b[:-1])
+        corrector = np.array([0.5]) if order == 1 else np.linalg.solve(matrix, b)
+        return predictor, corrector
+
+
+STEP_RULES: dict[str, StepRule] = {
+    "lcm": Lcm(),
+    "euler": Euler(),
+    "dpmpp_2m": DpmPP2M(),
+    "unipc": UniPC(),
+}
 
 
 @dataclass(frozen=True, eq=False)

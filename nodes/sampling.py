@@ -13,7 +13,7 @@ from .compat import io, newer
 
 _STEP_RULE_TIP = (
     "How a frame goes from one noise level to the next. lcm: for LCM, Turbo and Lightning models. "
-    "euler and dpmpp_2m: ordinary solvers, for any model."
+    "euler, dpmpp_2m and unipc: ordinary solvers, for any model."
 )
 _FRAMES_PER_SLOT_TIP = (
     "Frames that share a slot of the stream batch. More of them use a big GPU better, and each "

@@ -1,5 +1,7 @@
 """The contracts of the ring (DESIGN.md section 4) on a cheap nonlinear denoiser."""
 
+import math
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -83,14 +85,48 @@ class Model:
         return lambda rows: guidance(rows, self.predict)
 
 
+def unipc_update(x, given, sigmas, k, order, arrived=None):
+    """Zhao et al. 2023: from level k - 1 to level k; corrected by the prediction made there.
+
+    The Lagrange polynomial through the predictions at `order` levels (and the arrived one) is
+    matched in its Taylor terms, as the paper's equations 5 and 9 ask for.
+    """
+    h = math.log(sigmas[k - 1] / sigmas[k])
+    places = [math.log(sigmas[k - 1] / sigmas[k - 1 - i]) / h for i in range(1, order)]
+    slopes = [(given[-1 - i] - given[-1]) / place for i, place in enumerate(places, 1)]
+    if arrived is not None:
+        places, slopes = [*places, 1.0], [*slopes, arrived - given[-1]]
+    count = len(places)
+    # phi_1(-h) = (1 - exp(-h)) / h, then phi_(i+1)(-h) = (1 / i! - phi_i(-h)) / h
+    phi = [(1 - math.exp(-h)) / h]
+    for i in range(1, count + 1):
+        phi.append((1 / math.factorial(i) - phi[-1]) / h)
+    wanted = [phi[i] * math.factorial(i) for i in range(1, count + 1)]
+    if count < 2:
+        rhos = [0.5] * count
+    else:
+        powers = torch.tensor([[p**i for p in places] for i in range(count)], dtype=torch.float64)
+        rhos = torch.linalg.solve(powers, torch.tensor(wanted, dtype=torch.float64)).tolist()
+    ratio = sigmas[k] / sigmas[k - 1]
+    out = ratio * x + (1 - ratio) * given[-1]
+    for rho, slope in zip(rhos, slopes, strict=True):
+        out = out + h * rho * slope
+    return out
+
+
+def unipc_order(k, n):
+    most = max(1, min(3, n - 1))
+    return k if k < most else min(most, n + 1 - k)
+
+
 def alone(source, prompt, the_course, noise, guidance):
     """Sequential sampling of one frame, written without the engine's ring or weights."""
     sigmas, space, name = the_course.sigmas, the_course.space, type(the_course.rule).__name__
     z = source[None]
     mix = space.mix(sigmas[0])
     x = mix.source * z + mix.noise * noise.slot(0)
-    old, reference = None, None
-    for k in range(len(sigmas) - 1):
+    old, reference, base, given, n = None, None, x, [], len(sigmas) - 1
+    for k in range(n):
         s = torch.tensor([sigmas[k]])
         d = denoise(x, s, torch.tensor([prompt]))
         if guidance.mode == "self-negative":
@@ -107,6 +143,11 @@ def alone(source, prompt, the_course, noise, guidance):
         if name == "Lcm":
             mix = space.mix(b)
             x = d if b == 0 else mix.source * d + mix.noise * noise.slot(k + 1)
+        elif name == "UniPC":
+            if k > 0:
+                base = unipc_update(base, given, sigmas, k, unipc_order(k, n), d)
+            given.append(d)
+            x = d if b == 0 else unipc_update(base, given, sigmas, k + 1, unipc_order(k + 1, n))
         elif name == "Euler" or k == 0 or b == 0:
             x = x + (x - d) / a * (b - a)
         else:
