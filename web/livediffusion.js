@@ -26,17 +26,22 @@ const TIPS = {
   stopping: 'The live run is stopping'
 }
 
+const JUST = 3000 // ms after a graph was loaded in which a change of tab belongs to it
+
 const camera = new Camera()
 const views = new Map() // node -> View
 const pickers = new Map() // node -> Picker
 const marked = new Set()
 let session = null
-let workflow = null
+let opened = null // id and tab of the workflow that is live
+let settling = 0
+let loaded = 0 // when a graph was loaded last
+let said = ''
 let state = 'idle'
 let reading = false
 let button = null
 
-const edits = new Edits(api, read, edited)
+const edits = new Edits(api, read, edited, ready)
 
 function notify(severity, summary, detail) {
   const life = severity === 'error' ? 12000 : 5000
@@ -104,7 +109,9 @@ async function toggle() {
     // the camera first: without it there is nothing to wait for in the queue
     if (usesCamera(graph.output)) await camera.use(mine)
     if (session !== mine) return camera.leave(mine)
-    workflow = root().id
+    opened = here()
+    loaded = -JUST
+    said = ''
     unmark()
     await mine.start(graph.output, graph.workflow)
     if (session !== mine) return
@@ -152,6 +159,8 @@ function listen(mine) {
   mine.addEventListener('over', () => {
     if (session !== mine) return
     session = null
+    clearTimeout(settling)
+    settling = 0
     edits.end()
     for (const view of views.values()) view.detach()
     show('idle')
@@ -168,20 +177,54 @@ function attach() {
   }
 }
 
+// -- which workflow is open ---------------------------------------------------------------
+
+const here = () => ({
+  id: root()?.id,
+  tab: app.extensionManager?.workflow?.activeWorkflow
+})
+
+/** Before each look at the graph: is it still the one that is live, shown by the nodes there are? */
+function ready() {
+  if (!session || settling || session.state === 'stopping') return false
+  const now = here()
+  // saving a copy changes the tab too, but loads nothing
+  const other = now.tab !== opened.tab && performance.now() - loaded < JUST
+  if (now.id !== opened.id || other) {
+    notify('info', 'Live', 'Stopped, because another workflow was opened.')
+    session.stop()
+    return false
+  }
+  opened = now
+  attach()
+  return true
+}
+
+/** A graph is being loaded: another workflow, or by undo the same one with new nodes. */
+function settle(ms) {
+  if (!session) return
+  loaded = performance.now()
+  clearTimeout(settling)
+  settling = setTimeout(() => {
+    settling = 0
+    edits.look()
+  }, ms)
+}
+
 async function edited(graph) {
   if (!session) return
-  if (root().id !== workflow) {
-    notify('info', 'Live', 'Stopped, because another workflow was opened.')
-    return session.stop()
-  }
   const kinds = new Set(Object.values(graph.output).map(({ class_type }) => class_type))
   if (!kinds.has('LiveView') || !kinds.has('LiveCamera')) return session.stop()
   try {
     await session.update(graph.output, graph.workflow)
+    said = ''
     unmark()
     attach()
   } catch (error) {
-    if (session) complain(error, 'Not changed')
+    if (!session) return
+    // while somebody types, the same reason comes again and again
+    if (error.message !== said) complain(error, 'Not changed')
+    said = error.message
   }
 }
 
@@ -196,16 +239,25 @@ function mark(ids) {
   for (const id of ids) {
     const found = node(id)
     if (!found) continue
-    found.has_errors = true
+    setError(found, true)
     marked.add(found)
   }
   app.canvas?.setDirty?.(true, true)
 }
 
 function unmark() {
-  for (const found of marked) found.has_errors = false
+  for (const found of marked) setError(found, false)
   marked.clear()
   app.canvas?.setDirty?.(true, true)
+}
+
+function setError(found, value) {
+  const oldValue = found.has_errors
+  found.has_errors = value
+  // Nodes 2.0 draws a copy of the node's state, and hears of changes this way
+  const type = 'node:property:changed'
+  const change = { type, nodeId: found.id, property: 'has_errors', oldValue, newValue: value }
+  found.graph?.trigger?.(type, change)
 }
 
 // -- nodes --------------------------------------------------------------------------------
@@ -285,7 +337,10 @@ camera.addEventListener('lost', () => {
   notify('error', 'Camera', 'The camera was disconnected.')
   session?.stop()
 })
-window.addEventListener('pagehide', () => session?.close())
+window.addEventListener('pagehide', () => {
+  session?.close()
+  for (const view of views.values()) view.closeWindow()
+})
 
 app.registerExtension({
   name: 'livediffusion',
@@ -318,6 +373,8 @@ app.registerExtension({
     if (owner.comfyClass === 'LiveView') addView(owner)
     if (owner.comfyClass === 'LiveCamera') addPicker(owner)
   },
+  beforeConfigureGraph: () => settle(5000),
+  afterConfigureGraph: () => settle(300),
   loadedGraphNode(owner) {
     pickers.get(owner)?.show()
   }

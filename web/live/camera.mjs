@@ -23,6 +23,7 @@ export class Camera extends EventTarget {
   stream = null
   video = null
   users = new Set()
+  #opening = null
 
   /** Device id chosen by the user on this computer; '' for the browser's choice. */
   get choice() {
@@ -30,8 +31,15 @@ export class Camera extends EventTarget {
   }
 
   async choose(device) {
+    const before = this.choice
     localStorage.setItem(CHOICE, device)
-    if (this.stream) await this.#open()
+    try {
+      await this.#opening
+      if (this.stream) await this.#open()
+    } catch (error) {
+      localStorage.setItem(CHOICE, before)
+      throw error
+    }
   }
 
   /** Cameras by name; the browser tells names only once it has allowed a camera. */
@@ -54,8 +62,16 @@ export class Camera extends EventTarget {
   /** Open the camera for a user (any object); throws an Error with plain words. */
   async use(user) {
     if (!window.isSecureContext || !navigator.mediaDevices) throw new Error(INSECURE)
-    if (!this.stream) await this.#open()
+    // known from the start: who leaves while the browser still asks gets no light afterwards
     this.users.add(user)
+    try {
+      if (!this.stream) await (this.#opening ??= this.#open())
+    } catch (error) {
+      this.users.delete(user)
+      throw error
+    } finally {
+      this.#opening = null
+    }
   }
 
   /** A user is done; with the last one the light goes off. */
@@ -76,18 +92,35 @@ export class Camera extends EventTarget {
       localStorage.removeItem(CHOICE)
       return this.#open()
     }
-    this.#close()
+    if (!this.users.size) {
+      for (const track of stream.getTracks()) track.stop()
+      return
+    }
+    this.#release()
     this.stream = stream
     this.track = stream.getVideoTracks()[0]
     this.track.onended = () => this.dispatchEvent(new Event('lost'))
     // never in the document: Nodes 2.0 moves widgets about, which would stop it
     this.video = document.createElement('video')
     Object.assign(this.video, { muted: true, playsInline: true, srcObject: stream })
-    await this.video.play()
-    this.dispatchEvent(new Event('opened'))
+    try {
+      await this.video.play()
+    } catch (error) {
+      // closed or replaced meanwhile
+      if (this.stream !== stream) return
+      this.#close()
+      throw new Error(reason(error))
+    }
+    if (this.stream === stream) this.dispatchEvent(new Event('opened'))
   }
 
   #close() {
+    if (!this.stream) return
+    this.#release()
+    this.dispatchEvent(new Event('closed'))
+  }
+
+  #release() {
     if (!this.stream) return
     for (const track of this.stream.getTracks()) {
       track.onended = null
@@ -95,7 +128,6 @@ export class Camera extends EventTarget {
     }
     this.video.srcObject = null
     this.stream = this.track = this.video = null
-    this.dispatchEvent(new Event('closed'))
   }
 
   /** What the worker reads pictures from, or null where the browser has none. */

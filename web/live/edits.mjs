@@ -15,11 +15,13 @@ export class Edits {
    * @param api ComfyUI's api
    * @param read gives the graph as it is, {output, workflow}
    * @param changed called with each graph that differs from the one before
+   * @param ready whether there is a graph to look at, and not a half loaded one
    */
-  constructor(api, read, changed) {
+  constructor(api, read, changed, ready) {
     this.api = api
     this.read = read
     this.changed = changed
+    this.ready = ready
   }
 
   begin(output) {
@@ -43,6 +45,7 @@ export class Edits {
   }
 
   look = async () => {
+    if (this.#known === undefined || !this.ready()) return
     if (this.#looking) {
       this.#again = true
       return
@@ -53,7 +56,7 @@ export class Edits {
         this.#again = false
         const graph = await this.read()
         const text = JSON.stringify(graph?.output)
-        if (this.#known === undefined || text === this.#known) continue
+        if (this.#known === undefined || text === this.#known || !this.ready()) continue
         this.#known = text
         await this.changed(graph)
       } while (this.#again)

@@ -1,11 +1,11 @@
 // The Live Camera's choice of a camera and a small picture of what it sees.
 
 const SIZE = 130
+const MARGINS = 20 // px that the canvas leaves around a widget, of its height
 const EVERY = 100 // ms between two pictures of the preview
 
 export class Picker {
   #timer = 0
-  #trying = false
 
   /**
    * @param node a LiveCamera
@@ -42,6 +42,8 @@ export class Picker {
     )
     const screen = element('div', { className: 'livediffusion-screen' }, this.canvas, this.hint)
     const box = element('div', { className: 'livediffusion-box' }, line, screen)
+    // the first Nodes 2.0 gave a widget no more height than its contents need
+    box.style.minHeight = `${SIZE - MARGINS}px`
     this.widget = node.addDOMWidget('livediffusion_camera', 'livediffusion.camera', box, {
       serialize: false,
       hideOnZoom: false,
@@ -85,16 +87,15 @@ export class Picker {
     return [width?.value ?? 512, height?.value ?? 512]
   }
 
+  get #trying() {
+    return this.camera.users.has(this)
+  }
+
   async toggle() {
-    if (this.#trying) {
-      this.#trying = false
-      return this.camera.leave(this)
-    }
     try {
-      this.#trying = true
-      await this.camera.use(this)
+      if (this.#trying) this.camera.leave(this)
+      else await this.camera.use(this)
     } catch (error) {
-      this.#trying = false
       this.tools.notify('error', 'Camera', error.message)
     }
     this.#label()
@@ -123,6 +124,7 @@ export class Picker {
       await this.camera.choose(this.select.value)
     } catch (error) {
       this.tools.notify('error', 'Camera', error.message)
+      this.select.value = this.camera.choice
     }
   }
 
@@ -148,7 +150,6 @@ export class Picker {
   #closed = () => {
     clearInterval(this.#timer)
     this.#timer = 0
-    this.#trying = false
     this.#label()
     this.canvas.getContext('2d').clearRect(0, 0, this.canvas.width, this.canvas.height)
     this.show()
@@ -172,6 +173,6 @@ export class Picker {
     this.camera.removeEventListener('opened', this.#opened)
     this.camera.removeEventListener('closed', this.#closed)
     navigator.mediaDevices?.removeEventListener?.('devicechange', this.#list)
-    if (this.#trying) this.camera.leave(this)
+    this.camera.leave(this)
   }
 }

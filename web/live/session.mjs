@@ -12,6 +12,8 @@ export class Invalid extends Error {
   }
 }
 
+const LEAVING = new Set(['stopping', 'ended', 'failed', 'over'])
+
 /** Events: state {detail: {state, ahead, reason, node}}, stats, problem, view, over. */
 export class Session extends EventTarget {
   #api
@@ -92,9 +94,15 @@ export class Session extends EventTarget {
     this.#worker?.postMessage({ type: 'close' })
     this.#worker?.terminate()
     this.#worker = null
-    this.#camera.removeEventListener('opened', this.#feed)
-    this.#camera.leave(this)
+    this.#dark()
     this.dispatchEvent(new Event('over'))
+  }
+
+  // at once, though the server may still be busy with a frame or a model
+  #dark() {
+    this.#camera.removeEventListener('opened', this.#feed)
+    this.#worker?.postMessage({ type: 'off' })
+    this.#camera.leave(this)
   }
 
   /** A picture was drawn. */
@@ -124,7 +132,7 @@ export class Session extends EventTarget {
 
   // the camera is open for as long as the graph has a place for it
   #feed = async () => {
-    if (!this.#begun || this.state === 'over') return
+    if (!this.#begun || LEAVING.has(this.state)) return
     if (!this.#browser.length) {
       this.#reading = null
       this.#worker.postMessage({ type: 'off' })
@@ -132,7 +140,7 @@ export class Session extends EventTarget {
       return
     }
     await this.#camera.use(this)
-    if (this.state === 'over') return this.#camera.leave(this)
+    if (LEAVING.has(this.state)) return this.#camera.leave(this)
     if (this.#reading === this.#camera.stream) return
     this.#reading = this.#camera.stream
     const readable = this.#camera.readable()
@@ -156,6 +164,7 @@ export class Session extends EventTarget {
     if (this.state === 'over') return
     this.state = state
     this.#ended ||= state === 'ended' || state === 'failed'
+    if (LEAVING.has(state)) this.#dark()
     this.#tell('state', { ...rest, state })
   }
 

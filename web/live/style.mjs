@@ -19,9 +19,12 @@ const CSS = `
   padding: 8px; text-align: center; color: #bbb; pointer-events: none;
 }
 .livediffusion-hint:empty { display: none; }
-.livediffusion-line { display: flex; align-items: center; gap: 4px; flex: none; min-width: 0; }
+.livediffusion-line {
+  display: flex; flex-wrap: wrap; align-items: center; justify-content: flex-end; gap: 4px;
+  flex: none; min-width: 0;
+}
 .livediffusion-figures {
-  flex: 1 1 0; min-width: 0; overflow: hidden; white-space: nowrap; text-overflow: ellipsis;
+  flex: 1 1 auto; min-width: 0; overflow: hidden; white-space: nowrap; text-overflow: ellipsis;
   font-variant-numeric: tabular-nums;
 }
 .livediffusion-box button, .livediffusion-box select {

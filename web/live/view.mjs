@@ -2,6 +2,7 @@
 
 const IDLE = 'Press Live'
 const SIZE = 220
+const MARGINS = 20 // px that the canvas leaves around a widget, of its height
 
 const figure = (value, digits = 0) => (value == null ? '-' : value.toFixed(digits))
 
@@ -53,6 +54,8 @@ export class View {
       this.copyButton
     )
     const box = element('div', { className: 'livediffusion-box' }, screen, line)
+    // the first Nodes 2.0 gave a widget no more height than its contents need
+    box.style.minHeight = `${SIZE - MARGINS}px`
     this.canvas.dataset.frames = 0
     this.widget = node.addDOMWidget('livediffusion_view', 'livediffusion.view', box, {
       serialize: false,
@@ -60,10 +63,15 @@ export class View {
       getMinHeight: () => SIZE
     })
     this.widget.serialize = false
+    document.addEventListener('visibilitychange', this.#hidden)
   }
+
+  // what waits for a refresh that a hidden page does not get is drawn now
+  #hidden = () => document.hidden && this.#draw()
 
   /** Show what a session sends for this node. */
   attach(session, place) {
+    if (this.#session === session && this.#place === place.index) return
     this.#session = session
     this.#place = place.index
     this.#mjpeg = place.mjpeg
@@ -171,10 +179,15 @@ export class View {
     }
   }
 
-  remove() {
-    cancelAnimationFrame(this.#drawing)
-    this.detach()
+  closeWindow() {
     this.#popup?.close()
     this.#popup = null
+  }
+
+  remove() {
+    cancelAnimationFrame(this.#drawing)
+    document.removeEventListener('visibilitychange', this.#hidden)
+    this.detach()
+    this.closeWindow()
   }
 }

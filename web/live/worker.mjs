@@ -24,6 +24,8 @@ let reader = null
 let ticking = null
 let canvas = null
 
+let turn = Promise.resolve()
+
 const now = () => performance.timeOrigin + performance.now()
 
 function open() {
@@ -48,7 +50,7 @@ function hear(text) {
   else postMessage({ type: 'message', message })
 }
 
-async function show(data) {
+function show(data) {
   const head = new DataView(data)
   const picture = {
     type: 'view',
@@ -58,14 +60,15 @@ async function show(data) {
     version: head.getUint32(16, true),
     source: head.getUint32(20, true)
   }
-  try {
-    const jpeg = new Blob([new Uint8Array(data, HEADER)], { type: 'image/jpeg' })
-    picture.bitmap = await createImageBitmap(jpeg)
-    postMessage(picture, [picture.bitmap])
-  } catch {
+  const jpeg = new Blob([new Uint8Array(data, HEADER)], { type: 'image/jpeg' })
+  const decoded = createImageBitmap(jpeg).catch(() => null)
+  // two are decoded at once and may be ready in the other order
+  turn = turn.then(async () => {
+    picture.bitmap = await decoded
+    if (picture.bitmap) postMessage(picture, [picture.bitmap])
     // a picture that cannot be shown is over as well
-    shown(picture.view, picture.seq, null)
-  }
+    else shown(picture.view, picture.seq, null)
+  })
 }
 
 function shown(view, seq, latency) {
