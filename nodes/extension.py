@@ -10,7 +10,7 @@ class LiveDiffusionExtension(ComfyExtension):
         from .live import LiveCamera, LiveRun, LiveView, connect
         from .models import LiveDemoModel
         from .sampling import LiveRCFGGuider, LiveStreamBatch, LiveStreamSampler
-        from .schedules import LiveStrength, LiveTimesteps
+        from .schedules import LiveOptimizedSteps, LiveStrength, LiveTimesteps
 
         connect()
         return [
@@ -22,6 +22,7 @@ class LiveDiffusionExtension(ComfyExtension):
             LivePromptBlend,
             LiveTimesteps,
             LiveStrength,
+            LiveOptimizedSteps,
             LiveSimilarityFilter,
             LiveEncode,
             LiveDecode,

@@ -1,6 +1,7 @@
 """Schedules as nodes: where the steps go."""
 
 from ..host.check import noise_table
+from ..schedules.optimized import SOLVERS, from_optimized
 from ..schedules.timesteps import SPACINGS, from_indices, from_strength, parse_indices
 from .compat import io
 
@@ -78,3 +79,48 @@ class LiveStrength(io.ComfyNode):
     def execute(cls, model, steps, strength, spacing) -> io.NodeOutput:
         table, flow = noise_table(model)
         return io.NodeOutput(from_strength(table, steps, strength, spacing, flow))
+
+
+class LiveOptimizedSteps(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="LiveOptimizedSteps",
+            display_name="Live Optimized Steps",
+            category="live/schedules",
+            description=(
+                "Noise levels that minimise a bound on the solver's error (Xue et al. 2024). "
+                "Needs no model calls; the result is kept."
+            ),
+            inputs=[
+                io.Model.Input("model", tooltip="Gives the noise levels."),
+                io.Combo.Input(
+                    "solver",
+                    options=list(SOLVERS),
+                    default="unipc",
+                    tooltip="The solver that will use the steps: the bound is of its order.",
+                ),
+                io.Int.Input(
+                    "steps",
+                    default=5,
+                    min=1,
+                    max=20,
+                    tooltip="Model calls n, which is the number of slots. Made for 5 to 10.",
+                ),
+                io.Float.Input(
+                    "strength",
+                    default=1.0,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    tooltip="1 starts at the noisiest level; less starts in the middle, as live "
+                    "pictures do.",
+                ),
+            ],
+            outputs=[io.Sigmas.Output(display_name="sigmas")],
+        )
+
+    @classmethod
+    def execute(cls, model, solver, steps, strength) -> io.NodeOutput:
+        table, flow = noise_table(model)
+        return io.NodeOutput(from_optimized(table, solver, steps, strength, flow))

@@ -29,7 +29,8 @@ SERVER = {"server", "aiohttp"}
 MAY_COMFY = {"nodes", "live", "host", "demo"}
 MAY_SERVER = {"nodes", "live"}
 PURE = {"torch", "numpy", *sys.stdlib_module_names}
-OPTIONAL = {"triton"}
+# scipy is ComfyUI's own, and imported where it is used
+OPTIONAL = {"triton", "scipy"}
 # words that the registry's scanner flags, wherever they stand
 FLAGGED = ("sub" + "process", r"os\.sys" + "tem", "pick" + "le", r"__imp" + "ort__", "ctyp" + "es",
            r"\bev" + r"al\(", r"\bex" + r"ec\(")  # fmt: skip

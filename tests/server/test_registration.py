@@ -94,6 +94,16 @@ NODES = {
         [],
         ["SIGMAS"],
     ),
+    "LiveOptimizedSteps": (
+        [
+            ("model", "MODEL", None),
+            ("solver", "COMBO", "unipc"),
+            ("steps", "INT", 5),
+            ("strength", "FLOAT", 1.0),
+        ],
+        [],
+        ["SIGMAS"],
+    ),
     "LiveSimilarityFilter": (
         [
             ("image", "IMAGE", None),
@@ -120,6 +130,7 @@ OPTIONS = {
     ("LiveStreamSampler", "conditioning"): ["per frame", "immediate"],
     ("LiveStreamBatch", "step_rule"): ["lcm", "euler", "dpmpp_2m", "unipc"],
     ("LiveRCFGGuider", "mode"): ["self-negative", "onetime-negative", "full", "off"],
+    ("LiveOptimizedSteps", "solver"): ["unipc", "dpmpp_2m", "euler"],
     ("LivePromptBlend", "method"): ["slerp", "lerp"],
     ("LiveSimilarityFilter", "measure"): ["centred", "cosine"],
 }
