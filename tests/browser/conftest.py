@@ -195,8 +195,12 @@ class Page:
         try:
             self.page.wait_for_function(f"() => {condition}", timeout=1000 * seconds)
         except Exception as error:
-            toasts = self.page.evaluate("() => document.querySelector('.p-toast')?.innerText")
-            raise AssertionError(f"not so: {condition}; toasts: {toasts}") from error
+            there = self.page.evaluate(
+                """() => [window.live.state(), window.live.cameras(),
+                  window.live.views().map((v) => ({ ...v.dataset })),
+                  [...document.querySelectorAll('.p-toast-message')].map((e) => e.innerText)]"""
+            )
+            raise AssertionError(f"not so: {condition}; there is {there}") from error
 
     def get(self, expression, *args):
         return self.page.evaluate(f"(a) => {expression}", *args)
