@@ -43,7 +43,7 @@ def options() -> argparse.Namespace:
         "--mode", default="self-negative",
         choices=["self-negative", "onetime-negative", "full", "off"], help="guidance mode",
     )  # fmt: skip
-    parser.add_argument("--step-rule", default="lcm", choices=["lcm", "euler", "dpmpp_2m", "unipc"])
+    parser.add_argument("--step-rule", default="lcm", help="lcm, euler, dpmpp_2m, unipc, ...")
     parser.add_argument("--frames-per-slot", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0, help="noise seed")
     parser.add_argument("--frames", type=int, default=48, help="most frames taken (default 48)")

@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from .noise import SlotNoise
-from .step_rules import Course
+from .step_rules import Course, Keep
 
+_PREDICTION = Keep()
 _PLANS = 64  # row layouts kept; a steady stream of n slots needs n
 
 
@@ -35,7 +36,7 @@ class Place:
 
     @property
     def sigma(self) -> float:
-        return self.course.sigmas[self.k]
+        return self.course.levels[self.k]
 
 
 @dataclass
@@ -50,6 +51,7 @@ class _Plan:
     denoised: Tensor | None  # None where the weight is 1 for all rows
     past: list[Tensor]
     noise: Tensor | None  # weighted noise, [R, C, H, W]
+    keep: tuple[Tensor, Tensor, Tensor] | None  # of x, denoised, past[0]; None keeps denoised
     holds: list[Any]  # what the plan's key names by id must outlive the plan
 
 
@@ -304,6 +306,9 @@ class Ring:
             denoised=column(denoised) if any(d != 1 for d in denoised) else None,
             past=[past(i) for i in range(len(self._past))],
             noise=noise,
+            keep=None
+            if all(w.keep == _PREDICTION for _, w in per_row)
+            else tuple(column([w.keep[i] for _, w in per_row]) for i in range(3)),
             holds=[(p.course, p.noise) for p in places],
         )
 
@@ -316,10 +321,15 @@ class Ring:
             after = torch.addcmul(after, self._take(past, plan.rows), weight)
         if plan.noise is not None:
             after = after + plan.noise
-        for newer, older in zip(self._past[-2::-1], self._past[:0:-1], strict=True):
-            older.copy_(newer)
         if self._past:
-            self._put(self._past[0], plan.rows, denoised)
+            kept = denoised
+            if plan.keep is not None:
+                of_x, of_denoised, of_past = plan.keep
+                kept = torch.addcmul(denoised * of_denoised, x, of_x)
+                kept = torch.addcmul(kept, self._take(self._past[0], plan.rows), of_past)
+            for newer, older in zip(self._past[-2::-1], self._past[:0:-1], strict=True):
+                older.copy_(newer)
+            self._put(self._past[0], plan.rows, kept)
         self._put(self._x, plan.rows, after)
         return after
 

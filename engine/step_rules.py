@@ -1,10 +1,11 @@
 """From one noise level to the next. Each rule is a row of weights, computed once per schedule.
 
 Every rule here is linear in what the stream batch keeps with a frame: its x, the model's clean
-prediction, past predictions and the slot's noise. The weights depend on the noise levels alone, so
-they are worked out in double precision on the CPU, and the ring applies any rule by the same line:
+prediction, what it remembers and the slot's noise. The weights depend on the noise levels alone, so
+they are worked out in double precision on the CPU, and the ring applies any rule by the same lines:
 
     x' = x * w.x + denoised * w.denoised + sum_i past[i] * w.past[i] + noise * w.noise
+    past' = [x * keep.x + denoised * keep.denoised + past[0] * keep.past, past[0], past[1], ...]
 """
 
 import math
@@ -17,25 +18,44 @@ import numpy as np
 from .space import Mix, NoiseSpace
 
 
+class Keep(NamedTuple):
+    """What of a step is remembered; by default the prediction."""
+
+    x: float = 0.0
+    denoised: float = 1.0
+    past: float = 0.0
+
+
 class Weights(NamedTuple):
-    """One step as a linear combination. `past[0]` weighs the prediction one step ago."""
+    """One step as a linear combination. `past[0]` weighs what the step before kept."""
 
     x: float
     denoised: float
     noise: float = 0.0
     past: tuple[float, ...] = ()
+    keep: Keep = Keep()
 
 
 class StepRule(Protocol):
-    """How a frame goes from `sigmas[k]` to `sigmas[k + 1]`."""
+    """How a frame goes through a schedule, one model call per step."""
 
-    history: int  # how many past predictions travel with a frame
+    history: int  # how many kept tensors travel with a frame
+
+    def levels(self, sigmas: tuple[float, ...]) -> tuple[float, ...]:
+        """The noise levels at which the model is called, one for each step."""
 
     def weights(self, sigmas: tuple[float, ...], k: int, space: NoiseSpace) -> Weights:
-        """Weights of step k, 0 <= k < len(sigmas) - 1."""
+        """Weights of step k, 0 <= k < len(levels(sigmas))."""
 
 
-class Lcm:
+class _EveryLevel:
+    """One call at every noise level but the last."""
+
+    def levels(self, sigmas: tuple[float, ...]) -> tuple[float, ...]:
+        return sigmas[:-1]
+
+
+class Lcm(_EveryLevel):
     """Latent consistency: the clean prediction, noised again (Luo et al. 2023)."""
 
     history = 0
@@ -47,7 +67,7 @@ class Lcm:
         return Weights(0.0, mix.source, mix.noise)
 
 
-class Euler:
+class Euler(_EveryLevel):
     """Euler on the probability flow ODE, which is DDIM (Karras et al. 2022, Algorithm 2)."""
 
     history = 0
@@ -57,7 +77,7 @@ class Euler:
         return Weights(ratio, 1.0 - ratio)
 
 
-class DpmPP2M:
+class DpmPP2M(_EveryLevel):
     """DPM-Solver++(2M) (Lu et al. 2022, Algorithm 2), with ComfyUI's lambda = -log sigma."""
 
     history = 1
@@ -72,7 +92,7 @@ class DpmPP2M:
         return Weights(ratio, (1 - ratio) * (1 + extra), past=(-(1 - ratio) * extra,))
 
 
-class UniPC:
+class UniPC(_EveryLevel):
     """UniPC of order 3 on predictions (Zhao et al. 2023, Algorithms 1 and 2), variant B(h) = -h.
 
     A step first corrects x with the prediction made there, then predicts the next x; both are
@@ -136,11 +156,109 @@ class UniPC:
         return predictor, corrector
 
 
+class Deis(_EveryLevel):
+    """DEIS of order 3 (Zhang & Chen 2023, equation 15): the noise is extrapolated by the Lagrange
+    polynomial through its last values, in the time of a linear VP schedule.
+
+    As ComfyUI's `deis` has it (comfy/k_diffusion/deis.py, `tab`), its sum over the same points in
+    place of the integral included. It remembers the noise (x - denoised) / sigma.
+    """
+
+    history = 2
+    _POINTS = 10_000
+    _FIRST, _LOWEST, _HIGHEST = 1e-3, 0.002, 80.0  # time 0 and the levels of time 0 and 1
+
+    def weights(self, sigmas: tuple[float, ...], k: int, space: NoiseSpace) -> Weights:
+        now, then = sigmas[k], sigmas[k + 1]
+        keep = Keep(1 / now, -1 / now)
+        order = 1 if then <= 0 else min(3, k + 1)
+        gains = [then - now]
+        if order > 1:
+            gains = self._gains(self._times(sigmas[: k + 2]), order)
+        past = (*gains[1:], *[0.0] * (1 + self.history - order))
+        return Weights(1 + gains[0] / now, -gains[0] / now, past=past, keep=keep)
+
+    @property
+    def _betas(self) -> tuple[float, float]:
+        low, high = (math.log(level**2 + 1) for level in (self._LOWEST, self._HIGHEST))
+        slope = 2 * (low / self._FIRST - high) / (self._FIRST - 1)
+        return high - 0.5 * slope, slope
+
+    def _times(self, sigmas: Sequence[float]) -> list[float]:
+        first, slope = self._betas
+        return [
+            (math.sqrt(first**2 + 2 * slope * math.log(s**2 + 1)) - first) / slope for s in sigmas
+        ]
+
+    def _gains(self, times: list[float], order: int) -> list[float]:
+        """Of the noise now and before, newest first."""
+        first, slope = self._betas
+        t = np.linspace(times[-2], times[-1], self._POINTS)
+        alpha = np.exp(-0.5 * t**2 * slope - t * first)
+        # d sigma / dt, from sigma^2 = 1 / alpha - 1
+        rate = 0.5 * (t * slope + first) / np.sqrt(alpha * (1 - alpha))
+        known = times[-2 : -2 - order : -1]
+        gains = []
+        for one in known:
+            others = [other for other in known if other != one]
+            lagrange = np.prod([(t - other) / (one - other) for other in others], axis=0)
+            gains.append(float((rate * lagrange).sum() * (times[-1] - times[-2]) / self._POINTS))
+        return gains
+
+
+class PFDiff:
+    """PFDiff-k_h over Euler (Wang et al. 2025, arXiv 2408.08822, Algorithm 1): k + 1 steps of the
+    schedule share a call.
+
+    The noise seen last carries x over h steps to a springboard; the model is called there, and what
+    it sees carries x over k + 1 steps. The first step is an ordinary one. A frame's x is the
+    springboard; it remembers the x that the springboard starts from.
+
+    Args:
+        k: steps skipped per call, at least 1.
+        h: steps to the springboard, 1 to k.
+    """
+
+    history = 1
+
+    def __init__(self, k: int, h: int):
+        if not 1 <= h <= k:
+            raise ValueError(f"h: {h} must lie in 1..k, and k is {k}.")
+        self.k, self.h = k, h
+
+    def _blocks(self, n: int) -> list[tuple[int, int, int]]:
+        """Places in the schedule: where x is, where the model is called, where x goes."""
+        blocks, at = [(0, 0, 1)], 1
+        while at < n:
+            to = min(at + self.k + 1, n)
+            # the last call lies before the end: there is no noise left there
+            blocks.append((at, min(at + self.h, to - 1), to))
+            at = to
+        return blocks
+
+    def levels(self, sigmas: tuple[float, ...]) -> tuple[float, ...]:
+        return tuple(sigmas[call] for _, call, _ in self._blocks(len(sigmas) - 1))
+
+    def weights(self, sigmas: tuple[float, ...], k: int, space: NoiseSpace) -> Weights:
+        blocks = self._blocks(len(sigmas) - 1)
+        at, call, to = (sigmas[i] for i in blocks[k])
+        following = sigmas[blocks[k + 1][1]] if k + 1 < len(blocks) else to
+        # of the noise (x - denoised) / sigma at the springboard
+        there, on = (to - at) / call, (following - at) / call
+        if k == 0:
+            return Weights(1 + on, -on, past=(0.0,), keep=Keep(1 + there, -there))
+        return Weights(on, -on, past=(1.0,), keep=Keep(there, -there, 1.0))
+
+
 STEP_RULES: dict[str, StepRule] = {
     "lcm": Lcm(),
     "euler": Euler(),
     "dpmpp_2m": DpmPP2M(),
     "unipc": UniPC(),
+    "deis": Deis(),
+    "pfdiff-1_1": PFDiff(1, 1),
+    "pfdiff-2_1": PFDiff(2, 1),
+    "pfdiff-3_1": PFDiff(3, 1),
 }
 
 
@@ -162,15 +280,19 @@ class Course:
     rule: StepRule
     space: NoiseSpace
     add_noise: bool = True
+    levels: tuple[float, ...] = field(init=False)  # of the model calls
     steps: tuple[Weights, ...] = field(init=False)
     entry: Mix = field(init=False)
     unmix: float = field(init=False)
 
     def __post_init__(self) -> None:
-        n = len(self.sigmas) - 1
-        if n < 1:
+        if len(self.sigmas) < 2:
             raise ValueError(f"a course needs at least two noise levels, not {len(self.sigmas)}")
-        steps = tuple(self.rule.weights(self.sigmas, k, self.space) for k in range(n))
+        levels = self.rule.levels(self.sigmas)
+        object.__setattr__(self, "levels", levels)
+        steps = tuple(
+            self.rule.weights(self.sigmas, k, self.space) for k in range(len(levels))
+        )
         object.__setattr__(self, "steps", steps)
         entry = self.space.entry(self.sigmas[0]) if self.add_noise else Mix(1.0, 0.0)
         object.__setattr__(self, "entry", entry)
@@ -178,7 +300,7 @@ class Course:
 
     @property
     def n(self) -> int:
-        """Number of steps, which is the number of slots."""
+        """Number of model calls, which is the number of slots."""
         return len(self.steps)
 
     def same_as(self, other: "Course") -> bool:

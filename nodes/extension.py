@@ -9,7 +9,7 @@ class LiveDiffusionExtension(ComfyExtension):
         from .frames import LiveDecode, LiveEncode, LiveSimilarityFilter
         from .live import LiveCamera, LiveRun, LiveView, connect
         from .models import LiveDemoModel
-        from .sampling import LiveRCFGGuider, LiveStreamBatch, LiveStreamSampler
+        from .sampling import LivePFDiff, LiveRCFGGuider, LiveStreamBatch, LiveStreamSampler
         from .schedules import LiveOptimizedSteps, LiveStrength, LiveTimesteps
 
         connect()
@@ -19,6 +19,7 @@ class LiveDiffusionExtension(ComfyExtension):
             LiveStreamSampler,
             LiveStreamBatch,
             LiveRCFGGuider,
+            LivePFDiff,
             LivePromptBlend,
             LiveTimesteps,
             LiveStrength,

@@ -1,19 +1,22 @@
 """The stream batch and residual guidance as nodes."""
 
 import comfy.sample
+import comfy.samplers
 import comfy.utils
 
 from ..engine.guidance import MODES, Guidance
 from ..engine.step_rules import STEP_RULES
 from ..host.check import checked_latent, checked_sigmas
 from ..host.guider import RCFGGuider
+from ..host.pfdiff import sample_pfdiff
 from ..host.registry import stream_key, streams
 from ..host.stream import Settings, Stream, StreamSampler
 from .compat import io, newer
 
 _STEP_RULE_TIP = (
     "How a frame goes from one noise level to the next. lcm: for LCM, Turbo and Lightning models. "
-    "euler, dpmpp_2m and unipc: ordinary solvers, for any model."
+    "euler, dpmpp_2m, unipc and deis: ordinary solvers, for any model. pfdiff: euler whose steps "
+    "share calls."
 )
 _FRAMES_PER_SLOT_TIP = (
     "Frames that share a slot of the stream batch. More of them use a big GPU better, and each "
@@ -142,6 +145,47 @@ class LiveStreamBatch(io.ComfyNode):
     @classmethod
     def execute(cls, step_rule, frames_per_slot) -> io.NodeOutput:
         return io.NodeOutput(StreamSampler(step_rule, frames_per_slot))
+
+
+class LivePFDiff(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="LivePFDiff",
+            display_name="Live PFDiff",
+            category="live/sampling",
+            description=(
+                "PFDiff (Wang et al. 2025) as a sampler: steps of the schedule share model calls, "
+                "through a springboard into the future."
+            ),
+            inputs=[
+                io.Combo.Input(
+                    "base", options=["euler"], default="euler", tooltip="The solver of each step."
+                ),
+                io.Int.Input(
+                    "k",
+                    default=1,
+                    min=1,
+                    max=8,
+                    tooltip="Steps skipped per call: n steps take 1 + (n - 1) / (k + 1) calls. "
+                    "1 from 4 calls on, 2 for 3 calls, 3 for 2.",
+                ),
+                io.Int.Input(
+                    "h",
+                    default=1,
+                    min=1,
+                    max=8,
+                    tooltip="Steps to the springboard, at most k.",
+                ),
+            ],
+            outputs=[io.Sampler.Output(display_name="sampler")],
+        )
+
+    @classmethod
+    def execute(cls, base, k, h) -> io.NodeOutput:
+        if h > k:
+            raise ValueError(f"h: {h} is more than k, which is {k}. Lower h or raise k.")
+        return io.NodeOutput(comfy.samplers.KSAMPLER(sample_pfdiff, {"k": k, "h": h}))
 
 
 class LiveRCFGGuider(io.ComfyNode):

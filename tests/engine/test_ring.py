@@ -119,26 +119,47 @@ def unipc_order(k, n):
     return k if k < most else min(most, n + 1 - k)
 
 
+def pfdiff_alone(x, sigmas, rule, predict):
+    """Wang et al. 2025, Algorithm 1, over Euler: x, then a call at each springboard."""
+    n, at = len(sigmas) - 1, 1
+    noise = (x - predict(x, sigmas[0])) / sigmas[0]
+    x = x + (sigmas[1] - sigmas[0]) * noise
+    calls = 1
+    while at < n:
+        to = min(at + rule.k + 1, n)
+        call = min(at + rule.h, to - 1)
+        springboard = x + (sigmas[call] - sigmas[at]) * noise
+        noise = (springboard - predict(springboard, sigmas[call])) / sigmas[call]
+        x = x + (sigmas[to] - sigmas[at]) * noise
+        at, calls = to, calls + 1
+    assert calls == 1 + -(-(n - 1) // (rule.k + 1))
+    return x
+
+
 def alone(source, prompt, the_course, noise, guidance):
     """Sequential sampling of one frame, written without the engine's ring or weights."""
-    sigmas, space, name = the_course.sigmas, the_course.space, type(the_course.rule).__name__
-    z = source[None]
-    mix = space.mix(sigmas[0])
+    sigmas, space, rule = the_course.sigmas, the_course.space, the_course.rule
+    name, z, mix = type(rule).__name__, source[None], the_course.space.mix(the_course.sigmas[0])
     x = mix.source * z + mix.noise * noise.slot(0)
-    old, reference, base, given, n = None, None, x, [], len(sigmas) - 1
-    for k in range(n):
-        s = torch.tensor([sigmas[k]])
+    reference = []  # of a onetime-negative frame, made with its first call
+
+    def predict(x, sigma):
+        s = torch.tensor([sigma])
         d = denoise(x, s, torch.tensor([prompt]))
-        if guidance.mode == "self-negative":
-            reference = z
-        elif guidance.mode == "onetime-negative" and k == 0:
-            reference = denoise(x, s, torch.tensor([-0.7]))
+        negative = denoise(x, s, torch.tensor([-0.7]))
+        reference.append(z if guidance.mode == "self-negative" else negative)
         if guidance.mode == "full":
-            u = denoise(x, s, torch.tensor([-0.7]))
-            d = u + guidance.cfg * (d - u)
-        elif guidance.mode != "off":
-            u = x - guidance.delta * (x - reference)
-            d = u + guidance.cfg * (d - u)
+            return negative + guidance.cfg * (d - negative)
+        if guidance.mode == "off":
+            return d
+        u = x - guidance.delta * (x - reference[0])
+        return u + guidance.cfg * (d - u)
+
+    if name == "PFDiff":
+        return pfdiff_alone(x, sigmas, rule, predict)[0].float()
+    old, base, given, n = None, x, [], len(sigmas) - 1
+    for k in range(n):
+        d = predict(x, sigmas[k])
         a, b = sigmas[k], sigmas[k + 1]
         if name == "Lcm":
             mix = space.mix(b)
@@ -148,6 +169,13 @@ def alone(source, prompt, the_course, noise, guidance):
                 base = unipc_update(base, given, sigmas, k, unipc_order(k, n), d)
             given.append(d)
             x = d if b == 0 else unipc_update(base, given, sigmas, k + 1, unipc_order(k + 1, n))
+        elif name == "Deis":
+            given.append((x - d) / a)
+            order = 1 if b == 0 else min(3, k + 1)
+            # the coefficients are compared with ComfyUI's in tests/host/test_equivalence.py
+            gains = [b - a] if order == 1 else rule._gains(rule._times(sigmas[: k + 2]), order)
+            for gain, one in zip(gains, reversed(given), strict=False):
+                x = x + gain * one
         elif name == "Euler" or k == 0 or b == 0:
             x = x + (x - d) / a * (b - a)
         else:
@@ -195,7 +223,7 @@ def test_each_frame_as_if_alone(n, count, per_slot, rule, space, mode, cfg, delt
     prompts = [0.1 * i for i in range(count)]
     out, order, ticks = clip(sources, prompts, the_course, guidance, per_slot, noise=noise)
     assert order == prompts
-    assert ticks == -(-count // per_slot) + n - 1
+    assert ticks == -(-count // per_slot) + the_course.n - 1
     for i in range(count):
         want = alone(sources[i], prompts[i], the_course, noise, guidance)
         error = (out[i] - want).square().mean().sqrt() / want.square().mean().sqrt()

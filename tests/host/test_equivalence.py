@@ -7,10 +7,10 @@ import torch
 
 pytestmark = pytest.mark.comfy
 
-RULES = ("lcm", "euler", "dpmpp_2m", "unipc")
+RULES = ("lcm", "euler", "dpmpp_2m", "unipc", "deis", "pfdiff-1_1", "pfdiff-3_1")
 STOCK = {"unipc": "uni_pc"}  # ComfyUI's names where ours differ
-# ComfyUI's uni_pc does nothing at all in one step
-STEPS = [(n, rule) for n in (1, 2, 4) for rule in RULES if (n, rule) != (1, "unipc")]
+# in one step the others are euler, but for ComfyUI's uni_pc, which does nothing at all
+STEPS = [(1, rule) for rule in RULES[:3]] + [(n, rule) for n in (2, 4) for rule in RULES]
 PREDICTIONS = ("epsilon", "v", "flow")
 SEED = 7
 
@@ -77,6 +77,10 @@ def _sampler(rule, noise):
     def slot_noise(sigma, sigma_next):
         return noise.slot(next(step))[None]
 
+    if rule.startswith("pfdiff"):
+        from livediffusion.nodes.sampling import LivePFDiff
+
+        return LivePFDiff.execute("euler", *map(int, rule[-3:].split("_"))).args[0]
     if rule in STOCK:
         return comfy.samplers.sampler_object(STOCK[rule])
     return comfy.samplers.ksampler(rule, {"noise_sampler": slot_noise} if rule == "lcm" else {})

@@ -69,6 +69,7 @@ NODES = {
         [("negative", "CONDITIONING", None)],
         ["GUIDER"],
     ),
+    "LivePFDiff": ([("base", "COMBO", "euler"), ("k", "INT", 1), ("h", "INT", 1)], [], ["SAMPLER"]),
     "LivePromptBlend": (
         [
             ("a", "CONDITIONING", None),
@@ -125,12 +126,13 @@ OPTIONS = {
     ("LiveCamera", "source"): ["browser", "file"],
     ("LiveCamera", "file"): ["none"],
     ("LiveCamera", "fit"): ["crop", "pad", "stretch"],
-    ("LiveStreamSampler", "step_rule"): ["lcm", "euler", "dpmpp_2m", "unipc"],
+    ("LiveStreamSampler", "step_rule"): ["lcm", "euler", "dpmpp_2m", "unipc", "deis", "pfdiff-1_1"],
     ("LiveStreamSampler", "mode"): ["live", "clip"],
     ("LiveStreamSampler", "conditioning"): ["per frame", "immediate"],
-    ("LiveStreamBatch", "step_rule"): ["lcm", "euler", "dpmpp_2m", "unipc"],
+    ("LiveStreamBatch", "step_rule"): ["lcm", "euler", "dpmpp_2m", "unipc", "deis", "pfdiff-1_1"],
     ("LiveRCFGGuider", "mode"): ["self-negative", "onetime-negative", "full", "off"],
     ("LiveOptimizedSteps", "solver"): ["unipc", "dpmpp_2m", "euler"],
+    ("LivePFDiff", "base"): ["euler"],
     ("LivePromptBlend", "method"): ["slerp", "lerp"],
     ("LiveSimilarityFilter", "measure"): ["centred", "cosine"],
 }
