@@ -69,7 +69,8 @@ class LiveStrength(io.ComfyNode):
                     options=list(SPACINGS),
                     default="uniform t",
                     tooltip="uniform t: even in training timesteps, right for LCM and Turbo. "
-                    "log-snr and karras: more steps at low noise, for ordinary solvers.",
+                    "log-snr and karras: more steps at low noise, for ordinary solvers. lcm: "
+                    "LCM's own grid. fast-ddpm: more at high noise. ays: Align Your Steps.",
                 ),
             ],
             outputs=[io.Sigmas.Output(display_name="sigmas")],
