@@ -1,5 +1,6 @@
 """A video or animated picture from ComfyUI's input folder, frame by frame."""
 
+import functools
 import os
 import pathlib
 from collections.abc import Callable, Iterator
@@ -45,8 +46,14 @@ def listed(folder: str) -> list[str]:
     """Names of the films and pictures in a folder, sorted."""
     if not os.path.isdir(folder):
         return []
+    # ComfyUI asks a node for its choices with every frame
+    return list(_listed(folder, os.stat(folder).st_mtime_ns))
+
+
+@functools.lru_cache(maxsize=4)
+def _listed(folder: str, changed: int) -> tuple[str, ...]:
     kinds = PICTURES + VIDEOS
-    return sorted(e.name for e in os.scandir(folder) if e.name.lower().endswith(kinds))
+    return tuple(sorted(e.name for e in os.scandir(folder) if e.name.lower().endswith(kinds)))
 
 
 def stills(path: pathlib.Path) -> Iterator[Still]:

@@ -67,6 +67,15 @@ def test_files_stay_inside_the_folder(tmp_path):
     assert listed(str(tmp_path / "none")) == []
 
 
+def test_a_new_file_is_listed(tmp_path):
+    write_gif(tmp_path / "a.gif")
+    assert listed(str(tmp_path)) == ["a.gif"]
+    os.utime(tmp_path, ns=(0, 0))  # whatever the clock's grain, the next change is seen
+    assert listed(str(tmp_path)) == ["a.gif"]
+    write_gif(tmp_path / "b.gif")
+    assert listed(str(tmp_path)) == ["a.gif", "b.gif"]
+
+
 def play(path, seconds, fps=120, loop=True):
     """(frame, seconds since the beginning) of all that a feed puts, read by a busy reader."""
     feed = FilmFeed(path, fps, loop)
