@@ -116,6 +116,8 @@ async function toggle() {
     await mine.start(graph.output, graph.workflow)
     if (session !== mine) return
     attach()
+    // ComfyUI names the tab some time after it has loaded the graph
+    if (here().id === opened.id) opened = here()
     edits.begin(graph.output)
     const idle = mine.idle.map(({ node }) => title(node))
     if (idle.length) notify('info', 'Live', `Not run while live: ${idle.join(', ')}.`)

@@ -160,6 +160,12 @@ if (get) navigator.mediaDevices.getUserMedia = async (wish) => {
   window.live.tracks.push(...stream.getTracks());
   return stream;
 };
+const clone = MediaStreamTrack.prototype.clone;
+MediaStreamTrack.prototype.clone = function () {
+  const made = clone.call(this);
+  window.live.tracks.push(made);
+  return made;
+};
 window.live.cameras = () => window.live.tracks.filter((t) => t.readyState === 'live').length;
 window.live.state = () => document.querySelector('.livediffusion-live')?.dataset.state;
 window.live.views = () => [...document.querySelectorAll('canvas[data-frames]')];
@@ -189,7 +195,9 @@ class Page:
 
     def open(self, query=""):
         self.page.goto(self.site.url + "/" + query)
-        self.wait("window.app?.extensionManager && document.querySelector('.livediffusion-live')")
+        # ComfyUI loads a graph of its own first, which would take the place of ours
+        self.wait("window.app?.extensionManager?.workflow?.activeWorkflow")
+        self.wait("document.querySelector('.livediffusion-live')")
 
     def wait(self, condition, seconds=40):
         try:
@@ -228,7 +236,7 @@ class Page:
     def ours(self):
         """Console messages that come from our files or speak of us."""
         return [n for n in self.noise if "livediffusion" in (n[1] + n[2]).lower()
-                or "Unknown message type" in n[1]]  # fmt: skip
+                or "Unknown message type" in n[1] or "VideoFrame" in n[1]]  # fmt: skip
 
 
 @pytest.fixture(scope="module")

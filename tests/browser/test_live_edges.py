@@ -104,7 +104,7 @@ def test_another_tab_of_the_same_graph_is_another_workflow(page, open_it):
 
 
 def test_stop_darkens_the_camera_though_the_server_is_busy(page):
-    page.load(through(width=1536, height=1536))
+    page.load(through(width=1024, height=1024))
     page.get("""(() => { const { graph } = app, blur = LiteGraph.createNode('ImageBlur');
         graph.add(blur); blur.widgets[0].value = 31; blur.widgets[1].value = 10;
         graph.getNodeById(1).connect(0, blur, 0); blur.connect(0, graph.getNodeById(2), 0) })()""")
@@ -146,6 +146,28 @@ def test_a_camera_tried_and_exchanged_goes_dark_with_its_node(page):
     page.get("app.graph.remove(app.graph.getNodeById(1))")
     page.wait(DARK, 1)
     page.get("localStorage.removeItem('livediffusion.camera')")
+
+
+def test_a_browser_that_cannot_hand_its_camera_to_a_worker(page):
+    """The page is asked for each picture, and never for one more than can be sent."""
+    page.load(through())
+    page.get("""(() => { window.live.processor = window.MediaStreamTrackProcessor;
+        window.live.make = window.createImageBitmap; window.live.made = 0;
+        window.MediaStreamTrackProcessor = undefined;
+        window.createImageBitmap = (...of) => { window.live.made++;
+          return window.live.make.apply(window, of) } })()""")
+    try:
+        page.live()
+        goes_on(page, 30)
+        sources, made = page.get("[window.live.views()[0].dataset.source, window.live.made]")
+        assert made <= int(sources) + 6
+        page.page.click(".livediffusion-live")
+        page.wait(DARK, 1)
+        page.wait(IDLE, 5)
+    finally:
+        page.get("""(() => { window.MediaStreamTrackProcessor = window.live.processor;
+            window.createImageBitmap = window.live.make })()""")
+    assert not page.ours
 
 
 # -- an edit that does not hold -------------------------------------------------------------

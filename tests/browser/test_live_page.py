@@ -131,7 +131,7 @@ def stopped(page):
 def test_the_camera_goes_dark(page, leave):
     page.load(through())
     page.live()
-    assert page.get("window.live.cameras()") == 1
+    assert page.get("window.live.cameras()") >= 1
     leave(page)
     within(5, lambda: page.get("window.live.cameras()") == 0)
     within(5, lambda: not running(page.site))

@@ -130,10 +130,13 @@ export class Camera extends EventTarget {
     this.stream = this.track = this.video = null
   }
 
-  /** What the worker reads pictures from, or null where the browser has none. */
-  readable() {
+  /** What the worker reads pictures from, until stop() is called; null where a browser has none. */
+  tap() {
     if (!this.track || typeof MediaStreamTrackProcessor === 'undefined') return null
-    return new MediaStreamTrackProcessor({ track: this.track, maxBufferSize: 1 }).readable
+    // of its own, because a stream ends cleanly only with its track
+    const track = this.track.clone()
+    const { readable } = new MediaStreamTrackProcessor({ track, maxBufferSize: 1 })
+    return { readable, stop: () => track.stop() }
   }
 
   /** One picture as a JPEG that covers width x height, for an ordinary prompt. */

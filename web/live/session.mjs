@@ -12,6 +12,7 @@ export class Invalid extends Error {
   }
 }
 
+const LAST = 1000 // ms after which a worker that does not end is ended
 const LEAVING = new Set(['stopping', 'ended', 'failed', 'over'])
 
 /** Events: state {detail: {state, ahead, reason, node}}, stats, problem, view, over. */
@@ -21,6 +22,7 @@ export class Session extends EventTarget {
   #worker = null
   #begun = null
   #reading = null
+  #tap = null
   #ended = false
   state = 'starting'
 
@@ -91,17 +93,29 @@ export class Session extends EventTarget {
       const url = this.#api.apiURL('/livediffusion/stop')
       fetch(url, { method: 'POST', body, keepalive: true }).catch(() => {})
     }
-    this.#worker?.postMessage({ type: 'close' })
-    this.#worker?.terminate()
-    this.#worker = null
     this.#dark()
+    this.#farewell(this.#worker)
+    this.#worker = null
     this.dispatchEvent(new Event('over'))
+  }
+
+  // the worker ends by itself when it has closed the frames it holds
+  #farewell(worker) {
+    worker.onmessage = null
+    worker.postMessage({ type: 'close' })
+    setTimeout(() => worker.terminate(), LAST)
   }
 
   // at once, though the server may still be busy with a frame or a model
   #dark() {
     this.#camera.removeEventListener('opened', this.#feed)
+    this.#off()
+  }
+
+  #off() {
     this.#worker?.postMessage({ type: 'off' })
+    this.#tap?.stop()
+    this.#tap = null
     this.#camera.leave(this)
   }
 
@@ -135,15 +149,15 @@ export class Session extends EventTarget {
     if (!this.#begun || LEAVING.has(this.state)) return
     if (!this.#browser.length) {
       this.#reading = null
-      this.#worker.postMessage({ type: 'off' })
-      this.#camera.leave(this)
-      return
+      return this.#off()
     }
     await this.#camera.use(this)
     if (LEAVING.has(this.state)) return this.#camera.leave(this)
     if (this.#reading === this.#camera.stream) return
     this.#reading = this.#camera.stream
-    const readable = this.#camera.readable()
+    this.#tap?.stop()
+    this.#tap = this.#camera.tap()
+    const readable = this.#tap?.readable
     this.#worker.postMessage({ type: 'camera', readable }, readable ? [readable] : [])
   }
 
@@ -176,9 +190,10 @@ export class Session extends EventTarget {
   }
 
   async #picture() {
-    if (!this.#camera.video?.videoWidth) return
-    const bitmap = await createImageBitmap(this.#camera.video)
-    this.#worker?.postMessage({ type: 'bitmap', bitmap }, [bitmap])
+    // a video that has no picture yet, or none any more, is no bitmap
+    const { video } = this.#camera
+    const bitmap = video && (await createImageBitmap(video).catch(() => null))
+    this.#worker?.postMessage({ type: 'bitmap', bitmap }, bitmap ? [bitmap] : [])
   }
 
   #tell(type, detail) {

@@ -21,7 +21,9 @@ let pace = 33
 let cover = { width: 512, height: 512 }
 let encoding = false
 let reader = null
+let reading = Promise.resolve()
 let ticking = null
+let asked = false
 let canvas = null
 
 let turn = Promise.resolve()
@@ -117,11 +119,12 @@ async function send(frame, width, height) {
 
 async function read(readable) {
   const mine = (reader = readable.getReader())
-  while (reader === mine) {
+  // to its end, also when it is not wanted any more: the browser complains of unclosed frames
+  for (;;) {
     const { done, value } = await mine.read()
     if (done) return
     try {
-      if (wanted(now())) await send(value, value.displayWidth, value.displayHeight)
+      if (reader === mine && wanted(now())) await send(value, value.displayWidth, value.displayHeight)
     } finally {
       value.close()
     }
@@ -130,12 +133,18 @@ async function read(readable) {
 
 // where the browser cannot hand the camera to a worker, the page is asked for each picture
 function ask() {
-  ticking = setInterval(() => wanted(now()) && postMessage({ type: 'want' }), 8)
+  asked = false
+  ticking = setInterval(() => {
+    if (asked || !wanted(now())) return
+    asked = true
+    postMessage({ type: 'want' })
+  }, 8)
 }
 
 function off() {
   clearInterval(ticking)
-  reader?.cancel().catch(() => {})
+  ticking = null
+  // its track is stopped, so it ends by itself; to cancel it would lose a frame unclosed
   reader = null
 }
 
@@ -146,11 +155,13 @@ const orders = {
   },
   camera({ readable }) {
     off()
-    if (readable) read(readable).catch(() => {})
+    if (readable) reading = read(readable).catch(() => {})
     else ask()
   },
   async bitmap({ bitmap }) {
-    if (wanted(now())) await send(bitmap, bitmap.width, bitmap.height)
+    asked = false
+    if (!bitmap) return
+    if (ticking && wanted(now())) await send(bitmap, bitmap.width, bitmap.height)
     bitmap.close()
   },
   cover: (order) => (cover = order.cover),
@@ -160,6 +171,7 @@ const orders = {
     off()
     url = null
     socket?.close(1000)
+    reading.then(() => self.close())
   }
 }
 
