@@ -55,6 +55,8 @@ if COMFYUI is not None and str(COMFYUI) not in sys.path:
 
 
 def pytest_collection_modifyitems(items):
+    # Playwright keeps an event loop in this thread until the end of the session
+    items.sort(key=lambda item: item.path.parent.name == "browser")
     for item in items:
         if item.get_closest_marker("comfy") and COMFYUI is None:
             item.add_marker(pytest.mark.skip(reason="no ComfyUI here (COMFYUI_PATH)"))

@@ -54,7 +54,7 @@ def read_counter(pixels):
     return number
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def camera_file(tmp_path_factory):
     """1000 numbered frames at 20 per second, as a fake camera plays them."""
     path = tmp_path_factory.mktemp("camera") / "counter.mjpeg"
@@ -83,7 +83,7 @@ class Site:
         return json.loads(text) if text else None
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def site(comfyui, tmp_path_factory):
     run = load(ROOT / "run.py")
     base = tmp_path_factory.mktemp("browser")
@@ -113,9 +113,9 @@ def site(comfyui, tmp_path_factory):
             yield Site(url, base, log)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def playwright():
-    """For this module only: while it runs, no test of another kind may run an event loop."""
+    """Once it runs, no other test may run an event loop: tests/conftest.py has these tests last."""
     pytest.importorskip("playwright", reason="Playwright is not installed")
     if CHROMIUM is None:
         pytest.skip("there is no Chromium here (LIVEDIFFUSION_CHROMIUM)")
@@ -144,7 +144,7 @@ def context_of(browser):
     return context
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def browser(playwright, camera_file):
     running = launch(playwright, camera_file)
     yield context_of(running)
@@ -239,7 +239,7 @@ class Page:
                 or "Unknown message type" in n[1] or "VideoFrame" in n[1]]  # fmt: skip
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def first(browser, site):
     return Page(browser.new_page(), site)
 

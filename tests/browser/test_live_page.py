@@ -45,7 +45,7 @@ def test_from_the_template_browser_to_stop(page):
     page.wait("window.live.views().length === 1")
     page.live()
     page.get("window.live.watch()")
-    page.wait("Number(window.live.views()[0].dataset.frames) >= 62", 60)
+    page.wait("window.live.drawn.length >= 64", 90)
     drawn = pictures(page)
     assert len({tuple(d["greys"]) for d in drawn}) >= 60
     before = np.mean([d["greys"] for d in drawn[-5:]], 0)
