@@ -95,14 +95,9 @@ class LiveCamera(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, source, file) -> bool | str:
-        # a shared workflow may name a file that is not here, which only source file needs
-        if source != "file":
-            return True
-        try:
-            inside(file or "", folder_paths.get_input_directory())
-        except ValueError as reason:
-            return str(reason)
+    def validate_inputs(cls, file) -> bool:
+        # a shared workflow may name a file that is not here, which only source file needs: that is
+        # looked at when it runs
         return True
 
     @classmethod
