@@ -15,6 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .timesteps import levels_below
+
 SOLVERS = {"unipc": 3, "dpmpp_2m": 2, "euler": 1}  # the order of each
 # terms of the first steps are added by themselves, which keeps the bound from cancelling itself
 # away there (the authors' code, truncNum)
@@ -126,18 +128,7 @@ def from_optimized(
     Returns:
         steps + 1 strictly descending levels, the last 0, float32 on the CPU.
     """
-    if steps < 1:
-        raise ValueError(f"steps: at least 1 step is needed, not {steps}.")
-    if not 0 < strength <= 1:
-        raise ValueError(
-            f"strength: {strength} must be above 0 (0 would change nothing) and at most 1."
-        )
-    start = max(1, round(strength * len(table)))
-    if steps > start:
-        raise ValueError(
-            f"steps: {steps} do not fit below strength {strength}: there are {start} noise levels. "
-            "Lower steps or raise strength."
-        )
+    start = levels_below(strength, steps, len(table))
     top = float(table[start - 1])
     if steps == 1:
         return torch.tensor([top, 0.0])

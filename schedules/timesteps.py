@@ -84,18 +84,7 @@ def from_strength(
     Returns:
         steps + 1 descending levels, the last 0, float32 on the CPU.
     """
-    if steps < 1:
-        raise ValueError(f"steps: at least 1 step is needed, not {steps}.")
-    if not 0 < strength <= 1:
-        raise ValueError(
-            f"strength: {strength} must be above 0 (0 would change nothing) and at most 1."
-        )
-    start = max(1, round(strength * len(table)))
-    if steps > start:
-        raise ValueError(
-            f"steps: {steps} do not fit below strength {strength}: there are {start} noise levels. "
-            "Lower steps or raise strength."
-        )
+    start = levels_below(strength, steps, len(table))
     if spacing == "uniform t":
         at = [round(start * (steps - k) / steps) - 1 for k in range(steps)]
         return _levels(table[at].tolist())
@@ -125,6 +114,27 @@ def from_strength(
     else:
         levels = _spread(top, bottom, steps, math.log, math.exp)
     return _levels(levels)
+
+
+def levels_below(strength: float, steps: int, count: int) -> int:
+    """How many of a table's `count` levels lie at or below a strength; checks both settings.
+
+    Raises:
+        ValueError: no step, a strength outside 0..1, or more steps than levels.
+    """
+    if steps < 1:
+        raise ValueError(f"steps: at least 1 step is needed, not {steps}.")
+    if not 0 < strength <= 1:
+        raise ValueError(
+            f"strength: {strength} must be above 0 (0 would change nothing) and at most 1."
+        )
+    start = max(1, round(strength * count))
+    if steps > start:
+        raise ValueError(
+            f"steps: {steps} do not fit below strength {strength}: there are {start} noise levels. "
+            "Lower steps or raise strength."
+        )
+    return start
 
 
 def _lcm_grid(count: int, strength: float, steps: int) -> list[int]:

@@ -1,29 +1,20 @@
 """A real ComfyUI with the pack, and Debian's Chromium with a camera that plays a file."""
 
 import contextlib
-import importlib.util
 import json
 import os
 import pathlib
 import shutil
-import subprocess
-import sys
 import urllib.request
 
 import av
 import numpy as np
 import pytest
+from serving import serving
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 BITS = 12
 CHROMIUM = os.environ.get("LIVEDIFFUSION_CHROMIUM") or shutil.which("chromium")
-
-
-def load(path):
-    spec = importlib.util.spec_from_file_location(f"browser_{path.stem}", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def counter_picture(number, width=640, height=480):
@@ -85,10 +76,7 @@ class Site:
 
 @pytest.fixture(scope="session")
 def site(comfyui, tmp_path_factory):
-    run = load(ROOT / "run.py")
     base = tmp_path_factory.mktemp("browser")
-    run.link_pack(base)
-    (base / "input").mkdir()
     settings = base / "user" / "default"
     settings.mkdir(parents=True)
     # a page of a user who has seen ComfyUI before: no tour, no dialog over the canvas
@@ -97,20 +85,9 @@ def site(comfyui, tmp_path_factory):
                     "Comfy.InstalledVersion": "1.45.19"}),
         encoding="utf-8",
     )  # fmt: skip
-    port, log = run.free_port(), base / "server.log"
-    command = [
-        sys.executable, str(comfyui / "main.py"), "--cpu", "--base-directory", str(base),
-        "--port", str(port), "--disable-auto-launch", "--database-url", "sqlite:///:memory:",
-    ]  # fmt: skip
-    with log.open("w", encoding="utf-8") as out:
-        process = subprocess.Popen(
-            command, stdout=out, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, cwd=comfyui
-        )
+    with serving(comfyui, base) as (port, _, log):
         # a page may use the camera on localhost only
-        url = f"http://localhost:{port}"
-        with run.ended(process):
-            run.wait_for(f"http://127.0.0.1:{port}", process, log, run.Spinner("starting ComfyUI"))
-            yield Site(url, base, log)
+        yield Site(f"http://localhost:{port}", base, log)
 
 
 @pytest.fixture(scope="session")

@@ -1,19 +1,15 @@
 """Real ComfyUI servers with the pack linked in, one for each version in the cache."""
 
 import dataclasses
-import importlib.util
 import json
-import os
 import pathlib
 import re
-import subprocess
-import sys
 import urllib.error
 import urllib.request
 
 import pytest
+from serving import serving
 
-ROOT = pathlib.Path(__file__).resolve().parents[2]
 CACHE = pathlib.Path.home() / ".cache" / "livediffusion" / "comfyui"
 VERSIONS = ("0.25.0", "0.8.0")
 
@@ -47,14 +43,6 @@ class Nothing(ComfyExtension):
 async def comfy_entrypoint():
     return Nothing()
 """
-
-
-def load_run():
-    """run.py as a module."""
-    spec = importlib.util.spec_from_file_location("livediffusion_run", ROOT / "run.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @dataclasses.dataclass
@@ -105,27 +93,12 @@ def server(request, comfyui, tmp_path_factory):
         path = comfyui
     if not (path / "main.py").is_file():
         pytest.skip(f"ComfyUI {request.param} is not in {CACHE}")
-    run = load_run()
     base = tmp_path_factory.mktemp("comfyui")
-    run.link_pack(base)
     probe = base / "custom_nodes" / "probe"
-    probe.mkdir()
+    probe.mkdir(parents=True)
     (probe / "__init__.py").write_text(PROBE, encoding="utf-8")
     (probe / "prestartup_script.py").write_text(PRESTARTUP, encoding="utf-8")
-    (base / "input").mkdir()
-    port, log = run.free_port(), base / "server.log"
-    command = [
-        sys.executable, str(path / "main.py"), "--cpu", "--base-directory", str(base),
-        "--port", str(port), "--disable-auto-launch", "--database-url", "sqlite:///:memory:",
-    ]  # fmt: skip
-    with log.open("w", encoding="utf-8") as out:
-        process = subprocess.Popen(
-            command, stdout=out, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, cwd=path,
-            env={**os.environ, "PYTHONUTF8": "1"},
-        )  # fmt: skip
-        url = f"http://127.0.0.1:{port}"
-        with run.ended(process):
-            run.wait_for(url, process, log, run.Spinner("starting ComfyUI"))
-            running = Server(request.param, url, base, log)
-            running.start_up = running.json("/probe")
-            yield running
+    with serving(path, base) as (port, _, log):
+        running = Server(request.param, f"http://127.0.0.1:{port}", base, log)
+        running.start_up = running.json("/probe")
+        yield running

@@ -1,7 +1,6 @@
 """Live in a real ComfyUI, both versions: the headless command, the log, the end of the server."""
 
 import asyncio
-import importlib.util
 import json
 import pathlib
 import signal
@@ -12,6 +11,7 @@ import time
 import inprocess
 import pytest
 from films import write_gif
+from serving import serving
 
 pytestmark = [pytest.mark.comfy, pytest.mark.server]
 
@@ -56,38 +56,23 @@ def test_a_bad_file_is_one_sentence(server, tmp_path):
 
 def test_a_run_ends_with_its_server(comfyui, tmp_path):
     """Stopped as from a terminal, in the middle of a run: nothing keeps the process alive."""
-
-    spec = importlib.util.spec_from_file_location("livediffusion_run", ROOT / "run.py")
-    run = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(run)
-    run.link_pack(tmp_path)
     (tmp_path / "input").mkdir()
     write_gif(tmp_path / "input" / "film.gif", 8, 40)
-    port, log = run.free_port(), tmp_path / "server.log"
-    command = [
-        sys.executable, str(comfyui / "main.py"), "--cpu", "--base-directory", str(tmp_path),
-        "--port", str(port), "--disable-auto-launch", "--database-url", "sqlite:///:memory:",
-    ]  # fmt: skip
-    with log.open("w", encoding="utf-8") as out:
-        process = subprocess.Popen(
-            command, stdout=out, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, cwd=comfyui
-        )
+    with serving(comfyui, tmp_path) as (port, process, log):
         url = f"http://127.0.0.1:{port}"
-        with run.ended(process):
-            run.wait_for(url, process, log, run.Spinner("starting ComfyUI"))
 
-            async def live(http):
-                graph = {
-                    "1": inprocess.camera(source="file", file="film.gif"),
-                    "2": inprocess.view(["1", 0]),
-                }
-                client = await inprocess.Client.start(http, url, graph)
-                await client.wait(lambda: len(client.views) >= 5)
-                process.send_signal(signal.SIGINT)
-                began = time.monotonic()
-                await asyncio.to_thread(process.wait, 10)
-                await client.wait(lambda: client.closed)
-                return time.monotonic() - began
+        async def live(http):
+            graph = {
+                "1": inprocess.camera(source="file", file="film.gif"),
+                "2": inprocess.view(["1", 0]),
+            }
+            client = await inprocess.Client.start(http, url, graph)
+            await client.wait(lambda: len(client.views) >= 5)
+            process.send_signal(signal.SIGINT)
+            began = time.monotonic()
+            await asyncio.to_thread(process.wait, 10)
+            await client.wait(lambda: client.closed)
+            return time.monotonic() - began
 
-            assert inprocess.live(live) < 5
+        assert inprocess.live(live) < 5
     assert json.dumps(log.read_text(encoding="utf-8")).count("Traceback") == 0

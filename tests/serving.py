@@ -1,0 +1,41 @@
+"""A real ComfyUI with the pack linked in, as a process of its own."""
+
+import contextlib
+import importlib.util
+import os
+import pathlib
+import subprocess
+import sys
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+
+
+def load_run():
+    """run.py as a module."""
+    spec = importlib.util.spec_from_file_location("livediffusion_run", ROOT / "run.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@contextlib.contextmanager
+def serving(comfyui: pathlib.Path, base: pathlib.Path):
+    """Start it with `base` as its base directory; yields port, process and log file."""
+    run = load_run()
+    run.link_pack(base)
+    (base / "input").mkdir(exist_ok=True)
+    port, log = run.free_port(), base / "server.log"
+    command = [
+        sys.executable, str(comfyui / "main.py"), "--cpu", "--base-directory", str(base),
+        "--port", str(port), "--disable-auto-launch", "--database-url", "sqlite:///:memory:",
+    ]  # fmt: skip
+    with log.open("w", encoding="utf-8") as out:
+        process = subprocess.Popen(
+            command, stdout=out, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, cwd=comfyui,
+            env={**os.environ, "PYTHONUTF8": "1"},
+        )  # fmt: skip
+        with run.ended(process):
+            run.wait_for(
+                f"http://127.0.0.1:{port}", process, log, run.Spinner("starting ComfyUI")
+            )
+            yield port, process, log
