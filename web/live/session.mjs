@@ -12,7 +12,7 @@ export class Invalid extends Error {
   }
 }
 
-const LAST = 1000 // ms after which a worker that does not end is ended
+const LAST = 5000 // ms after which a worker that does not end is ended
 const LEAVING = new Set(['stopping', 'ended', 'failed', 'over'])
 
 /** Events: state {detail: {state, ahead, reason, node}}, stats, problem, view, over. */
