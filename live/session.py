@@ -103,7 +103,7 @@ class Session:
                 key = (node, file, fps, loop is True)
             feed = feeds.get(key) or self._feeds.get(key)
             if feed is None:
-                feed = CameraFeed() if key == BROWSER else self._film(node, key)
+                feed = CameraFeed() if key == BROWSER else self._film(*key)
             feeds[key] = feed_of[node] = feed
             feed.shapes[node] = Shape(
                 *(_number(inputs, name, _SIZES[name]) for name in ("width", "height")),
@@ -119,11 +119,14 @@ class Session:
         for node in split.views:
             self.view(node)
 
-    def _film(self, node: str, key: tuple) -> FilmFeed:
+    def _opened(self, node: str, file: str) -> Any:
         try:
-            return FilmFeed(self._open_film(key[1]), key[2], key[3])
+            return self._open_film(file)
         except ValueError as reason:
             raise GraphError(str(reason), node) from None
+
+    def _film(self, node: str, file: str, fps: int, loop: bool) -> FilmFeed:
+        return FilmFeed(self._opened(node, file), fps, loop)
 
     @property
     def wanted(self) -> Split:
@@ -165,10 +168,7 @@ class Session:
         for node in split.sources:
             inputs = split.graph[node]["inputs"]
             if _constant(inputs, "source", BROWSER, node) != BROWSER:
-                try:
-                    self._open_film(_constant(inputs, "file", "", node))
-                except ValueError as reason:
-                    raise GraphError(str(reason), node) from None
+                self._opened(node, _constant(inputs, "file", "", node))
         self.asked += 1
         self._pending = (self.asked, split)
         return self.asked
