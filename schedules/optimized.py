@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .axis import Axis
 from .timesteps import levels_below
 
 SOLVERS = {"unipc": 3, "dpmpp_2m": 2, "euler": 1}  # the order of each
@@ -22,7 +23,6 @@ SOLVERS = {"unipc": 3, "dpmpp_2m": 2, "euler": 1}  # the order of each
 # away there (the authors' code, truncNum)
 _ALONE = 3
 _SMOOTHING = (0.3, 0.1, 0.03, 0.01, 0.003, 0.001, 1e-4)
-_NOISIEST = 0.999  # of a flow model: pure noise has no logarithm
 
 
 def error_bound(lambdas: np.ndarray, order: int, power: float = 2.0, smooth: float = 0.0) -> float:
@@ -132,18 +132,19 @@ def from_optimized(
     top = float(table[start - 1])
     if steps == 1:
         return torch.tensor([top, 0.0])
-    ratio = table[:start].double().numpy()
-    if flow:
-        ratio = np.minimum(ratio, _NOISIEST)
-        ratio = ratio / (1 - ratio)
+    axis = Axis(top, float(table[0]), flow)
     # even in timesteps to begin with, as the paper has it for latents
     places = np.linspace(start - 1, 0, steps + 1)
-    begin = -np.interp(places, np.arange(start), np.log(ratio))
+    begin = np.interp(places, np.arange(start), axis.lambdas(table[:start].double()))
     lambdas = np.array(_solved(tuple(np.round(begin, 9)), SOLVERS[solver]))
-    levels = np.exp(-lambdas[:-1])
-    if flow:
-        levels = levels / (1 + levels)
-    return torch.tensor([top, *levels[1:].tolist(), 0.0], dtype=torch.float32)
+    return torch.tensor(axis.levels(lambdas[:-1]), dtype=torch.float32)
+
+
+def bound(table: Tensor, levels: Tensor, solver: str, flow: bool = False) -> float:
+    """The error bound of any levels, n + 1 down to 0, for comparing them."""
+    axis = Axis(float(levels[0]), float(table[0]), flow)
+    lowest = min(axis.bottom, float(levels[-2]) * 0.99)
+    return error_bound(axis.lambdas([*levels[:-1].tolist(), lowest]), SOLVERS[solver])
 
 
 @functools.lru_cache(maxsize=256)
