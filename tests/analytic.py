@@ -1,7 +1,8 @@
 """Denoisers in closed form: distributions whose exact answer is known.
 
-Everything in float64 and in ComfyUI's x = x0 + sigma * noise; a flow model's sigma s / (1 + s) and
-x / (1 + s) are the same path in other units (Karras et al. 2022, equation 4; Lipman et al. 2023).
+Everything in float64. A target is told x = x0 + s * noise; a family puts it in ComfyUI's units, and
+its models are told their time as ComfyUI tells it. A flow model's sigma is s / (1 + s) and its x is
+x / (1 + s): the same path in other units (Lipman et al. 2023).
 """
 
 import functools
@@ -10,6 +11,7 @@ import math
 
 import numpy as np
 import torch
+from livediffusion.engine.space import Mix
 from PIL import Image, ImageDraw, ImageFont
 
 DIM = 144
@@ -73,6 +75,7 @@ def digits():
 
 
 TARGETS = {"power law": power_law, "mixture": mixture, "digits": digits}
+target = functools.cache(lambda name: TARGETS[name]())
 
 
 def vp_levels():
@@ -82,45 +85,88 @@ def vp_levels():
     return np.sqrt((1 - kept) / kept)
 
 
-def flow_levels():
-    """Rectified flow's, as noise-to-signal ratios; its first is cut where noise is almost all."""
-    t = np.arange(1, 1001) / 1001
-    return t / (1 - t)
+def edm_levels():
+    """Those of EDM, Karras et al. 2022, table 1, as ComfyUI puts them in a table."""
+    return np.exp(np.linspace(math.log(0.002), math.log(80), 1000))
 
 
-FAMILIES = {"VP": vp_levels, "flow": flow_levels}
+FAMILIES = {"VP": vp_levels, "EDM": edm_levels, "flow": lambda: np.arange(1, 1001) / 1000}
+
+
+class Space:
+    """NoiseSpace of a family."""
+
+    def __init__(self, family):
+        self.flow = family == "flow"
+
+    def mix(self, sigma):
+        return Mix(1 - sigma if self.flow else 1.0, sigma)
+
+    entry = mix
+
+    def unmix(self, sigma):
+        return 1 / (1 - sigma) if self.flow else 1.0
+
+
+def table(family):
+    return torch.tensor(FAMILIES[family]())
+
+
+def predictor(name, family):
+    """The clean prediction of (x, sigma, shift), through what a network would give: the noise, or
+    the velocity of a flow model, at the time of sigma * exp(shift)."""
+    one = target(name)
+    if family != "flow":
+
+        def predict(x, sigma, shift=0.0):
+            told = sigma * math.exp(shift)
+            # the network's input has unit variance at either level
+            y = x * math.sqrt((1 + told**2) / (1 + sigma**2))
+            return x - sigma * (y - one.denoise(y, told)) / told
+
+        return predict
+
+    def predict_flow(x, sigma, shift=0.0):
+        told = min(sigma * math.exp(shift), 1.0)
+        left = max(1 - told, 1e-6)  # pure noise says nothing: the prediction is the mean
+        return x - sigma * (x - one.denoise(x / left, told / left)) / told
+
+    return predict_flow
 
 
 @functools.cache
 def start(name, family, count=64, seed=0):
-    """Held-out noise at the highest level, [count, dim]."""
+    """Noise at the highest level, [count, dim]; seed 0 is held out from all learning."""
     generator = torch.Generator().manual_seed(seed)
-    noise = torch.randn(count, TARGETS[name]().dim, generator=generator, dtype=torch.float64)
+    noise = torch.randn(count, target(name).dim, generator=generator, dtype=torch.float64)
     return noise * float(FAMILIES[family]()[-1])
 
 
 @functools.cache
-def reference(name, family, steps=1200):
-    """End points of the probability flow ODE from `start`, by Heun's method in log sigma.
+def reference(name, family, count=64, seed=0, steps=400):
+    """End points of the probability flow ODE from `start`, by Runge-Kutta's fourth order.
+
+    dx / dlog(sigma) = x - D(x, sigma) in every family (Karras et al. 2022, equation 3).
 
     Returns:
-        [count, dim]; how far half the steps are from them, as an RMSE.
+        [count, dim].
     """
-    return _heun(name, family, steps), rmse(
-        _heun(name, family, steps // 2), _heun(name, family, steps)
-    )
-
-
-@functools.cache
-def _heun(name, family, steps):
-    target, levels = TARGETS[name](), FAMILIES[family]()
-    x = start(name, family)
-    path = np.exp(np.linspace(math.log(levels[-1]), math.log(levels[0] / 20), steps + 1))
+    predict, levels = predictor(name, family), FAMILIES[family]()
+    low, high = levels[0] / 20, levels[-1]
+    if family == "flow":
+        ratio = np.exp(np.linspace(math.log(1e4), math.log(low), steps))
+        path = np.array([1.0, *ratio / (1 + ratio)])
+    else:
+        path = np.exp(np.linspace(math.log(high), math.log(low), steps + 1))
+    x = start(name, family, count, seed)
     for now, then in itertools.pairwise(path):
-        slope = (x - target.denoise(x, now)) / now
-        guess = x + (then - now) * slope
-        x = x + (then - now) * 0.5 * (slope + (guess - target.denoise(guess, then)) / then)
-    return target.denoise(x, path[-1])
+        h, middle = math.log(then / now), math.sqrt(now * then)
+        a = x - predict(x, now)
+        b = (y := x + 0.5 * h * a) - predict(y, middle)
+        c = (y := x + 0.5 * h * b) - predict(y, middle)
+        d = (y := x + h * c) - predict(y, then)
+        x = x + h / 6 * (a + 2 * b + 2 * c + d)
+    return predict(x, path[-1])
 
 
 def rmse(a, b):
@@ -132,3 +178,16 @@ def uniform_t(family, steps):
     levels = FAMILIES[family]()
     places = np.linspace(len(levels) - 1, 0, steps + 1)[:-1]
     return torch.tensor([*np.interp(places, np.arange(len(levels)), levels), 0.0])
+
+
+def exact_frechet(family, solve):
+    """Squared Frechet distance of a solver's ends to the power law itself, without sampling.
+
+    Args:
+        solve: from x at the highest level, [1, dim], to the end; linear for a Gaussian target.
+    """
+    gaussian = target("power law")
+    top = torch.full((1, gaussian.dim), float(FAMILIES[family]()[-1]), dtype=torch.float64)
+    # C is diagonal, so each coordinate of the noise is scaled by itself
+    spread = solve(top)[0].abs()
+    return float((spread - gaussian.variance.sqrt()).square().sum())
