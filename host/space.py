@@ -3,6 +3,7 @@
 import math
 
 import torch
+from torch import Tensor
 
 from ..engine.space import Mix
 
@@ -53,3 +54,11 @@ class ModelSpace:
         return float(
             self.model_sampling.inverse_noise_scaling(level, torch.full((1, 1, 1, 1), value))
         )
+
+
+def scaled_in(model, latents: Tensor) -> Tensor:
+    """process_latent_in, which ComfyUI leaves out for an empty latent."""
+    shifts = getattr(model.latent_format, "shift_factor", None)
+    if shifts is not None and not torch.count_nonzero(latents):
+        return latents
+    return model.process_latent_in(latents)

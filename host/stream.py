@@ -17,7 +17,7 @@ from ..engine.ring import Ring, Tick
 from ..engine.step_rules import STEP_RULES, Course
 from .conditioning import Conds, Payload, payloads
 from .evaluate import Calls, Visit, count_into, evaluate, fast_guidance
-from .space import ModelSpace
+from .space import ModelSpace, scaled_in
 
 Progress = Callable[[int, int, Tensor], None]
 
@@ -234,7 +234,7 @@ class Stream:
             patcher.pre_run()
             guider.inner_model, guider.conds = model, kept.conds
             try:
-                clean = _scaled_in(model, latents.to(device, torch.float32))
+                clean = scaled_in(model, latents.to(device, torch.float32))
                 return model.process_latent_out(work(visit, clean, None).to(torch.float32))
             finally:
                 patcher.cleanup()
@@ -346,14 +346,6 @@ def _one_call_fits(model, patcher, rows: int, shape: tuple[int, ...]) -> bool:
     """ComfyUI's own estimate (comfy.samplers._calc_cond_batch) for a tick's most rows."""
     free = comfy.model_management.get_free_memory(patcher.load_device)
     return model.memory_required([rows, *shape]) * 1.5 < free
-
-
-def _scaled_in(model, latents: Tensor) -> Tensor:
-    """process_latent_in, which ComfyUI leaves out for an empty latent."""
-    shifts = getattr(model.latent_format, "shift_factor", None)
-    if shifts is not None and not torch.count_nonzero(latents):
-        return latents
-    return model.process_latent_in(latents)
 
 
 def _with_mask(frames: list[Payload], mask: Tensor, noise: Tensor) -> list[Payload]:
