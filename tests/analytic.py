@@ -143,7 +143,7 @@ def start(name, family, count=64, seed=0):
 
 
 @functools.cache
-def reference(name, family, count=64, seed=0, steps=400):
+def reference(name, family, count=64, seed=0, steps=200):
     """End points of the probability flow ODE from `start`, by Runge-Kutta's fourth order.
 
     dx / dlog(sigma) = x - D(x, sigma) in every family (Karras et al. 2022, equation 3).

@@ -29,7 +29,7 @@ def error(name, family, rule, steps):
 def test_the_reference_is_known_well_enough(name, family):
     exact = analytic.reference(name, family)
     assert exact.isfinite().all()
-    uncertain = analytic.rmse(exact, analytic.reference(name, family, steps=200))
+    uncertain = analytic.rmse(exact, analytic.reference(name, family, steps=400))
     smallest = min(error(name, family, rule, 10)[0] for rule in ("euler", "pfdiff-1_1"))
     assert uncertain < 1e-4 * smallest
 

@@ -1,0 +1,115 @@
+"""Found steps as small files, to be loaded again and shared."""
+
+import contextlib
+import datetime
+import hashlib
+import json
+import math
+import os
+import pathlib
+import tempfile
+from dataclasses import asdict, dataclass, field
+from itertools import pairwise
+from typing import Any
+
+from .pupil import Steps
+
+_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Result:
+    """What was found, for what, and how good it is.
+
+    Attributes:
+        method: `learned` or `searched`.
+        solver: the step rule it was made for.
+        levels, shifts: see pupil.Steps.
+        goal: what it was made for: `teacher` or `pictures`.
+        errors: on held-out noise, its own and that of the best hand-made schedule; by goal:
+            RMSE to the fine solution in parts of its size, feature Frechet distance to pictures.
+        hand_made: name of the best hand-made schedule.
+        model: fingerprint of the model.
+        rounds: done, of those asked for.
+        asked: the settings it was made with.
+        curves: levels and error of a few hand-made schedules, by name.
+        date: in UTC, ISO 8601.
+    """
+
+    method: str
+    solver: str
+    levels: tuple[float, ...]
+    shifts: tuple[float, ...]
+    goal: str
+    errors: dict[str, tuple[float, float]]
+    hand_made: str
+    model: str
+    rounds: tuple[int, int]
+    asked: dict[str, Any] = field(default_factory=dict)
+    curves: dict[str, Any] = field(default_factory=dict)
+    date: str = ""
+
+    @property
+    def steps(self) -> Steps:
+        return Steps(self.levels, self.shifts)
+
+    @property
+    def complete(self) -> bool:
+        return self.rounds[0] >= self.rounds[1]
+
+
+def today() -> str:
+    return datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
+
+
+def key(parts: dict[str, Any]) -> str:
+    """Of everything that a result depends on."""
+    text = json.dumps(parts, sort_keys=True, ensure_ascii=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def save(result: Result, path: pathlib.Path) -> None:
+    """Whole or not at all.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    text = json.dumps({"livediffusion": _VERSION, **asdict(result)}, indent=1)
+    handle, name = tempfile.mkstemp(dir=path.parent, suffix=".part")
+    try:
+        with os.fdopen(handle, "w", encoding="ascii") as file:
+            file.write(text)
+        os.replace(name, path)
+    except OSError:
+        with contextlib.suppress(OSError):
+            os.unlink(name)
+        raise
+
+
+def load(path: pathlib.Path) -> Result:
+    """
+    Raises:
+        OSError: there is no such file.
+        ValueError: it holds no result.
+    """
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+        version = data.pop("livediffusion")
+        for name in ("levels", "shifts", "rounds"):
+            data[name] = tuple(data[name])
+        result = Result(**data)
+        numbers = [*result.levels, *result.shifts, *result.errors[result.goal]]
+        sound = (
+            version == _VERSION
+            and all(isinstance(v, int | float) and math.isfinite(v) for v in numbers)
+            and len(result.levels) >= 2
+            and all(a > b for a, b in pairwise(result.levels))
+            and result.levels[-1] == 0
+            and len(result.rounds) == 2
+        )
+    except (ValueError, KeyError, TypeError, AttributeError):
+        sound = False
+    if not sound:
+        raise ValueError(f"{path.name} holds no schedule of Live Learned or Live Searched Steps.")
+    return result
