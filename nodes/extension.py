@@ -7,6 +7,7 @@ class LiveDiffusionExtension(ComfyExtension):
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         from .conditioning import LivePromptBlend
         from .frames import LiveDecode, LiveEncode, LiveSimilarityFilter
+        from .learning import LiveLearnedSteps, LiveSearchedSteps
         from .live import LiveCamera, LiveRun, LiveView, connect
         from .models import LiveDemoModel
         from .sampling import LivePFDiff, LiveRCFGGuider, LiveStreamBatch, LiveStreamSampler
@@ -24,6 +25,8 @@ class LiveDiffusionExtension(ComfyExtension):
             LiveTimesteps,
             LiveStrength,
             LiveOptimizedSteps,
+            LiveLearnedSteps,
+            LiveSearchedSteps,
             LiveSimilarityFilter,
             LiveEncode,
             LiveDecode,

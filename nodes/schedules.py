@@ -1,9 +1,11 @@
 """Schedules as nodes: where the steps go."""
 
 from ..host.check import noise_table
-from ..schedules.optimized import SOLVERS, from_optimized
+from ..host.hand_made import beside
+from ..schedules.optimized import SOLVERS, bound, from_optimized
 from ..schedules.timesteps import SPACINGS, from_indices, from_strength, parse_indices
 from .compat import io
+from .plot import plot
 
 
 class LiveTimesteps(io.ComfyNode):
@@ -36,7 +38,7 @@ class LiveTimesteps(io.ComfyNode):
     @classmethod
     def execute(cls, model, indices, grid) -> io.NodeOutput:
         table, _ = noise_table(model)
-        return io.NodeOutput(from_indices(table, parse_indices(indices, grid), grid))
+        return _shown(model, from_indices(table, parse_indices(indices, grid), grid))
 
 
 class LiveStrength(io.ComfyNode):
@@ -79,7 +81,7 @@ class LiveStrength(io.ComfyNode):
     @classmethod
     def execute(cls, model, steps, strength, spacing) -> io.NodeOutput:
         table, flow = noise_table(model)
-        return io.NodeOutput(from_strength(table, steps, strength, spacing, flow))
+        return _shown(model, from_strength(table, steps, strength, spacing, flow))
 
 
 class LiveOptimizedSteps(io.ComfyNode):
@@ -124,4 +126,12 @@ class LiveOptimizedSteps(io.ComfyNode):
     @classmethod
     def execute(cls, model, solver, steps, strength) -> io.NodeOutput:
         table, flow = noise_table(model)
-        return io.NodeOutput(from_optimized(table, solver, steps, strength, flow))
+        levels = from_optimized(table, solver, steps, strength, flow)
+        even = from_strength(table, steps, strength)
+        ratio = bound(table, levels, solver, flow) / bound(table, even, solver, flow)
+        return _shown(model, levels, f"bound on the error: {ratio:.2f} x that of uniform t")
+
+
+def _shown(model, levels, *lines: str) -> io.NodeOutput:
+    others = beside(model.get_model_object("model_sampling"), len(levels) - 1, float(levels[0]))
+    return io.NodeOutput(levels, ui=plot(levels, others, list(lines)))

@@ -6,10 +6,10 @@ import { api } from '../../scripts/api.js'
 // browsers keep .mjs files by themselves; another version has other addresses
 const VERSION = '0.1.0'
 const place = (name) => new URL(`./live/${name}.mjs?v=${VERSION}`, import.meta.url).href
-const [{ Camera }, { Edits }, { Picker }, { Invalid, Session }, { addStyle, element }, { View }] =
-  await Promise.all(
-    ['camera', 'edits', 'picker', 'session', 'style', 'view'].map((name) => import(place(name)))
-  )
+const modules = ['camera', 'edits', 'picker', 'plot', 'session', 'style', 'view']
+const [
+  { Camera }, { Edits }, { Picker }, { Plot }, { Invalid, Session }, { addStyle, element }, { View }
+] = await Promise.all(modules.map((name) => import(place(name))))
 
 const LABELS = {
   idle: 'Live',
@@ -26,11 +26,15 @@ const TIPS = {
   stopping: 'The live run is stopping'
 }
 
+const SCHEDULES = [
+  'LiveTimesteps', 'LiveStrength', 'LiveOptimizedSteps', 'LiveLearnedSteps', 'LiveSearchedSteps'
+]
 const JUST = 3000 // ms after a graph was loaded in which a change of tab belongs to it
 
 const camera = new Camera()
 const views = new Map() // node -> View
 const pickers = new Map() // node -> Picker
+const plots = new WeakMap() // node -> Plot
 const marked = new Set()
 let session = null
 let opened = null // id and tab of the workflow that is live
@@ -279,6 +283,18 @@ function addView(owner) {
   }
 }
 
+/** Schedules show their steps as soon as they are known. */
+function addPlot(owner) {
+  const executed = owner.onExecuted
+  owner.onExecuted = function (output) {
+    executed?.apply(this, arguments)
+    const steps = output?.livediffusion_steps?.at(-1)
+    if (!steps) return
+    if (!plots.has(owner)) plots.set(owner, new Plot(owner, tools))
+    plots.get(owner).show(steps)
+  }
+}
+
 function addPicker(owner) {
   const picker = new Picker(owner, camera, tools)
   pickers.set(owner, picker)
@@ -374,6 +390,7 @@ app.registerExtension({
   nodeCreated(owner) {
     if (owner.comfyClass === 'LiveView') addView(owner)
     if (owner.comfyClass === 'LiveCamera') addPicker(owner)
+    if (SCHEDULES.includes(owner.comfyClass)) addPlot(owner)
   },
   beforeConfigureGraph: () => settle(5000),
   afterConfigureGraph: () => settle(300),

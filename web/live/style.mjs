@@ -45,6 +45,14 @@ const CSS = `
 .livediffusion-live[data-state='starting'], .livediffusion-live[data-state='queued'] {
   background: var(--comfy-input-bg, #333) !important;
 }
+.livediffusion-plot { gap: 2px; }
+.livediffusion-plot svg { flex: 1 1 0; min-height: 0; width: 100%; display: block; }
+.livediffusion-plot svg text { font-size: 10px; fill: var(--input-text, #ddd); opacity: 0.7; }
+.livediffusion-rule { stroke: var(--border-color, #4e4e4e); }
+.livediffusion-own { fill: none; stroke: var(--input-text, #ddd); stroke-width: 2; }
+.livediffusion-dot { fill: var(--input-text, #ddd); }
+.livediffusion-legend { display: flex; flex-wrap: wrap; gap: 0 10px; flex: none; }
+.livediffusion-plot .livediffusion-figures { flex: none; }
 `
 
 let added = false

@@ -1,0 +1,40 @@
+"""What a node shows of a schedule: its levels beside others, and the error to expect."""
+
+from typing import Any
+
+from ..schedules.find import PICTURES, TEACHER
+from ..schedules.results import Result
+
+_WORDS = {TEACHER: "RMSE to 100 steps", PICTURES: "Frechet distance"}
+
+
+def plot(levels, others: dict[str, Any], lines: list[str]) -> dict[str, list]:
+    """For web/live/plot.mjs.
+
+    Args:
+        levels: n + 1, of the node itself.
+        others: levels of other schedules, by name.
+        lines: of text below.
+    """
+    return {
+        "livediffusion_steps": [
+            {
+                "levels": [float(level) for level in levels],
+                "others": {name: [float(v) for v in o] for name, o in others.items()},
+                "lines": lines,
+            }
+        ]
+    }
+
+
+def plotted(result: Result) -> dict[str, list]:
+    """Of found steps."""
+    lines = []
+    for goal, (error, hand) in result.errors.items():
+        ratio = f" ({error / hand:.2f} x)" if hand > 0 else ""
+        lines.append(f"{_WORDS.get(goal, goal)}: {error:.3g}, {result.hand_made} {hand:.3g}{ratio}")
+    if result.shifts:
+        lines.append("time shift: use the model output")
+    if not result.complete:
+        lines.append(f"{result.rounds[0]} of {result.rounds[1]} rounds")
+    return plot(result.levels, result.curves, lines)
