@@ -1,0 +1,195 @@
+"""Steps and solvers against each other: the tables of docs/schedules.md.
+
+    COMFYUI_PATH=... python benchmarks/schedules.py [solvers] [learned] [shifted] [searched] [demo]
+
+The first four run where the exact answer is known (tests/grid.py), `demo` on the bundled model.
+Prints a table and one line of JSON for each; ends with an error if a bar of the project is missed.
+"""
+
+import argparse
+import importlib.util
+import json
+import logging
+import pathlib
+import sys
+import time
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+PARTS = ("solvers", "learned", "shifted", "searched", "demo")
+
+
+def solvers() -> dict:
+    """PFDiff against Euler at the same number of calls."""
+    import analytic
+    import grid
+    from livediffusion.engine.sequential import through
+    from livediffusion.engine.step_rules import STEP_RULES, Course
+
+    def error(name, family, rule, steps):
+        levels = tuple(analytic.uniform_t(family, steps).tolist())
+        course = Course(levels, STEP_RULES[rule], analytic.Space(family))
+        x = analytic.start(name, family, 256)
+        for place in through(analytic.predictor(name, family), x, course):
+            x = place.x
+        return analytic.rmse(x, analytic.reference(name, family, 256)), course.n
+
+    rules = {"pfdiff-1_1": lambda n: 2 * n - 1, "pfdiff-2_1": lambda n: 3 * n - 2,
+             "pfdiff-3_1": lambda n: 4 * n - 3, "dpmpp_2m": lambda n: n, "unipc": lambda n: n,
+             "deis": lambda n: n}  # fmt: skip
+    print("\nuniform t, RMSE relative to Euler's at as many calls, geometric mean (share better)\n")
+    print("| calls | " + " | ".join(rules) + " |\n|---|" + "---|" * len(rules))
+    every = {rule: [] for rule in rules}
+    for calls in range(2, 11):
+        row = []
+        for rule, steps in rules.items():
+            ratios = []
+            for name in analytic.TARGETS:
+                for family in grid.FAMILIES:
+                    ours, count = error(name, family, rule, steps(calls))
+                    if count != calls:
+                        raise SystemExit(f"{rule}: {count} calls where {calls} were promised")
+                    ratios.append(ours / error(name, family, "euler", calls)[0])
+            if calls >= 4:
+                every[rule] += ratios
+            row.append(f"{grid.geometric(ratios):.2f} ({sum(r < 1 for r in ratios)}/{len(ratios)})")
+        print(f"| {calls} | " + " | ".join(row) + " |")
+    ahead = every["pfdiff-1_1"]
+    share = sum(r < 1 for r in ahead) / len(ahead)
+    return {"mean": grid.geometric(ahead), "better": share, "ok": share >= 0.9}
+
+
+def found(method: str, shift: bool = False) -> dict:
+    """Learned or searched steps over the whole grid."""
+    import analytic
+    import grid
+    from livediffusion.schedules.learned import learned
+    from livediffusion.schedules.searched import searched
+
+    extra = ", with time shift" if shift else ""
+    print(f"\n{method}{extra}: RMSE relative to the best hand-made schedule\n")
+    print("| target | solver | " + " | ".join(f"n = {n}" for n in grid.STEPS) + " |")
+    print("|---|---|" + "---|" * len(grid.STEPS))
+    ratios, calls, began = [], 0, time.perf_counter()
+    for name in analytic.TARGETS:
+        for family in grid.FAMILIES:
+            for rule in grid.SOLVERS:
+                row = []
+                for n in grid.STEPS:
+                    contest = grid.contest(name, family, rule, n, grid.samples(name))
+                    axis = grid.axis(family)
+                    rounds = (
+                        searched(contest, axis, 20, 12)
+                        if method == "searched"
+                        else learned(contest, axis, 15, shift)
+                    )
+                    *_, best = rounds
+                    ratio, hand = grid.judged(name, family, rule, n, best.steps)
+                    ratios.append(ratio)
+                    calls = max(calls, contest.train.calls, contest.held.calls)
+                    row.append(f"{ratio:.3g} {hand}")
+                print(f"| {name}, {family} | {rule} | " + " | ".join(row) + " |", flush=True)
+    figures = {"mean": grid.geometric(ratios), "worst": max(ratios), "calls": calls,
+               "seconds": round(time.perf_counter() - began)}  # fmt: skip
+    bar = 0.92 if method == "searched" else 0.90
+    figures["ok"] = figures["mean"] <= bar and figures["worst"] <= 1.02
+    if method == "searched":
+        figures["ok"] = figures["ok"] and calls <= 2500
+    return figures
+
+
+def demo(samples: int, scales: list[float]) -> dict:
+    """Learned steps on the bundled model: strength 0.6 from its own scenes, n = 4."""
+    import numpy as np
+    import torch
+    from livediffusion.demo import loader, scenes
+    from livediffusion.host.hand_made import fitted, of_comfyui
+    from livediffusion.host.study import Subject
+    from livediffusion.schedules.find import Ask, Model, evaluations, find, fine
+    from livediffusion.schedules.timesteps import SPACINGS, from_strength
+    from PIL import Image
+
+    import nodes
+
+    torch.set_num_threads(2)
+    strength, prompt, rows, ok = 0.6, "neon night", [], True
+    with torch.inference_mode():
+        model, clip, vae = loader.load()
+        drawn = [scenes.draw(1_000_000 + i)[0] for i in range(2 * samples)]
+        pictures = torch.from_numpy(np.stack(drawn)).float() / 255
+        latents = vae.encode(pictures)
+        positive, negative = (nodes.CLIPTextEncode().encode(clip, t)[0] for t in (prompt, ""))
+    sampling = model.get_model_object("model_sampling")
+    table = sampling.sigmas.float().cpu()
+    print(f"\nbundled model, {prompt}, strength {strength}, n = 4, {samples} samples\n")
+    columns = ["cfg", "solver", "shift", "best hand-made", "its RMSE", "learned", "ratio",
+               "Frechet distance", "its", "seconds"]  # fmt: skip
+    print(f"| {' | '.join(columns)} |\n|{'---|' * len(columns)}")
+    for cfg in scales:
+        for solver, shift in (("dpmpp_2m", False), ("dpmpp_2m", True)):
+            ask = Ask("learned", solver, 4, strength, samples, 6, 0, shift=shift)
+            ours = {s: from_strength(table, 4, strength, s) for s in SPACINGS}
+            hands = fitted(
+                [*of_comfyui(sampling, False, int(4 / strength)), *ours.items()], 4, ask.top(table)
+            )
+            subject = Subject(model, positive, negative, cfg, latents, 2 * samples, 0)
+            told = {}
+
+            def work(bench, clean, noise, ask=ask, hands=hands, told=told):
+                x = bench.noised(clean, noise, ask.top(table))
+                family = Model(bench, bench.space, table, False)
+                # what many steps make of all the scenes: the distribution to be near
+                truth = fine(family, x, strength)
+                told["found"], told["errors"] = find(family, x, ask, hands, truth)
+                told["fine"] = truth[samples : samples + 6]
+
+            began = time.perf_counter()
+            subject.study(work, lambda done: None)
+            took = time.perf_counter() - began
+            (error, hand), far = told["errors"]["teacher"], told["errors"]["pictures"]
+            ok = ok and error <= 0.97 * hand
+            best = told["found"]
+            print(f"| {cfg} | {solver} | {'yes' if shift else 'no'} | {best.hand_made[0]} | "
+                  f"{hand:.3f} | {error:.3f} | {error / hand:.3f} | {far[0]:.3f} | {far[1]:.3f} | "
+                  f"{took:.0f} |", flush=True)  # fmt: skip
+            rows.append({"cfg": cfg, "solver": solver, "shift": shift, "ratio": error / hand,
+                         "levels": best.steps.levels, "shifts": best.steps.shifts,
+                         "about": evaluations(ask, len(hands))})  # fmt: skip
+            with torch.inference_mode():
+                strips = [told["fine"], best.hand_ends[:6], best.ends[:6]]
+                images = [
+                    vae.decode(model.model.process_latent_out(strip.float())) for strip in strips
+                ]
+                images = [pictures[samples : samples + 6], *images]
+                page = torch.cat([torch.cat(list(strip), 1) for strip in images])
+                pixels = (page.clamp(0, 1) * 255).byte().numpy()
+                name = f"schedules-{solver}-cfg{cfg:g}{'-shift' if shift else ''}.png"
+                Image.fromarray(pixels).save(pathlib.Path.cwd() / name)
+    return {"rows": rows, "ok": ok}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("parts", nargs="*", choices=PARTS, default=PARTS)
+    parser.add_argument("--samples", type=int, default=16, help="of the bundled model")
+    parser.add_argument("--cfg", type=float, nargs="*", default=[1.0, 2.0])
+    args = parser.parse_args()
+    # the tests' set-up: the pack under its alias, ComfyUI as it makes itself
+    spec = importlib.util.spec_from_file_location("conftest", ROOT / "tests" / "conftest.py")
+    spec.loader.exec_module(importlib.util.module_from_spec(spec))
+    logging.disable(logging.INFO)
+    missed = []
+    for part in args.parts:
+        if part == "solvers":
+            figures = solvers()
+        elif part == "demo":
+            figures = demo(args.samples, args.cfg)
+        else:
+            figures = found("searched" if part == "searched" else "learned", part == "shifted")
+        print(json.dumps({part: figures}))
+        missed += [] if figures["ok"] else [part]
+    if missed:
+        sys.exit(f"bars missed: {', '.join(missed)}")
+
+
+if __name__ == "__main__":
+    main()
