@@ -275,7 +275,9 @@ def _found(ask, subject, shown, known, asked, before, path, family) -> results.R
     latest: results.Result | None = None
 
     def calls(done: int) -> None:
-        bar.update_absolute(min(done, bar.total - 1))
+        # a message for each would flood the page
+        if done - bar.current >= bar.total / 200:
+            bar.update_absolute(min(done, bar.total - 1))
 
     def heard(found, errors) -> None:
         nonlocal latest

@@ -53,7 +53,8 @@ export class Plot {
     const grown = this.lines === 0
     const above = [levels, ...Object.values(others)].flat().filter((level) => level > 0)
     // the ground lies a little below the lowest level
-    const [low, high] = [Math.log(Math.min(...above)) - 0.4, Math.log(Math.max(...above)) + 0.01]
+    const [least, high] = [Math.log(Math.min(...above)), Math.log(Math.max(...above)) + 0.01]
+    const low = least - 0.15 * (high - least)
     const svg = shape('svg', { viewBox: `0 0 ${WIDTH} ${HEIGHT}`, role: 'img' })
     const named = { 'noise levels': levels, ...others }
     svg.append(shape('title', {}, Object.keys(named).join(', ')))
