@@ -1,9 +1,10 @@
 """Steps and solvers against each other: the tables of docs/schedules.md.
 
-    COMFYUI_PATH=... python benchmarks/schedules.py [solvers] [learned] [shifted] [searched] [demo]
+    COMFYUI_PATH=... python benchmarks/schedules.py [part ...]
 
-The first four run where the exact answer is known (tests/grid.py), `demo` on the bundled model.
-Prints a table and one line of JSON for each; ends with an error if a bar of the project is missed.
+Parts: solvers, hands, learned, shifted and searched run where the exact answer is known
+(tests/grid.py), demo on the bundled model; without a name all of them, in an hour. Prints a table
+and one line of JSON for each; ends with an error if a bar of the project is missed.
 """
 
 import argparse
@@ -15,7 +16,7 @@ import sys
 import time
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
-PARTS = ("solvers", "learned", "shifted", "searched", "demo")
+PARTS = ("solvers", "hands", "learned", "shifted", "searched", "demo")
 
 
 def solvers() -> dict:
@@ -56,6 +57,39 @@ def solvers() -> dict:
     ahead = every["pfdiff-1_1"]
     share = sum(r < 1 for r in ahead) / len(ahead)
     return {"mean": grid.geometric(ahead), "better": share, "ok": share >= 0.9}
+
+
+def hands() -> dict:
+    """Every hand-made schedule against the one that is best in its cell."""
+    import analytic
+    import grid
+    from livediffusion.schedules.pupil import Steps
+
+    ratios: dict[tuple, list[float]] = {}
+    for name in analytic.TARGETS:
+        for family in grid.FAMILIES:
+            for rule in grid.SOLVERS:
+                pupil = grid.pupil(name, family, rule, 1024, 0)
+                for n in grid.STEPS:
+                    errors = {
+                        hand: float(pupil.terms(Steps(levels)).mean().sqrt())
+                        for hand, levels in grid.hands(family, n).items()
+                    }
+                    for hand, error in errors.items():
+                        ratio = error / min(errors.values())
+                        ratios.setdefault((family, hand), []).append((rule, ratio))
+    print("\nRMSE relative to the best hand-made schedule of the cell, geometric mean (worst)\n")
+    for family in grid.FAMILIES:
+        print(f"| {family} | " + " | ".join(grid.SOLVERS) + " |\n|---|---|---|---|")
+        rows = []
+        for (of, hand), found in ratios.items():
+            if of == family and len(found) == 3 * len(grid.SOLVERS) * len(grid.STEPS):
+                cells = [[r for rule, r in found if rule == solver] for solver in grid.SOLVERS]
+                rows.append((grid.geometric([r for _, r in found]), hand, cells))
+        for _, hand, cells in sorted(rows):
+            row = " | ".join(f"{grid.geometric(cell):.2f} ({max(cell):.1f})" for cell in cells)
+            print(f"| {hand} | {row} |")
+    return {"cells": len(grid.CELLS), "ok": True}
 
 
 def found(method: str, shift: bool = False) -> dict:
@@ -179,8 +213,8 @@ def main() -> None:
     logging.disable(logging.INFO)
     missed = []
     for part in args.parts:
-        if part == "solvers":
-            figures = solvers()
+        if part in ("solvers", "hands"):
+            figures = {"solvers": solvers, "hands": hands}[part]()
         elif part == "demo":
             figures = demo(args.samples, args.cfg)
         else:
