@@ -135,7 +135,7 @@ def demo(samples: int, scales: list[float]) -> dict:
     """Learned steps on the bundled model: strength 0.6 from its own scenes, n = 4."""
     import numpy as np
     import torch
-    from livediffusion.demo import loader, scenes
+    from livediffusion.demo import loader, looks, scenes
     from livediffusion.host.hand_made import fitted, of_comfyui
     from livediffusion.host.study import Subject
     from livediffusion.schedules.find import Ask, Model, evaluations, find, fine
@@ -151,6 +151,10 @@ def demo(samples: int, scales: list[float]) -> dict:
         drawn = [scenes.draw(1_000_000 + i)[0] for i in range(2 * samples)]
         pictures = torch.from_numpy(np.stack(drawn)).float() / 255
         latents = vae.encode(pictures)
+        # what the prompt's look is, on other scenes
+        others = [scenes.draw(2_000_000 + i)[0] for i in range(64)]
+        others = torch.from_numpy(np.stack(others)).float().movedim(-1, 1) / 255
+        look = vae.encode(looks.neon(others).movedim(1, -1))
         positive, negative = (nodes.CLIPTextEncode().encode(clip, t)[0] for t in (prompt, ""))
     sampling = model.get_model_object("model_sampling")
     table = sampling.sigmas.float().cpu()
@@ -171,10 +175,8 @@ def demo(samples: int, scales: list[float]) -> dict:
             def work(bench, clean, noise, ask=ask, hands=hands, told=told):
                 x = bench.noised(clean, noise, ask.top(table))
                 family = Model(bench, bench.space, table, False)
-                # what many steps make of all the scenes: the distribution to be near
-                truth = fine(family, x, strength)
-                told["found"], told["errors"] = find(family, x, ask, hands, truth)
-                told["fine"] = truth[samples : samples + 6]
+                told["found"], told["errors"] = find(family, x, ask, hands, bench.scaled(look))
+                told["fine"] = fine(family, x[samples : samples + 6], strength)
 
             began = time.perf_counter()
             subject.study(work, lambda done: None)
@@ -204,8 +206,8 @@ def demo(samples: int, scales: list[float]) -> dict:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("parts", nargs="*", choices=PARTS, default=PARTS)
-    parser.add_argument("--samples", type=int, default=16, help="of the bundled model")
-    parser.add_argument("--cfg", type=float, nargs="*", default=[1.0, 2.0])
+    parser.add_argument("--samples", type=int, default=32, help="of the bundled model")
+    parser.add_argument("--cfg", type=float, nargs="*", default=[1.0, 1.5])
     args = parser.parse_args()
     # the tests' set-up: the pack under its alias, ComfyUI as it makes itself
     spec = importlib.util.spec_from_file_location("conftest", ROOT / "tests" / "conftest.py")

@@ -31,7 +31,7 @@ def shifted(model, levels: Sequence[float], shifts: Sequence[float]):
             out = out + part * (amounts[k + 1] - amounts[k])
         return out
 
-    return _patched(model, shift)
+    return _patched(model, shift, f"{list(levels)} {list(shifts)}")
 
 
 class Dial:
@@ -42,12 +42,14 @@ class Dial:
 
     def on(self, model):
         """A clone of a MODEL that is told the time that the dial says."""
-        return _patched(model, lambda log_sigma: log_sigma.new_tensor(self.shift))
+        return _patched(model, lambda log_sigma: log_sigma.new_tensor(self.shift), "dial")
 
 
-def _patched(model, shift: Callable[[Tensor], Tensor]):
+def _patched(model, shift: Callable[[Tensor], Tensor], what: str):
     sampling = model.get_model_object(KEY)
     told = copy.copy(sampling)
+    # a fingerprint reads it
+    told.told = f"{getattr(sampling, 'told', '')} {what}"
     low, high = float(sampling.sigma_min), float(sampling.sigma_max)
 
     class Told(type(sampling)):

@@ -124,7 +124,7 @@ def _descent(
             # a rough or a flat place: look around, one unknown at a time
             damping, reach = 1e-2, reach / 2
             for move in np.concatenate([np.eye(len(z)), -np.eye(len(z))]) * reach:
-                tried, tried_r, tried_loss = residual(steps_at(z + move))
+                tried, tried_r, tried_loss = residual(steps_at(z + move), run)
                 if tried_loss < loss:
                     z, run, r, loss = z + move, tried, tried_r, tried_loss
         if loss < before:

@@ -49,7 +49,7 @@ def test_the_bound_is_theirs(name, n):
     assert error_bound(steps, 3) == pytest.approx(BOUNDS[name, n], rel=1e-7)
 
 
-@pytest.mark.parametrize(("name", "n"), BOUNDS)
+@pytest.mark.parametrize(("name", "n"), [key for key in BOUNDS if key[1] in (5, 7, 10)])
 def test_the_minimum_is_found_from_either_side(name, n):
     """At or below theirs, and the same from two beginnings, which theirs is not."""
     first = uniform_t(name, n)

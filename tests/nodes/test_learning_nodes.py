@@ -382,3 +382,42 @@ def test_the_shift_is_told_between_the_levels_too():
     )
     assert factor((0.5 * 0.1) ** 0.5) == pytest.approx(-0.1, abs=1e-5)
     assert model("flow").get_model_object("model_sampling") is sampling
+
+
+def test_a_shifted_model_is_another_model():
+    from livediffusion.host import fingerprint
+    from livediffusion.host.told import shifted
+
+    one, other = (shifted(model(), (3.0, 1.0), (0.0, by)) for by in (0.1, 0.2))
+    twice = shifted(one, (3.0, 1.0), (0.0, 0.1))
+    same = shifted(model(), (3.0, 1.0), (0.0, 0.1))
+    prints = [fingerprint.of_model(m) for m in (model(), one, other, twice)]
+    assert len(set(prints)) == 4 and fingerprint.of_model(same) == prints[1]
+
+
+def test_progress_and_a_preview_are_shown(monkeypatch):
+    import latent_preview
+    from livediffusion.nodes import learning
+
+    told, pictures = [], []
+
+    class Bar:
+        def __init__(self, total):
+            self.total, self.current = total, 0
+
+        def update_absolute(self, value, total=None, preview=None):
+            self.current = value
+            (told if preview is None else pictures).append(preview or value / self.total)
+
+    def previewer(device, form):
+        return latent_preview.Latent2RGBPreviewer(form.latent_rgb_factors)
+
+    monkeypatch.setattr(learning.comfy.utils, "ProgressBar", Bar)
+    monkeypatch.setattr(latent_preview, "get_previewer", previewer)
+    for find in (learn, search):
+        told.clear(), pictures.clear()
+        find()
+        assert len(told) > 10 and told == sorted(told) and told[-1] == 1.0
+        assert len(told) <= 210  # messages, however many calls
+        kind, image, _ = pictures[-1]
+        assert len(pictures) >= 2 and kind == "JPEG" and image.size == (8, 8)
