@@ -131,8 +131,8 @@ def found(method: str, shift: bool = False) -> dict:
     return figures
 
 
-def demo(samples: int, scales: list[float]) -> dict:
-    """Learned steps on the bundled model: strength 0.6 from its own scenes, n = 4."""
+def demo(samples: int, scales: list[float], strength: float) -> dict:
+    """Learned steps on the bundled model, n = 4; below strength 1 from its own scenes."""
     import numpy as np
     import torch
     from livediffusion.demo import loader, looks, scenes
@@ -145,16 +145,23 @@ def demo(samples: int, scales: list[float]) -> dict:
     import nodes
 
     torch.set_num_threads(2)
-    strength, prompt, rows, ok = 0.6, "neon night", [], True
+    prompt, rows, ok = "neon night", [], True
+
+    def small(images):
+        # half the native size: a quarter of the time
+        return torch.nn.functional.avg_pool2d(images, 2).movedim(1, -1)
+
     with torch.inference_mode():
         model, clip, vae = loader.load()
         drawn = [scenes.draw(1_000_000 + i)[0] for i in range(2 * samples)]
-        pictures = torch.from_numpy(np.stack(drawn)).float() / 255
+        pictures = small(torch.from_numpy(np.stack(drawn)).float().movedim(-1, 1) / 255)
         latents = vae.encode(pictures)
+        if strength == 1:
+            latents = torch.zeros_like(latents)
         # what the prompt's look is, on other scenes
         others = [scenes.draw(2_000_000 + i)[0] for i in range(64)]
         others = torch.from_numpy(np.stack(others)).float().movedim(-1, 1) / 255
-        look = vae.encode(looks.neon(others).movedim(1, -1))
+        look = vae.encode(small(looks.neon(others)))
         positive, negative = (nodes.CLIPTextEncode().encode(clip, t)[0] for t in (prompt, ""))
     sampling = model.get_model_object("model_sampling")
     table = sampling.sigmas.float().cpu()
@@ -163,8 +170,9 @@ def demo(samples: int, scales: list[float]) -> dict:
                "Frechet distance", "its", "seconds"]  # fmt: skip
     print(f"| {' | '.join(columns)} |\n|{'---|' * len(columns)}")
     for cfg in scales:
-        for solver, shift in (("dpmpp_2m", False), ("dpmpp_2m", True)):
-            ask = Ask("learned", solver, 4, strength, samples, 6, 0, shift=shift)
+        for shift in (False, True) if strength < 1 else (False,):
+            solver = "dpmpp_2m"
+            ask = Ask("learned", solver, 4, strength, samples, 5, 0, shift=shift)
             ours = {s: from_strength(table, 4, strength, s) for s in SPACINGS}
             hands = fitted(
                 [*of_comfyui(sampling, False, int(4 / strength)), *ours.items()], 4, ask.top(table)
@@ -182,7 +190,7 @@ def demo(samples: int, scales: list[float]) -> dict:
             subject.study(work, lambda done: None)
             took = time.perf_counter() - began
             (error, hand), far = told["errors"]["teacher"], told["errors"]["pictures"]
-            ok = ok and error <= 0.97 * hand
+            ok = ok and (strength < 1 or error <= 0.97 * hand)
             best = told["found"]
             print(f"| {cfg} | {solver} | {'yes' if shift else 'no'} | {best.hand_made[0]} | "
                   f"{hand:.3f} | {error:.3f} | {error / hand:.3f} | {far[0]:.3f} | {far[1]:.3f} | "
@@ -195,10 +203,11 @@ def demo(samples: int, scales: list[float]) -> dict:
                 images = [
                     vae.decode(model.model.process_latent_out(strip.float())) for strip in strips
                 ]
-                images = [pictures[samples : samples + 6], *images]
+                if strength < 1:
+                    images = [pictures[samples : samples + 6], *images]
                 page = torch.cat([torch.cat(list(strip), 1) for strip in images])
                 pixels = (page.clamp(0, 1) * 255).byte().numpy()
-                name = f"schedules-{solver}-cfg{cfg:g}{'-shift' if shift else ''}.png"
+                name = f"schedules-{strength:g}-cfg{cfg:g}{'-shift' if shift else ''}.png"
                 Image.fromarray(pixels).save(pathlib.Path.cwd() / name)
     return {"rows": rows, "ok": ok}
 
@@ -206,8 +215,9 @@ def demo(samples: int, scales: list[float]) -> dict:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("parts", nargs="*", choices=PARTS, default=PARTS)
-    parser.add_argument("--samples", type=int, default=32, help="of the bundled model")
-    parser.add_argument("--cfg", type=float, nargs="*", default=[1.0, 1.5])
+    parser.add_argument("--samples", type=int, default=96, help="of the bundled model")
+    parser.add_argument("--cfg", type=float, nargs="*", default=[1.0, 3.0])
+    parser.add_argument("--strength", type=float, default=1.0)
     args = parser.parse_args()
     # the tests' set-up: the pack under its alias, ComfyUI as it makes itself
     spec = importlib.util.spec_from_file_location("conftest", ROOT / "tests" / "conftest.py")
@@ -218,7 +228,7 @@ def main() -> None:
         if part in ("solvers", "hands"):
             figures = {"solvers": solvers, "hands": hands}[part]()
         elif part == "demo":
-            figures = demo(args.samples, args.cfg)
+            figures = demo(args.samples, args.cfg, args.strength)
         else:
             figures = found("searched" if part == "searched" else "learned", part == "shifted")
         print(json.dumps({part: figures}))
