@@ -66,6 +66,7 @@ def test_latency_is_bounded_when_the_model_is_three_times_slower(running):
     ages = np.array([after - p.captured for (p, _), (_, after) in itertools.pairwise(views)])
     # one computation is what the run itself measured, on a machine that has other things to do
     bound = 2 * client.stats["compute_ms"]["p95"] / 1000 + 1 / fps
+    bound += 0.005  # the picture's way through its codec; one frame that queued would be 0.033
     assert np.percentile(ages, 90) < bound, (ages.max(), bound)
     # nothing queues: the last hundred are no older than the first hundred
     assert np.median(ages[-100:]) < 1.25 * np.median(ages[:100])
