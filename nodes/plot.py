@@ -1,5 +1,6 @@
 """What a node shows of a schedule: its levels beside others, and the error to expect."""
 
+import json
 from typing import Any
 
 from ..schedules.find import PICTURES, TEACHER
@@ -16,15 +17,13 @@ def plot(levels, others: dict[str, Any], lines: list[str]) -> dict[str, list]:
         others: levels of other schedules, by name.
         lines: of text below.
     """
-    return {
-        "livediffusion_steps": [
-            {
-                "levels": [float(level) for level in levels],
-                "others": {name: [float(v) for v in o] for name, o in others.items()},
-                "lines": lines,
-            }
-        ]
+    shown = {
+        "levels": [float(level) for level in levels],
+        "others": {name: [float(v) for v in other] for name, other in others.items()},
+        "lines": lines,
     }
+    # as text: what is not text in a node's output is taken for a file by those who list files
+    return {"livediffusion_steps": [json.dumps(shown)]}
 
 
 def plotted(result: Result) -> dict[str, list]:

@@ -291,7 +291,7 @@ function addPlot(owner) {
     const steps = output?.livediffusion_steps?.at(-1)
     if (!steps) return
     if (!plots.has(owner)) plots.set(owner, new Plot(owner, tools))
-    plots.get(owner).show(steps)
+    plots.get(owner).show(JSON.parse(steps))
   }
 }
 

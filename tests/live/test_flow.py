@@ -49,6 +49,7 @@ def test_pictures_come_in_order_and_from_their_own_frame(running):
     assert all(abs(grey(p) - (20 + 2 * (p.source % 100))) <= 1 for p in views)
 
 
+@pytest.mark.slow
 def test_latency_is_bounded_when_the_model_is_three_times_slower(running):
     """The age of what is on the screen, up to the moment before its successor comes."""
     comfy, world = running
@@ -312,6 +313,7 @@ def resident():
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.slow
 def test_ten_thousand_frames_leave_nothing_behind(running):
     """Memory, threads and descriptors stay where they were after the first 500."""
     comfy, world = running

@@ -170,7 +170,7 @@ def test_the_same_is_not_found_again(calls, folder):
         assert torch.equal(again.args[0], first)
     assert calls.made == made and len(list(folder.iterdir())) == 1
     assert min(took) < 0.01
-    assert again.ui["livediffusion_steps"][0]["levels"] == pytest.approx(first.tolist())
+    assert json.loads(again.ui["livediffusion_steps"][0])["levels"] == pytest.approx(first.tolist())
 
 
 def test_whatever_changes_the_result_is_another_entry(calls, folder):
@@ -356,7 +356,7 @@ def test_pictures_are_needed_to_match_them(folder):
     file = only(folder)
     assert set(file["errors"]) == {"teacher", "pictures"}
     assert file["errors"]["pictures"][0] <= file["errors"]["pictures"][1]
-    lines = out.ui["livediffusion_steps"][0]["lines"]
+    lines = json.loads(out.ui["livediffusion_steps"][0])["lines"]
     assert lines[0].startswith("RMSE to 100 steps") and lines[1].startswith("Frechet distance")
 
 

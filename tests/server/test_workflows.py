@@ -130,8 +130,9 @@ def finished(server, prompt_id: str, seconds: float = 120) -> dict:
     while time.monotonic() < deadline:
         entry = server.json(f"/history/{prompt_id}").get(prompt_id)
         if entry and entry["status"]["completed"]:
-            output = next(o for o in entry["outputs"].values() if "live" not in o)
-            return next(v for v in output.values() if isinstance(v, list))[0]
+            shown = [v for o in entry["outputs"].values() for v in o.values()]
+            files = [v[0] for v in shown if isinstance(v, list) and isinstance(v[0], dict)]
+            return next(file for file in files if "filename" in file)
         assert not entry or entry["status"]["status_str"] != "error", entry["status"]
         time.sleep(0.1)
     raise AssertionError("the workflow did not finish")
