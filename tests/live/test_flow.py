@@ -313,7 +313,6 @@ def resident():
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-@pytest.mark.slow
 def test_ten_thousand_frames_leave_nothing_behind(running):
     """Memory, threads and descriptors stay where they were after the first 500."""
     comfy, world = running
