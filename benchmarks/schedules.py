@@ -3,8 +3,8 @@
     COMFYUI_PATH=... python benchmarks/schedules.py [part ...]
 
 Parts: solvers, hands, learned, shifted and searched run where the exact answer is known
-(tests/grid.py), demo on the bundled model; without a name all of them, in an hour. Prints a table
-and one line of JSON for each; ends with an error if a bar of the project is missed.
+(tests/grid.py), demo on the bundled model; without a name all of them. Prints a table and one line
+of JSON for each; ends with an error if a bar of the project is missed.
 """
 
 import argparse

@@ -1,5 +1,6 @@
 """Schedules found on the user's own model, as nodes."""
 
+import contextlib
 import logging
 import pathlib
 
@@ -34,8 +35,11 @@ def folder() -> pathlib.Path:
 
 def kept(method: str) -> list[str]:
     """Names of the results of a method, the newest first."""
-    files = sorted(folder().glob(f"{method}-*.json"), key=lambda f: (-f.stat().st_mtime, f.name))
-    return [file.name for file in files]
+    found = []
+    for file in folder().glob(f"{method}-*.json"):
+        with contextlib.suppress(OSError):  # it may go while it is looked at
+            found.append((-file.stat().st_mtime, file.name))
+    return [name for _, name in sorted(found)]
 
 
 def _shared(method: str) -> dict[str, io.Input]:
