@@ -5,6 +5,7 @@ what moves is the place's step number. So nothing is shifted, and a tick is one 
 linear combination of buffers that keep their addresses.
 """
 
+import functools
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -40,19 +41,53 @@ class Place:
 
 
 @dataclass
-class _Plan:
-    """Everything about a layout of rows that does not change from tick to tick."""
+class Plan:
+    """Everything about a layout of rows that does not change from tick to tick.
 
+    What is a number per row lies in one tensor, the dial; the others are views of it. So a plan of
+    the same `form` is put in another's place by copying dial, noise and entering rows.
+    """
+
+    form: tuple  # which of the optional parts there are, and their sizes
     places: list[int]
-    rows: slice | Tensor
     spans: list[slice]  # the rows of each place
-    sigma: Tensor  # [R]
-    x: Tensor | None  # [R, 1, 1, 1], None where the weight is 0 for all rows
-    denoised: Tensor | None  # None where the weight is 1 for all rows
-    past: list[Tensor]
+    rows: slice | Tensor
+    entering: slice | Tensor | None  # the rows, in the ring's buffers, of the place in slot 0
+    entered: slice | Tensor  # the same rows in the order of the call
+    dial: Tensor  # 1-D, float32
     noise: Tensor | None  # weighted noise, [R, C, H, W]
-    keep: tuple[Tensor, Tensor, Tensor] | None  # of x, denoised, past[0]; None keeps denoised
-    holds: list[Any]  # what the plan's key names by id must outlive the plan
+    dims: int = 3  # of a latent
+    holds: list[Any] = field(default_factory=list)  # what the plan's key names by id
+
+    def __post_init__(self) -> None:
+        parts, at = {}, 0
+        for name, count in self.form:
+            parts[name] = self.dial[at : at + count]
+            at += count
+
+        def column(name: str) -> Tensor | None:
+            return parts[name].view(-1, *[1] * self.dims) if name in parts else None
+
+        self.sigma = parts["sigma"]  # [R]
+        self.x = column("x")  # [R, 1, 1, 1], None where the weight is 0 for all rows
+        self.denoised = column("denoised")  # None where the weight is 1 for all rows
+        self.past = [column(name) for name in parts if name.startswith("past")]
+        keep = [column(name) for name in ("keep_x", "keep_denoised", "keep_past")]
+        self.keep = None if keep[0] is None else keep  # None keeps denoised
+        self.mix_source = column("mix_source")  # how the entering rows take in noise, [b, 1, 1, 1]
+        self.mix_noise = column("mix_noise")  # None where they take none
+
+    @functools.cached_property
+    def index(self) -> Tensor:
+        """`entering` as a tensor."""
+        return torch.arange(self.entering.start, self.entering.stop, device=self.dial.device)
+
+    def at(self, dial: Tensor, noise: Tensor | None, entering: Tensor) -> "Plan":
+        """The same layout with its values elsewhere; every place is full."""
+        return Plan(
+            self.form, self.places, self.spans, self.rows, entering, entering, dial, noise,
+            self.dims,
+        )  # fmt: skip
 
 
 @dataclass
@@ -62,12 +97,11 @@ class TickRows:
     x: Tensor
     sigma: Tensor
     source: Tensor
-    entered: slice
+    entered: slice | Tensor
     places: list[Place]
     spans: list[slice]
     _ring: "Ring"
-    _rows: slice | Tensor
-    _entered_at: int | None
+    _plan: Plan
 
     def remember(self, negative: Tensor | None, offsets: Sequence[int] | None = None) -> Tensor:
         """Keep the entered rows' reference; returns the references of all rows, [R, C, H, W].
@@ -76,7 +110,37 @@ class TickRows:
             negative: [E, C, H, W], or None to keep what is there.
             offsets: which of the entered rows it belongs to; None means all.
         """
-        return self._ring._remember(negative, self._entered_at, offsets, self._rows)
+        return self._ring._remember(negative, offsets, self._plan)
+
+
+@dataclass
+class Work:
+    """What a tick does on the device: a function of the ring's buffers and of this.
+
+    Attributes:
+        source: latents that enter, [b, C, H, W], or None.
+        noise: theirs, [b or 1, C, H, W].
+        plan: of all rows.
+        places: in the plan's order.
+        full: every place holds F frames, and F enter.
+    """
+
+    ring: "Ring"
+    source: Tensor | None
+    noise: Tensor | None
+    plan: Plan
+    places: list[Place]
+    full: bool
+
+    def __call__(self, guide: "Guide") -> tuple[Tensor, Tensor]:
+        """Rows after the step, and the clean predictions, [R, C, H, W]."""
+        ring, plan = self.ring, self.plan
+        if self.source is not None:
+            ring._admit(plan, self.source, self.noise)
+        x, source = ring._take(ring._x, plan.rows), ring._take(ring._source, plan.rows)
+        rows = TickRows(x, plan.sigma, source, plan.entered, self.places, plan.spans, ring, plan)
+        denoised = ring._finite(guide(rows), source)
+        return ring._step(plan, x, denoised), denoised
 
 
 @dataclass
@@ -95,6 +159,7 @@ class Tick:
 
 
 Guide = Callable[[TickRows], Tensor]
+Through = Callable[[Work, Guide], tuple[Tensor, Tensor]]
 
 
 class Ring:
@@ -114,12 +179,17 @@ class Ring:
         self._ticks = 0
         self._shape: tuple[int, ...] | None = None
         self._device: torch.device | None = None
-        self._plans: OrderedDict[tuple, _Plan] = OrderedDict()
+        self._plans: OrderedDict[tuple, Plan] = OrderedDict()
 
     @property
     def in_flight(self) -> list[Place]:
         """The occupied places, oldest first."""
         return sorted((p for p in self._places if p), key=lambda p: p.age)
+
+    def buffers(self) -> list[Tensor]:
+        """Every tensor that a tick reads and writes."""
+        own = [self._x, self._source, self._last, self.dropped, *self._past]
+        return own if self._reference is None else [*own, self._reference]
 
     def clear(self) -> None:
         """Forget every frame in flight."""
@@ -133,6 +203,7 @@ class Ring:
         course: Course | None = None,
         noise: SlotNoise | None = None,
         entry_noise: Tensor | None = None,
+        through: Through | None = None,
     ) -> Tick:
         """One model call for all frames in flight; the frames given enter first.
 
@@ -143,34 +214,34 @@ class Ring:
             course: the way the entering frames will take.
             noise: the slots' noise, for entering and for re-noising.
             entry_noise: noise of the entering frames instead of slot 0's, [b, C, H, W].
+            through: does the work on the device, `work(guide)`, in its own way.
 
         Raises:
             Whatever `guide` raises; the frames that entered are gone then, the others untouched.
         """
         entered = None
         if source is not None:
-            entered = self._enter(source, list(payloads), course, noise, entry_noise)
+            entered = self._enter(source, list(payloads), course, noise)
         if not any(self._places):
             return Tick()
-        plan = self._plan()
+        plan = self._plan(entered)
         places = [self._places[p] for p in plan.places]
-        x = self._take(self._x, plan.rows)
-        span = slice(0, 0) if entered is None else plan.spans[plan.places.index(entered)]
-        rows = TickRows(
-            x, plan.sigma, self._take(self._source, plan.rows), span, places, plan.spans,
-            self, plan.rows, entered,
-        )  # fmt: skip
+        if entry_noise is None and noise is not None:
+            entry_noise = noise.slot(0)
+        full = source is not None and all(
+            p and p.count == self.frames_per_slot for p in self._places
+        )
+        work = Work(self, source, entry_noise, plan, places, full)
         try:
-            denoised = self._finite(guide(rows), rows.source)
+            after, denoised = work(guide) if through is None else through(work, guide)
         except BaseException:
             # nothing has moved yet: without the frame that entered, the ring is as it was before
             if entered is not None:
                 self._places[entered] = None
             raise
-        after = self._step(plan, x, denoised)
         return self._advance(plan, places, after, denoised)
 
-    def _enter(self, source, payloads, course, noise, entry_noise) -> int:
+    def _enter(self, source, payloads, course, noise) -> int:
         if not 1 <= source.shape[0] <= self.frames_per_slot or len(payloads) != source.shape[0]:
             raise ValueError(
                 f"{source.shape[0]} frames with {len(payloads)} payloads cannot enter a slot of "
@@ -178,16 +249,19 @@ class Ring:
             )
         self._fit(tuple(source.shape[1:]), source.device, course)
         at = self._places.index(None)
-        clean = self._clean(source)
-        x = noise.slot(0) if entry_noise is None else entry_noise
-        mix = course.entry
-        b = source.shape[0]
-        self._source[at, :b] = clean
-        self._x[at, :b] = torch.add(clean * mix.source, x, alpha=mix.noise) if mix.noise else clean
-        if self._reference is not None:
-            self._reference[at, :b] = clean
         self._places[at] = Place(course, noise, payloads, self._ticks)
         return at
+
+    def _admit(self, plan: Plan, source: Tensor, noise: Tensor) -> None:
+        """Frames enter at the noise level of slot 0."""
+        clean = self._clean(source)
+        x = clean
+        if plan.mix_noise is not None:
+            x = torch.addcmul(clean * plan.mix_source, noise, plan.mix_noise)
+        self._put(self._source, plan.entering, clean)
+        self._put(self._x, plan.entering, x)
+        if self._reference is not None:
+            self._put(self._reference, plan.entering, clean)
 
     def _fit(self, shape, device, course) -> None:
         """Buffers for this size and for every course in flight; frames of another size are gone."""
@@ -251,68 +325,82 @@ class Ring:
         else:
             flat.index_copy_(0, rows, values)
 
-    def _remember(self, negative, at, offsets, rows) -> Tensor:
+    def _remember(self, negative, offsets, plan: Plan) -> Tensor:
         if self._reference is None:
             # frames that entered under another mode point at their source
             self._reference = self._source.clone()
         if negative is not None:
-            here = slice(0, negative.shape[0]) if offsets is None else list(offsets)
-            self._reference[at, here] = self._finite(negative, self._source[at, here])
-        return self._take(self._reference, rows)
+            here = plan.entering
+            if offsets is not None:
+                own = [here.start + i for i in offsets]
+                here = torch.tensor(own, device=negative.device)
+            known = self._take(self._source, here)
+            self._put(self._reference, here, self._finite(negative, known))
+        return self._take(self._reference, plan.rows)
 
-    def _plan(self) -> _Plan:
+    def _plan(self, entered: int | None) -> Plan:
         key = tuple(
             (i, p.k, p.count, id(p.course), id(p.noise)) for i, p in enumerate(self._places) if p
         )
         plan = self._plans.get(key)
         if plan is None:
-            plan = self._plans[key] = self._make_plan([i for i, *_ in key])
+            plan = self._plans[key] = self._make_plan([i for i, *_ in key], entered)
             while len(self._plans) > _PLANS:
                 self._plans.popitem(last=False)
         else:
             self._plans.move_to_end(key)
         return plan
 
-    def _make_plan(self, at: list[int]) -> _Plan:
+    def _make_plan(self, at: list[int], entered: int | None) -> Plan:
         f = self.frames_per_slot
         places = [self._places[i] for i in at]
         index = [i * f + j for i, p in zip(at, places, strict=True) for j in range(p.count)]
         ends = [sum(p.count for p in places[: i + 1]) for i in range(len(places))]
         spans = [slice(e - p.count, e) for e, p in zip(ends, places, strict=True)]
         per_row = [(p, p.course.steps[p.k]) for p in places for _ in range(p.count)]
-
-        def column(values: list[float]) -> Tensor:
-            return self._wide(torch.tensor(values, dtype=torch.float32).to(self._device))
-
-        def past(i: int) -> Tensor:
-            return column([w.past[i] if i < len(w.past) else 0.0 for _, w in per_row])
-
+        parts = {"sigma": [p.sigma for p, _ in per_row]}
         x, denoised = [w.x for _, w in per_row], [w.denoised for _, w in per_row]
-        contiguous = index == list(range(index[0], index[0] + len(index)))
+        if any(x):
+            parts["x"] = x
+        if any(d != 1 for d in denoised):
+            parts["denoised"] = denoised
+        for i in range(len(self._past)):
+            parts[f"past{i}"] = [w.past[i] if i < len(w.past) else 0.0 for _, w in per_row]
+        if any(w.keep != _PREDICTION for _, w in per_row):
+            for i, name in enumerate(("keep_x", "keep_denoised", "keep_past")):
+                parts[name] = [w.keep[i] for _, w in per_row]
+        entering, span = None, slice(0, 0)
+        if entered is not None:
+            place = self._places[entered]
+            span, mix = spans[at.index(entered)], place.course.entry
+            entering = slice(entered * f, entered * f + place.count)
+            if mix.noise:
+                parts["mix_source"] = [mix.source] * place.count
+                parts["mix_noise"] = [mix.noise] * place.count
         noise = None
         if any(w.noise for _, w in per_row):
             zero = torch.zeros(self._shape, device=self._device)
             noise = torch.stack(
                 [p.noise.slot(p.k + 1) * w.noise if w.noise else zero for p, w in per_row]
             )
-        return _Plan(
+        contiguous = index == list(range(index[0], index[0] + len(index)))
+        numbers = [value for part in parts.values() for value in part]
+        return Plan(
+            form=tuple((name, len(part)) for name, part in parts.items()),
             places=at,
+            spans=spans,
             rows=slice(index[0], index[-1] + 1)
             if contiguous
             else torch.tensor(index, device=self._device),
-            spans=spans,
-            sigma=column([p.sigma for p, _ in per_row]).flatten(),
-            x=column(x) if any(x) else None,
-            denoised=column(denoised) if any(d != 1 for d in denoised) else None,
-            past=[past(i) for i in range(len(self._past))],
+            entering=entering,
+            entered=span,
+            dial=torch.tensor(numbers, dtype=torch.float32).to(self._device),
             noise=noise,
-            keep=None
-            if all(w.keep == _PREDICTION for _, w in per_row)
-            else tuple(column([w.keep[i] for _, w in per_row]) for i in range(3)),
+            dims=len(self._shape),
             holds=[(p.course, p.noise) for p in places],
         )
 
-    def _step(self, plan: _Plan, x: Tensor, denoised: Tensor) -> Tensor:
+    def _step(self, plan: Plan, x: Tensor, denoised: Tensor) -> Tensor:
         """Every row takes its step; returns the new x, which is in the ring too."""
         after = denoised if plan.denoised is None else denoised * plan.denoised
         if plan.x is not None:
@@ -333,7 +421,7 @@ class Ring:
         self._put(self._x, plan.rows, after)
         return after
 
-    def _advance(self, plan: _Plan, places: list[Place], after: Tensor, denoised: Tensor) -> Tick:
+    def _advance(self, plan: Plan, places: list[Place], after: Tensor, denoised: Tensor) -> Tick:
         tick = Tick(rows=after.shape[0])
         self._ticks += 1
         furthest = max(range(len(places)), key=lambda i: (places[i].k / places[i].course.n, -i))

@@ -290,9 +290,7 @@ class Course:
             raise ValueError(f"a course needs at least two noise levels, not {len(self.sigmas)}")
         levels = self.rule.levels(self.sigmas)
         object.__setattr__(self, "levels", levels)
-        steps = tuple(
-            self.rule.weights(self.sigmas, k, self.space) for k in range(len(levels))
-        )
+        steps = tuple(self.rule.weights(self.sigmas, k, self.space) for k in range(len(levels)))
         object.__setattr__(self, "steps", steps)
         entry = self.space.entry(self.sigmas[0]) if self.add_noise else Mix(1.0, 0.0)
         object.__setattr__(self, "entry", entry)
