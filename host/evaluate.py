@@ -20,6 +20,7 @@ from ..engine.guidance import Guidance
 from ..engine.ring import TickRows
 from .conditioning import Conds, Payload, merge, merge_entries, plain
 from .guider import RCFGGuider
+from .options import ENGINE, empty, foreign
 
 # functions that may look at one noise level for the whole batch, so they get one level at a time
 _ONE_LEVEL = (
@@ -37,6 +38,7 @@ _SAMPLING = (
     "outer_sample",
     "sample",
 )
+_HUNG = ("wrappers", "callbacks")
 _KNOWN_OPTIONS = ("transformer_options", "to_load_options")
 
 
@@ -85,22 +87,21 @@ def fast_guidance(guider, conds: Conds, options: dict[str, Any]) -> Guidance | N
 
     Admitted: RCFGGuider, CFGGuider and guiders that change nothing of it; one plain entry per side
     (`conditioning.plain`); no cfg, calc or model function, context handler or unknown option; no
-    patch, wrapper or callback; no injection or additional model. LoRA needs no care, being patched
-    into the weights.
+    patch, wrapper or callback but an engine's; no injection or additional model. LoRA needs no
+    care, being patched into the weights.
     """
     if not plain(conds) or "positive" not in conds:
         return None
     if any(options[name] for name in options.keys() - {*_KNOWN_OPTIONS}):
         return None
-    inner = {
-        k: v for k, v in options.get("transformer_options", {}).items() if k != "sample_sigmas"
-    }
-    if not (_empty(inner) and _empty(options.get("to_load_options", {}))):
+    if any(not _harmless(options.get(name, {})) for name in _KNOWN_OPTIONS):
         return None
     patcher = guider.model_patcher
-    for name in ("callbacks", "wrappers", "injections", "additional_models"):
-        if not _empty(getattr(patcher, name, {})):
-            return None
+    if any(foreign(getattr(patcher, name)) for name in _HUNG):
+        return None
+    others = {k: v for k, v in patcher.additional_models.items() if k != ENGINE}
+    if not (empty(others) and empty(patcher.injections)):
+        return None
     if type(guider) is RCFGGuider:
         return guider.guidance
     if not _stock(guider):
@@ -110,16 +111,16 @@ def fast_guidance(guider, conds: Conds, options: dict[str, Any]) -> Guidance | N
     return Guidance("off") if conds.keys() == {"positive"} and guider.cfg == 1.0 else None
 
 
+def _harmless(options: dict[str, Any]) -> bool:
+    """True for transformer_options in which there is nothing but an engine."""
+    inner = {k: v for k, v in options.items() if k not in ("sample_sigmas", *_HUNG)}
+    return empty(inner) and not any(foreign(options.get(name, {})) for name in _HUNG)
+
+
 def _stock(guider) -> bool:
     """True for a guider that samples exactly as CFGGuider does, such as BasicGuider's."""
     stock = comfy.samplers.CFGGuider
     return all(getattr(type(guider), name, None) is getattr(stock, name) for name in _SAMPLING)
-
-
-def _empty(value) -> bool:
-    if isinstance(value, dict):
-        return all(_empty(v) for v in value.values())
-    return isinstance(value, list | tuple) and not value
 
 
 @dataclass
@@ -167,7 +168,7 @@ def _groups(visit: Visit, rows: TickRows, payloads: list[Payload]) -> list[Group
             r += 1
     shared: list[tuple[list[int], Conds]] = []
     for index in buckets.values():
-        shared += _shared([payloads[i] for i in index], index, visit.model)
+        shared += sharing([payloads[i] for i in index], index, visit.model)
     if len(shared) == 1:
         return [Group(rows.x, rows.sigma, rows.source, rows.entered, shared[0][1], None, rows)]
     out = []
@@ -179,7 +180,8 @@ def _groups(visit: Visit, rows: TickRows, payloads: list[Payload]) -> list[Group
     return out
 
 
-def _shared(payloads: list[Payload], index: list[int], model) -> list[tuple[list[int], Conds]]:
+def sharing(payloads: list[Payload], index: list[int], model) -> list[tuple[list[int], Conds]]:
+    """The rows that may share a call, and its conditioning."""
     first = payloads[0]
     if not first.controlled and all(p.key == first.key for p in payloads):
         return [(index, first.conds)]
@@ -211,20 +213,29 @@ def _call(visit: Visit, group: Group) -> Tensor:
 
 def _predict(visit: Visit, rows: Group, which: str) -> tuple[Tensor, Tensor | None]:
     """The fast path: what calc_cond_batch does for plain conditioning, prepared once per batch."""
-    x, sigma, r = rows.x, rows.sigma, rows.x.shape[0]
-    if which == "entered":
-        x = torch.cat([x, x[rows.entered]])
-        sigma = torch.cat([sigma, sigma[rows.entered]])
-    elif which == "all":
-        # comfy.samplers._calc_cond_batch puts the unconditional rows first
-        x, sigma = torch.cat([x, x]), torch.cat([sigma, sigma])
-    batch = _batch(visit, rows, which)
+    batch = prepared(visit, rows.conds, which, rows.x.shape[0], rows.entered)
     if batch is None:
-        return _predict_apart(visit, rows, rows.entered if which == "entered" else slice(0, r))
+        at = rows.entered if which == "entered" else slice(0, rows.x.shape[0])
+        return _predict_apart(visit, rows, at)
+    return apply(visit, rows, which, batch)
+
+
+def asked(values: Tensor, entered: slice | Tensor, which: str) -> Tensor:
+    """What a call is asked of x or sigma: [R, ...] for the prompt, and the negative's rows."""
+    if which == "none":
+        return values
+    # comfy.samplers._calc_cond_batch puts the unconditional rows first
+    return torch.cat([values, values[entered] if which == "entered" else values])
+
+
+def apply(visit: Visit, rows, which: str, batch: tuple) -> tuple[Tensor, Tensor | None]:
+    """One call of the model for rows whose conditioning is `prepared`."""
     cond, labels, uuids = batch
     options = visit.options.get("transformer_options", {})
     transformer = {**options, "cond_or_uncond": labels[:], "uuids": uuids[:], "sigmas": rows.sigma}
+    x, sigma = (asked(values, rows.entered, which) for values in (rows.x, rows.sigma))
     out = visit.model.apply_model(x, sigma, **cond, transformer_options=transformer)
+    r = rows.x.shape[0]
     if which == "none":
         return out, None
     if which == "entered":
@@ -241,14 +252,18 @@ def _predict_apart(visit: Visit, rows: Group, at: slice) -> tuple[Tensor, Tensor
     return denoised, _predict(visit, asked, "none")[0]
 
 
-def _batch(visit: Visit, rows: Group, which: str) -> tuple | None:
-    """Model conditioning for these rows: (kwargs, cond_or_uncond, uuids)."""
-    r, span = rows.x.shape[0], rows.entered
-    key = (id(rows.conds), which, r, span.start, span.stop)
+def prepared(visit: Visit, conds: Conds, which: str, r: int, span: slice) -> tuple | None:
+    """Model conditioning for r rows: (kwargs, cond_or_uncond, uuids).
+
+    None where the two sides cannot share a call.
+    """
+    if which != "entered":
+        span = slice(0, 0)
+    key = (id(conds), which, r, span.start, span.stop)
     known = visit.batches.get(key)
-    if known is not None and known[0] is rows.conds:
+    if known is not None and known[0] is conds:
         return known[1]
-    positive, negative = rows.conds["positive"], rows.conds.get("negative")
+    positive, negative = conds["positive"], conds.get("negative")
     if which == "entered":
         sides = [*[positive] * r, *[negative] * (span.stop - span.start)]
         indices = [*range(r), *range(r)[span]]
@@ -259,22 +274,25 @@ def _batch(visit: Visit, rows: Group, which: str) -> tuple | None:
     batch = None
     if entries is not None:
         size = r if which != "entered" else r + span.stop - span.start
-        conds = [
+        parts = [
             {k: v.process_cond(batch_size=size, area=None) for k, v in e["model_conds"].items()}
             for e in entries
         ]
-        if all(comfy.samplers.cond_equal_size(conds[0], c) for c in conds[1:]):
-            batch = (comfy.samplers.cond_cat(conds), labels, [e["uuid"] for e in entries])
+        if all(comfy.samplers.cond_equal_size(parts[0], c) for c in parts[1:]):
+            batch = (comfy.samplers.cond_cat(parts), labels, [e["uuid"] for e in entries])
     if len(visit.batches) > 32:
         visit.batches.clear()
-    visit.batches[key] = (rows.conds, batch)
+    visit.batches[key] = (conds, batch)
     return batch
 
 
 def _inpaint(visit: Visit, rows: TickRows, payloads: list[Payload]):
     """Outside a frame's mask, x is the source at the row's noise level (KSamplerX0Inpaint)."""
-    everywhere = torch.ones_like(rows.source[:1, :1])
-    mask = torch.cat([everywhere if p.mask is None else p.mask for p in payloads])
+    everywhere = torch.ones_like(rows.source[:1])
+    # ComfyUI gives masks of one channel or of all
+    mask = torch.cat(
+        [everywhere if p.mask is None else p.mask.expand_as(everywhere) for p in payloads]
+    )
     change = visit.options.get("denoise_mask_function")
     if change is not None:
         parts = []
