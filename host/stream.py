@@ -18,6 +18,7 @@ from ..engine.step_rules import STEP_RULES, Course
 from .conditioning import Conds, Payload, payloads
 from .evaluate import Calls, Visit, count_into, evaluate, fast_guidance
 from .space import ModelSpace, scaled_in
+from .ticks import Ticks
 
 Progress = Callable[[int, int, Tensor], None]
 
@@ -73,6 +74,7 @@ class Stream:
     def __init__(self, frames_per_slot: int = 1):
         self.ring = Ring(frames_per_slot)
         self.calls = Calls()
+        self.recorded = Ticks(self.calls)
         self.frames = 0
         self.ticks = 0
         self.lag = 0
@@ -163,6 +165,7 @@ class Stream:
         f = self.ring.frames_per_slot
         total = -(-batch // f) + (course.n - 1 if settings.drain else 0)
         out: list[Tensor] = []
+        recorded = self.recorded.through(visit)
         for done in range(total):
             comfy.model_management.throw_exception_if_processing_interrupted()
             at = slice(done * f, (done + 1) * f)
@@ -174,6 +177,7 @@ class Stream:
                 course,
                 slots,
                 None if noise is None else noise[at],
+                recorded,
             )
             self.ticks += 1
             if settings.drain:

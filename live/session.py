@@ -16,6 +16,7 @@ from typing import Any
 
 from torch import Tensor
 
+from ..host import engines
 from ..host.registry import streams
 from . import pacing
 from .feeds import CameraFeed, Feed, FilmFeed, Frame
@@ -78,6 +79,7 @@ class Session:
         self.owner: Viewer | None = None
         self._owner_gone = time.monotonic() + OWNER_EXPECTED - OWNER_MISSED
         self._began = 0.0
+        self._started = time.monotonic()
         self._lent: set[str] = set()
         self._frame_rate, self._camera_rate = Rate(), Rate()
         self._latency, self._compute = Spread(), Spread()
@@ -254,6 +256,7 @@ class Session:
             "refused": self._counts["refused"],
             "unsent": unsent + sum(v.slot.replaced for v in list(self.views.values())),
             **self._calls,
+            "engines": engines.in_use(self._started),
             "version": self.version,
         }
 

@@ -11,12 +11,12 @@ import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 ROOMS = {"nodes", "live", "host", "compiled", "schedules", "engine", "kernels", "demo"}
-FREE = {"schedules", "engine", "kernels"}
+FREE = {"schedules", "compiled", "engine", "kernels"}
 # who may import whom; a room may always import itself
 ARROWS = {
     "nodes": {"live", "host", "compiled", "schedules", "engine", "demo"},
     "live": {"host", "engine"},
-    "host": {"engine"},
+    "host": {"compiled", "engine"},
     "compiled": {"engine"},
     "schedules": {"engine"},
     "engine": {"kernels"},
@@ -29,8 +29,9 @@ SERVER = {"server", "aiohttp"}
 MAY_COMFY = {"nodes", "live", "host", "demo"}
 MAY_SERVER = {"nodes", "live"}
 PURE = {"torch", "numpy", *sys.stdlib_module_names}
-# scipy is ComfyUI's own, and imported where it is used
-OPTIONAL = {"triton", "scipy"}
+# scipy is ComfyUI's own; these are imported where they are used
+LATE = {"triton", "tensorrt", "onnx", "onnxruntime"}
+OPTIONAL = {*LATE, "scipy"}
 # words that the registry's scanner flags, wherever they stand
 FLAGGED = ("sub" + "process", r"os\.sys" + "tem", "pick" + "le", r"__imp" + "ort__", "ctyp" + "es",
            r"\bev" + r"al\(", r"\bex" + r"ec\(")  # fmt: skip
@@ -110,6 +111,18 @@ def test_imports_point_downwards(path):
         assert not absolute & SERVER, f"{room} knows nothing of the server"
     if room in FREE:
         assert absolute <= PURE | OPTIONAL, f"{room} is torch and numpy only"
+
+
+@pytest.mark.parametrize("path", PACK, ids=str)
+def test_optional_packages_are_imported_late(path):
+    """Inside functions only."""
+    names = set()
+    for node in tree(path).body:
+        if isinstance(node, ast.Import):
+            names |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            names.add(node.module.split(".")[0])
+    assert not names & OPTIONAL
 
 
 def test_a_wrong_arrow_would_be_seen(tmp_path, monkeypatch):

@@ -29,11 +29,25 @@ UNET = {
     "legacy": False,
     "dtype": torch.float32,
 }
+# what tells the layouts apart, at reduced width (comfy.supported_models)
+LAYOUTS = {
+    "SD1.5": {},
+    "SD2.1": {"use_linear_in_transformer": True, "num_heads": -1, "num_head_channels": 16},
+    "SDXL": {
+        "use_linear_in_transformer": True, "num_heads": -1, "num_head_channels": 16,
+        "transformer_depth": [0, 2], "transformer_depth_output": [0, 0, 2, 2],
+        "transformer_depth_middle": 2, "num_classes": "sequential", "adm_in_channels": 24,
+    },
+}  # fmt: skip
 
 
-def model(prediction="epsilon", seed=0, adm=None):
-    """A MODEL (ModelPatcher) of the SD1.5 layout; `adm` gives it SDXL's pooled vector."""
-    unet = dict(UNET)
+def model(prediction="epsilon", seed=0, adm=None, layout="SD1.5", prompt=4.0):
+    """A MODEL (ModelPatcher) of the SD1.5 layout; `adm` gives it SDXL's pooled vector.
+
+    `prompt` is how much prompts matter; as much as by default makes rounding errors grow, too.
+    """
+    unet = {**UNET, **LAYOUTS[layout]}
+    adm = unet.get("adm_in_channels", adm)
     if adm is not None:
         unet |= {"num_classes": "sequential", "adm_in_channels": adm}
     config = comfy.supported_models.SD15(unet)
@@ -43,7 +57,7 @@ def model(prediction="epsilon", seed=0, adm=None):
         inner = kind(config, PREDICTIONS[prediction])
         for name, parameter in inner.diffusion_model.named_parameters():
             # layers that start as zero would hide errors, and prompts shall matter
-            gain = 4.0 if ".attn2." in name or "label_emb" in name else 0.6
+            gain = prompt if ".attn2." in name or "label_emb" in name else 0.6
             torch.nn.init.normal_(parameter, std=gain / max(parameter[0].numel(), 1) ** 0.5)
     inner.eval()
     cpu = torch.device("cpu")

@@ -1,0 +1,1 @@
+"""One UNet, several engines: eager, CUDA graph, torch.compile, ONNX Runtime, TensorRT."""

@@ -1,0 +1,123 @@
+"""Recorded work: a CUDA graph, and the tensors that it reads its knobs from."""
+
+import contextlib
+import weakref
+from collections.abc import Callable, Iterator
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+
+class Recording(Protocol):
+    """Work that was recorded once and is repeated on the same tensors."""
+
+    def capture(self, work: Callable[[], Any]) -> Any:
+        """Record; returns what `work` returned: tensors that every replay writes anew."""
+
+    def replay(self) -> None:
+        """Do it, on the values that its tensors have now."""
+
+    def release(self) -> None: ...
+
+
+class CudaRecording:
+    """A torch.cuda.CUDAGraph. Capturing does no work, so the first replay is the first run."""
+
+    def __init__(self) -> None:
+        self._graph: Any = None
+
+    def capture(self, work: Callable[[], Any]) -> Any:
+        graph = torch.cuda.CUDAGraph()
+        # thread_local: pictures are encoded and decoded in other threads meanwhile
+        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+            out = work()
+        self._graph = graph
+        return out
+
+    def replay(self) -> None:
+        self._graph.replay()
+
+    def release(self) -> None:
+        self._graph = None
+
+
+class Knobs:
+    """Tensors at fixed addresses, filled from others before each replay.
+
+    A tensor that is the same object as last time is not copied again: what is prepared once, such
+    as a prompt, is never written over in place.
+    """
+
+    def __init__(self, tensors: dict[str, Tensor]):
+        self.tensors = {name: t.detach().clone() for name, t in tensors.items()}
+        self._last: dict[str, Tensor | None] = dict.fromkeys(tensors)
+
+    def fill(self, tensors: dict[str, Tensor], always: frozenset[str] = frozenset()) -> set[str]:
+        """Copy in what is new; returns the names of that."""
+        new = set()
+        for name, tensor in tensors.items():
+            if name in always or tensor is not self._last[name]:
+                self.tensors[name].copy_(tensor)
+                self._last[name] = None if name in always else tensor
+                new.add(name)
+        return new
+
+
+class Folded:
+    """What a UNet computes from its prompt and its time alone, computed once.
+
+    Keys and values of cross-attention depend on the prompt, the blocks' time embeddings on the
+    noise levels; neither changes from frame to frame. In SD-Turbo that is 107 MB of weights and 84
+    of 776 launches, in SDXL 731 MB and 182.
+
+    Args:
+        module: a UNet with `attn2.to_k`, `attn2.to_v` and `emb_layers` (the SD layouts).
+        context: prompt, [R, tokens, D].
+        emb: time embedding, [R, E], or None to leave time as it is.
+    """
+
+    def __init__(self, module: torch.nn.Module, context: Tensor, emb: Tensor | None = None):
+        named = list(module.named_modules())
+        prompt = [m for name, m in named if name.endswith(("attn2.to_k", "attn2.to_v"))]
+        time = [m for name, m in named if name.endswith("emb_layers")] if emb is not None else []
+        # the weights are not ours to keep
+        self._prompt = [(weakref.ref(m), m(context).clone()) for m in prompt]
+        self._time = [(weakref.ref(m), m(emb).clone()) for m in time]
+        self._unused: list[tuple] = []
+        if time:
+            # with every block's share kept, the embedding itself is not used
+            whole = [getattr(module, name, None) for name in ("time_embed", "label_emb")]
+            blank = torch.zeros_like(emb)
+            self._unused = [(weakref.ref(m), blank) for m in whole if m is not None]
+
+    def prompt(self, context: Tensor) -> None:
+        """The prompt has changed, or the weights have."""
+        for module, out in self._prompt:
+            out.copy_(module()(context))
+
+    @property
+    def timed(self) -> bool:
+        """True where the time embeddings are kept."""
+        return bool(self._time)
+
+    def embeddings(self, emb: Tensor) -> list[Tensor]:
+        """The blocks' time embeddings of these levels, for `levels`."""
+        return [module()(emb) for module, _ in self._time]
+
+    def levels(self, embeddings: list[Tensor]) -> None:
+        """Rows are at other levels from now on."""
+        for (_, out), new in zip(self._time, embeddings, strict=True):
+            out.copy_(new)
+
+    @contextlib.contextmanager
+    def inside(self) -> Iterator[None]:
+        """While this lasts, the UNet takes what is kept instead of computing it."""
+        kept = [(module(), out) for module, out in (*self._prompt, *self._time, *self._unused)]
+        try:
+            for module, out in kept:
+                module.forward = lambda *args, out=out: out
+            yield
+        finally:
+            for module, _ in kept:
+                module.__dict__.pop("forward", None)

@@ -1,0 +1,310 @@
+"""An engine on a MODEL: a keyed wrapper that runs the UNet's calls, and falls back loudly.
+
+Weights and their keys stay ComfyUI's, so LoRA, ControlNet and patches go on working: what an engine
+cannot do is done by the UNet itself, with a line in the log, on the node and in the live stats.
+"""
+
+import logging
+import time
+import weakref
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import comfy.model_management
+import torch
+from comfy.patcher_extension import CallbacksMP, WrappersMP
+
+from ..compiled.engine import Call, Engine, Refused, Shapes, residuals
+from .options import ENGINE, empty
+from .unet import ComfyUNet
+
+_KEPT = 4  # engines of other shapes that are kept
+REST = 1.0  # seconds that changed weights must stay before an engine is made anew
+# what ComfyUI itself writes into transformer_options; anything else may steer the UNet
+_HARMLESS = frozenset({
+    "cond_or_uncond", "uuids", "sigmas", "sample_sigmas", "wrappers", "callbacks",
+    "prefetch_dynamic_vbars", "original_shape", "transformer_index", "block", "block_index",
+    "activations_shape",
+})  # fmt: skip
+
+
+class Attached:
+    """The engine of one MODEL and its clones.
+
+    Args:
+        name: of the engine.
+        why: it was chosen.
+        make: makes one, not prepared yet.
+        tell: called with a line for the node whenever what is said there changes.
+        alone: there is no UNet to fall back to.
+        accept: called with the BaseModel and the engine before each call, for an engine that looks
+            after its weights itself; raises Refused where it cannot.
+
+    Attributes:
+        name: of the engine.
+        fell_back: calls that the UNet itself ran.
+        ran: calls that the engine ran.
+        reason: of the newest fallback, or None.
+        used: when the newest call came (time.monotonic).
+        epoch: grows whenever ComfyUI loads or unloads the weights.
+        inside: True while a graph of the whole tick records or measures: calls pass through.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        why: str,
+        make: Callable[[], Engine],
+        tell: Callable[[str], None] = lambda text: None,
+        alone: bool = False,
+        accept: Callable[[Any, Engine], None] | None = None,
+    ):
+        self.name = name
+        self.why = why
+        self.alone = alone
+        self.ran = 0
+        self.fell_back = 0
+        self.reason: str | None = None
+        self.epoch = 0
+        self.used = 0.0
+        self.inside = False
+        self.notes: dict[str, Any] = {}
+        self._make = make
+        self._accept = accept
+        self._template = make()
+        self.capturable = self._template.capturable
+        self._tell = tell
+        self._base = None
+        self._engines: OrderedDict[tuple, _Made] = OrderedDict()
+        self._broken: OrderedDict[tuple, tuple[Any, str]] = OrderedDict()
+        self._said: set[str] = set()
+        _attached.add(self)
+
+    def stats(self) -> dict[str, Any]:
+        """The choice, what making the engines took, and the fallbacks."""
+        return {
+            "engine": self.name,
+            "why": self.why,
+            "calls": self.ran,
+            "fallbacks": self.fell_back,
+            "reason": self.reason,
+            "made": [made.engine.describe() for made in self._engines.values()],
+            **self.notes,
+        }
+
+    def line(self) -> str:
+        """What the node says."""
+        line = f"{self.name}: {self.why}"
+        if self.reason is None:
+            return line
+        return f"{line}. {self.fell_back} calls ran eager, the last because {self.reason}"
+
+    def apply_model(self, executor, *args, **kwargs):
+        """APPLY_MODEL: learns whose weights are in use."""
+        before, self._base = self._base, executor.class_obj
+        try:
+            return executor(*args, **kwargs)
+        finally:
+            self._base = before
+
+    def diffusion_model(
+        self, executor, x, timesteps=None, context=None, y=None, control=None,
+        transformer_options=None, **kwargs,
+    ):  # fmt: skip
+        """DIFFUSION_MODEL: the call, by the engine or by the UNet itself."""
+        options = {} if transformer_options is None else transformer_options
+        if self.inside and self.name == "cudagraph":
+            return executor(x, timesteps, context, y, control, options, **kwargs)
+        self.used = time.monotonic()
+        try:
+            self._admit(executor, options, kwargs)
+            call = Call(x, timesteps.float(), context, y, residuals(control, x.shape[0]))
+            engine = self._engine(Shapes.of(call), executor.class_obj)
+            if self._accept is not None:
+                self._accept(self._base, engine)
+            out = engine(call)
+            self.ran += 1
+            return out
+        except comfy.model_management.InterruptProcessingException:
+            raise
+        except Exception as error:
+            reason = told(error)
+            if not isinstance(error, Refused):
+                logging.debug("LiveDiffusion: %s failed", self.name, exc_info=True)
+                self._gave_up(Shapes.of(call), executor.class_obj, reason)
+        self.fall_back(reason)
+        if self.alone:
+            raise RuntimeError(f"{self.name}: {reason}")
+        return executor(x, timesteps, context, y, control, options, **kwargs)
+
+    def _gave_up(self, shapes: Shapes, module: torch.nn.Module, reason: str) -> None:
+        """An engine that has failed is not asked again for the same weights and shapes."""
+        place = (self._template.scope(shapes), id(module))
+        made = self._engines.pop(place, None)
+        if not self.alone:
+            self._broken[place] = (self._weights(), reason)
+        if made is not None:
+            made.engine.release()
+        if len(self._broken) > 64:
+            self._broken.popitem(last=False)
+        comfy.model_management.soft_empty_cache()
+
+    def fall_back(self, reason: str) -> None:
+        """Say why the UNet itself runs: in the log once, on the node while it lasts."""
+        self.fell_back += 1
+        if reason != self.reason:
+            self.reason = reason
+            self._tell(self.line())
+        if reason not in self._said:
+            self._said.add(reason)
+            logging.warning("LiveDiffusion: %s", self.line())
+
+    def release(self) -> None:
+        """Give the engines back; the next call makes them anew."""
+        while self._engines:
+            self._engines.popitem()[1].engine.release()
+
+    def loaded(self, *args, **kwargs) -> None:
+        """ON_LOAD: the weights' addresses may be others."""
+        self._moved()
+
+    def unloaded(self, patcher, unpatch_all: bool = True, *args, **kwargs) -> None:
+        """ON_DETACH; ComfyUI also detaches a clone that it is about to load, and means nothing."""
+        if unpatch_all:
+            self._moved()
+
+    def taken(self, patcher, unpatch_all: bool = True, *args, **kwargs) -> None:
+        """ON_DETACH of a MODEL whose memory is the engine's."""
+        if unpatch_all:
+            self.release()
+
+    def _moved(self) -> None:
+        self.epoch += 1
+        for made in self._engines.values():
+            made.engine.moved()
+
+    def _admit(self, executor, options: dict[str, Any], kwargs: dict[str, Any]) -> None:
+        """Refuses what only the UNet itself can do, by name."""
+        inner = executor.wrappers[executor.idx + 1 :]
+        others = [w for w in inner if getattr(w, "__self__", None) is not self]
+        if others:
+            raise Refused(f"another node has wrapped the UNet ({_named(others[0])})")
+        for name, value in options.items():
+            if name in _HARMLESS or value is None or value is False or empty(value):
+                continue
+            kinds = ", ".join(sorted(map(str, value))) if isinstance(value, dict) else ""
+            raise Refused(f"a node has patched the UNet ({name}{': ' + kinds if kinds else ''})")
+        strange = [name for name, value in kwargs.items() if value is not None]
+        if strange:
+            raise Refused(f"the model takes inputs that the engine does not know: {strange[0]}")
+        patcher = getattr(self._base, "current_patcher", None)
+        if getattr(patcher, "current_hooks", None) is not None:
+            raise Refused("hooks change the weights while sampling")
+
+    def _engine(self, shapes: Shapes, module: torch.nn.Module) -> Engine:
+        """The engine for these shapes and the weights that are loaded, made if there is none."""
+        place = (self._template.scope(shapes), id(module))
+        weights = self._weights()
+        known = self._engines.get(place)
+        if known is not None and (known.weights == weights or not self._template.bakes):
+            self._engines.move_to_end(place)
+            return known.engine
+        broken = self._broken.get(place)
+        if broken is not None and broken[0] == weights:
+            raise Refused(broken[1])
+        if known is not None:
+            self._rested(known, weights)
+            self._engines.pop(place).engine.release()
+        engine = self._make()
+        try:
+            engine.prepare(ComfyUNet(module), shapes)
+        except Exception as error:
+            engine.release()
+            if not self.alone:  # without a UNet to fall back to, it may as well be tried again
+                self._broken[place] = (weights, told(error))
+            raise
+        self._broken.pop(place, None)
+        self._engines[place] = _Made(engine, weights)
+        while len(self._engines) > _KEPT:
+            self._engines.popitem(last=False)[1].engine.release()
+        logging.info("LiveDiffusion: %s made for %s", self.name, shapes)
+        return engine
+
+    def _weights(self) -> Any:
+        """What tells the weights that are loaded from others, as far as it matters."""
+        if self._accept is not None:
+            return None
+        return getattr(self._base, "current_weight_patches_uuid", None)
+
+    def _rested(self, known: "_Made", weights: Any) -> None:
+        """Weights that change all the time, as by a slider of a LoRA, are not baked."""
+        now = time.monotonic()
+        if known.asked != weights:
+            known.asked, known.since = weights, now
+        if now - known.since < REST:
+            raise Refused("the weights have just changed; it is made anew once they stay")
+
+
+@dataclass
+class _Made:
+    """An engine, the weights it was made with, and the newest others that were asked for."""
+
+    engine: Engine
+    weights: Any
+    asked: Any = None
+    since: float = 0.0
+
+
+_attached: weakref.WeakSet[Attached] = weakref.WeakSet()
+
+
+def attach(patcher, attached: Attached, frees: bool = False):
+    """A clone of a MODEL that runs on an engine.
+
+    Args:
+        frees: the engine goes when ComfyUI unloads the MODEL.
+    """
+    clone = without(patcher)
+    clone.add_wrapper_with_key(WrappersMP.APPLY_MODEL, ENGINE, attached.apply_model)
+    clone.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, ENGINE, attached.diffusion_model)
+    clone.add_callback_with_key(CallbacksMP.ON_LOAD, ENGINE, attached.loaded)
+    gone = attached.taken if frees else attached.unloaded
+    clone.add_callback_with_key(CallbacksMP.ON_DETACH, ENGINE, gone)
+    return clone
+
+
+def in_use(since: float) -> list[dict[str, Any]]:
+    """What there is to say of the engines that have run since then (time.monotonic)."""
+    return [attached.stats() for attached in list(_attached) if attached.used >= since]
+
+
+def without(patcher):
+    """A clone of a MODEL without an engine, whose weights stay where they are loaded.
+
+    Paged weights (ComfyUI's dynamic VRAM) have no address to rely on.
+    """
+    paged = getattr(patcher, "is_dynamic", lambda: False)()
+    clone = patcher.clone(disable_dynamic=True) if paged else patcher.clone()
+    for kind in (WrappersMP.APPLY_MODEL, WrappersMP.DIFFUSION_MODEL):
+        clone.remove_wrappers_with_key(kind, ENGINE)
+    for kind in (CallbacksMP.ON_LOAD, CallbacksMP.ON_DETACH):
+        clone.remove_callbacks_with_key(kind, ENGINE)
+    clone.remove_additional_models(ENGINE)
+    return clone
+
+
+def engine_of(patcher) -> Attached | None:
+    """The engine that a MODEL runs on."""
+    found = patcher.wrappers.get(WrappersMP.DIFFUSION_MODEL, {}).get(ENGINE)
+    return found[0].__self__ if found else None
+
+
+def told(error: Exception) -> str:
+    """Why it failed, for people."""
+    return str(error) if isinstance(error, Refused) else f"{type(error).__name__}: {error}"
+
+
+def _named(wrapper: Any) -> str:
+    return getattr(wrapper, "__qualname__", type(wrapper).__name__)

@@ -1,0 +1,56 @@
+"""A CUDA graph without a GPU: records the operations of some work and repeats them.
+
+As with a real graph, no Python runs at a replay, operations read and write the tensors they were
+recorded with, and waiting for a value is an error while recording.
+"""
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+_WAITS = ("_local_scalar_dense", "aten.item", "nonzero", "lift_fresh")
+
+
+class Waited(RuntimeError):
+    """What was recorded asks the host for a value, or brings one from it."""
+
+
+class _Recorder(TorchDispatchMode):
+    def __init__(self):
+        super().__init__()
+        self.steps = []
+        self.written = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if any(name in str(func) for name in _WAITS):
+            raise Waited(f"{func} while recording")
+        for value, argument in zip(args, func._schema.arguments, strict=False):
+            if argument.alias_info is not None and argument.alias_info.is_write:
+                self.written.append((value, value.clone()))
+        out = func(*args, **(kwargs or {}))
+        self.steps.append((func, args, kwargs or {}, out))
+        return out
+
+
+class Replaying:
+    """compiled.graph.Recording on any device. Capturing leaves everything as it was."""
+
+    made = 0  # recordings in this process
+
+    def capture(self, work):
+        type(self).made += 1
+        with _Recorder() as recorder:
+            out = work()
+        for tensor, before in reversed(recorder.written):
+            tensor.copy_(before)
+        self._steps = recorder.steps
+        return out
+
+    def replay(self):
+        for func, args, kwargs, out in self._steps:
+            for old, new in zip(tree_leaves(out), tree_leaves(func(*args, **kwargs)), strict=True):
+                if isinstance(old, torch.Tensor) and old.data_ptr() != new.data_ptr():
+                    old.copy_(new)
+
+    def release(self):
+        self._steps = None
