@@ -253,8 +253,13 @@ def face(c, rng, x, y, r):
         c.limb((ex - 0.2 * r, ey - 0.2 * r), (ex + 0.2 * r, ey - 0.22 * r), 0.06 * r, hair * 0.7)
     c.limb((x + turn, y), (x + turn * 1.3, y + 0.28 * r), 0.1 * r, skin * 0.8)
     c.ellipse(
-        x + turn, y + 0.52 * r, 0.28 * r, rng.uniform(0.04, 0.14) * r,
-        np.array([0.65, 0.25, 0.25]) * rng.uniform(0.6, 1.2), 0, 0,
+        x + turn,
+        y + 0.52 * r,
+        0.28 * r,
+        rng.uniform(0.04, 0.14) * r,
+        np.array([0.65, 0.25, 0.25]) * rng.uniform(0.6, 1.2),
+        0,
+        0,
     )
 
 
@@ -281,8 +286,12 @@ def people(c, rng):
         hip, neck = foot - 0.48 * h, foot - 0.84 * h
         skin = np.array([0.9, 0.7, 0.56]) * rng.uniform(0.35, 1.05)
         for side in (-1, 1):
-            c.limb((x + side * 0.04 * h, hip), (x + side * rng.uniform(0, 0.2) * h, foot),
-                   0.1 * h, trousers)
+            c.limb(
+                (x + side * 0.04 * h, hip),
+                (x + side * rng.uniform(0, 0.2) * h, foot),
+                0.1 * h,
+                trousers,
+            )
             hand = (x + side * rng.uniform(0.1, 0.35) * h, neck + rng.uniform(-0.2, 0.4) * h)
             c.limb((x + side * 0.1 * h, neck + 0.05 * h), hand, 0.06 * h, near(rng, shirt, 0.03))
             c.ellipse(*hand, 0.03 * h, 0.03 * h, skin, 0, 0)
@@ -304,13 +313,20 @@ def animal(c, rng):
         c.shape("polygon", tail, near(rng, fur), 0.15)
         if rng.random() < 0.65:
             for k in (-0.75, -0.5, 0.5, 0.75):
-                c.limb((x + k * s, y), (x + k * s * rng.uniform(0.8, 1.2), y + 1.25 * s),
-                       0.2 * s, near(rng, fur * 0.8, 0.02))
+                c.limb(
+                    (x + k * s, y),
+                    (x + k * s * rng.uniform(0.8, 1.2), y + 1.25 * s),
+                    0.2 * s,
+                    near(rng, fur * 0.8, 0.02),
+                )
         c.ellipse(x, y, 1.1 * s, 0.55 * s, fur, 0.2, 0.8)
         hx, hy = x + d * 1.15 * s, y - rng.uniform(0, 0.6) * s
         for k in (-0.25, 0.2):
-            ear = [(hx + (k - 0.15) * s, hy - 0.2 * s), (hx + (k + 0.15) * s, hy - 0.2 * s),
-                   (hx + k * s, hy - 0.75 * s)]
+            ear = [
+                (hx + (k - 0.15) * s, hy - 0.2 * s),
+                (hx + (k + 0.15) * s, hy - 0.2 * s),
+                (hx + k * s, hy - 0.75 * s),
+            ]
             c.shape("polygon", ear, fur * 0.8, 0.1)
         c.ellipse(hx, hy, 0.48 * s, 0.4 * s, near(rng, fur, 0.04), 0.12, 0.6)
         c.ellipse(hx + d * 0.2 * s, hy - 0.08 * s, 0.07 * s, 0.07 * s, np.full(3, 0.05), 0, 0)

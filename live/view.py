@@ -59,9 +59,7 @@ class View:
         """Leave a picture, IMAGE [B, H, W, C]; the newest of the batch is shown."""
         self._image = image
         self._numbered += 1
-        self.slot.put(
-            Shown(on_its_way(image), self._numbered, quality, record, origin, version)
-        )
+        self.slot.put(Shown(on_its_way(image), self._numbered, quality, record, origin, version))
 
     async def room(self, most: int) -> None:
         """Wait until fewer than `most` pictures are on their way from the device."""

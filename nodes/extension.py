@@ -5,6 +5,7 @@ from .compat import ComfyExtension, io
 
 class LiveDiffusionExtension(ComfyExtension):
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
+        from .compiled import LiveCompile
         from .conditioning import LivePromptBlend
         from .frames import LiveDecode, LiveEncode, LiveSimilarityFilter
         from .learning import LiveLearnedSteps, LiveSearchedSteps
@@ -12,6 +13,7 @@ class LiveDiffusionExtension(ComfyExtension):
         from .models import LiveDemoModel
         from .sampling import LivePFDiff, LiveRCFGGuider, LiveStreamBatch, LiveStreamSampler
         from .schedules import LiveOptimizedSteps, LiveStrength, LiveTimesteps
+        from .tensorrt import LiveTensorRTBuild, LiveTensorRTLoader
 
         connect()
         return [
@@ -31,5 +33,8 @@ class LiveDiffusionExtension(ComfyExtension):
             LiveEncode,
             LiveDecode,
             LiveDemoModel,
+            LiveCompile,
+            LiveTensorRTBuild,
+            LiveTensorRTLoader,
             LiveRun,
         ]

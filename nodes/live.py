@@ -81,9 +81,7 @@ class LiveCamera(io.ComfyNode):
                 io.Boolean.Input(
                     "mirror", default=True, tooltip="Left becomes right, as in a mirror."
                 ),
-                io.Boolean.Input(
-                    "loop", default=True, tooltip="A file starts again at its end."
-                ),
+                io.Boolean.Input("loop", default=True, tooltip="A file starts again at its end."),
             ],
             outputs=[
                 io.Image.Output(display_name="image"),

@@ -186,6 +186,4 @@ class Contest:
 
     def found(self, done: int, total: int) -> Found:
         error, hand = (float(terms.mean().sqrt()) for terms in (self._best, self._hand))
-        return Found(
-            self.steps, error, (self.name, hand), self._ends, self._hand_ends, done, total
-        )
+        return Found(self.steps, error, (self.name, hand), self._ends, self._hand_ends, done, total)

@@ -35,7 +35,5 @@ def serving(comfyui: pathlib.Path, base: pathlib.Path):
             env={**os.environ, "PYTHONUTF8": "1"},
         )  # fmt: skip
         with run.ended(process):
-            run.wait_for(
-                f"http://127.0.0.1:{port}", process, log, run.Spinner("starting ComfyUI")
-            )
+            run.wait_for(f"http://127.0.0.1:{port}", process, log, run.Spinner("starting ComfyUI"))
             yield port, process, log

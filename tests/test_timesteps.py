@@ -1,6 +1,5 @@
 """Schedules: StreamDiffusion's index list and the strength dial."""
 
-
 import pytest
 import torch
 from livediffusion.schedules.timesteps import SPACINGS, from_indices, from_strength, parse_indices

@@ -114,9 +114,7 @@ def launch(playwright, camera_file):
 
 def context_of(browser):
     """Pages in a context share what they have loaded."""
-    context = browser.new_context(
-        viewport={"width": 1400, "height": 800}, permissions=["camera"]
-    )
+    context = browser.new_context(viewport={"width": 1400, "height": 800}, permissions=["camera"])
     context.add_init_script(WATCH)
     return context
 

@@ -151,9 +151,7 @@ def test_obeys_the_prompt(restyled, pictures):
 
 def test_prompts_differ_from_each_other(restyled):
     means = torch.stack([images.mean(0) for images in restyled.values()])
-    apart = [
-        (means[i] - means[j]).abs().mean() for i in range(len(means)) for j in range(i)
-    ]
+    apart = [(means[i] - means[j]).abs().mean() for i in range(len(means)) for j in range(i)]
     assert min(apart) > 0.04, apart
 
 

@@ -164,9 +164,7 @@ def test_equals_the_public_package_where_that_is_right(world, theirs, ours):
     from streamdiffusion import StreamDiffusion
 
     n, latents = 4, world.tiny.latents(7)
-    public = StreamDiffusion(
-        Pipe(world), [18, 26, 35, 45], torch.float32, 64, 64, cfg_type=theirs
-    )
+    public = StreamDiffusion(Pipe(world), [18, 26, 35, 45], torch.float32, 64, 64, cfg_type=theirs)
     public.prepare("", "", 50, guidance_scale=CFG, delta=DELTA)
     public.init_noise = slots(n)
     out = []

@@ -210,6 +210,7 @@ def test_mjpeg_outlives_a_run_and_belongs_to_its_workflow(running):
             other = await Client.start(http, comfy.url, graph("180"), "two")
             assert second.begun["views"][0]["mjpeg"] == address
             assert other.begun["views"][0]["mjpeg"] != address
+
             # the first frame may be over before the stream has found the new run
             async def feed():
                 while not second.closed:

@@ -1,0 +1,188 @@
+"""From a UNet to an engine file, with progress and cancel."""
+
+import contextlib
+import logging
+import pathlib
+import queue
+import shutil
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from .. import onnx_export
+from ..engine import Call, Refused, UNet
+from . import api, builder, files
+
+PRECISIONS = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
+_LEFT_BEHIND = 86400  # seconds after which what a killed build left is removed
+
+Report = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What an engine is to be.
+
+    Attributes:
+        call: an example of the calls it is for.
+        precision: a name in PRECISIONS.
+        model: fingerprint of the MODEL.
+        dynamic_size: also run at half to one and a half times the width and height.
+        refit: weights can be exchanged, for LoRA strengths.
+        family: kept for the loader (host.skeleton).
+    """
+
+    call: Call
+    precision: str
+    model: str
+    dynamic_size: bool = False
+    refit: bool = False
+    family: dict[str, Any] = field(default_factory=dict)
+
+    def made(self, tensorrt: str) -> files.Made:
+        """What the engine depends on.
+
+        Args:
+            tensorrt: version of TensorRT.
+        """
+        flags = tuple(name for name in ("dynamic_size", "refit") if getattr(self, name))
+        return files.Made(
+            **api.gpu(), tensorrt=tensorrt, exporter=onnx_export.VERSION,
+            opset=onnx_export.OPSET, precision=self.precision, model=self.model,
+            inputs=tuple(self.call.named()), profile=self._profile(), flags=flags,
+        )  # fmt: skip
+
+    def _profile(self) -> dict[str, tuple[tuple[int, ...], ...]]:
+        spans = {}
+        for name, tensor in self.call.named().items():
+            usual = tuple(tensor.shape)
+            low = high = usual
+            if self.dynamic_size and (name == "x" or name.startswith("control_")):
+                # latents in steps that every level of the UNet can halve
+                deep = self.call.x.shape[-1] // usual[-1]
+                low = (*usual[:2], *(_step(s * deep * 0.5) // deep for s in usual[2:]))
+                high = (*usual[:2], *(_step(s * deep * 1.5) // deep for s in usual[2:]))
+            spans[name] = low, usual, high
+        return spans
+
+
+def make(
+    unet: Callable[[], UNet],
+    wish: Wish,
+    folder: pathlib.Path,
+    name: str,
+    report: Report,
+    check: Callable[[], None],
+    free: Callable[[], None] = lambda: None,
+) -> tuple[pathlib.Path, bool]:
+    """The engine file for a wish, built unless there is one.
+
+    Args:
+        unet: gives the network, its weights loaded; called only if there is something to build.
+        folder: where engines are kept.
+        name: what the file's name begins with.
+        report: called with (phase, step, steps).
+        check: raises if the user has cancelled.
+        free: gives the GPU's memory back once the network is exported.
+
+    Returns:
+        The file, and whether it was built now.
+
+    Raises:
+        Refused: TensorRT is missing, or cannot build this.
+    """
+    module = api.load()
+    made = wish.made(module.__version__)
+    folder.mkdir(parents=True, exist_ok=True)
+    _sweep(folder)
+    path = folder / f"{name}-{made.key()}{files.SUFFIX}"
+    try:
+        if files.check(path, vars(made)).made == made:
+            return path, False
+    except files.Unfit as reason:
+        if path.exists():
+            logging.warning("LiveDiffusion: %s %s: it is built anew", path.name, reason)
+    started = time.monotonic()
+    with tempfile.TemporaryDirectory(
+        prefix=".building-", dir=folder, ignore_cleanup_errors=True
+    ) as place:
+        work = pathlib.Path(place)
+        report("exporting", 0, 1)
+        sizes = {onnx_export.SIZE} if wish.dynamic_size else set()
+        exported = onnx_export.export(
+            unet(), wish.call, work / "unet.onnx", PRECISIONS[wish.precision], frozenset(sizes),
+            named=wish.refit,
+        )  # fmt: skip
+        report("exporting", 1, 1)
+        check()
+        free()
+        timing = folder / f"timing-{_slug(made.gpu)}-{made.tensorrt}.cache"
+        job = builder.Job(
+            exported.path, work / "engine", timing, wish.precision,
+            made.profile if wish.dynamic_size else {}, tuple(exported.weights),
+        )  # fmt: skip
+        try:
+            _build(module, job, report, check)
+        except (Refused, builder.Cancelled):
+            raise
+        except Exception as error:
+            raise Refused(f"TensorRT failed: {type(error).__name__}: {error}") from error
+        files.beside(path).unlink(missing_ok=True)
+        (work / "engine").replace(path)
+    built = {"seconds": round(time.monotonic() - started, 1), "on": time.strftime("%Y-%m-%d")}
+    files.save(files.Sidecar(made, wish.family, exported.weights, built), path)
+    return path, True
+
+
+def _build(module: Any, job: builder.Job, report: Report, check: Callable[[], None]) -> None:
+    """Build in a thread of its own, so that a cancel is heard."""
+    told: queue.SimpleQueue = queue.SimpleQueue()
+    cancelled = threading.Event()
+
+    def heard(phase: str, step: int, steps: int) -> bool:
+        told.put((phase, step, steps))
+        return not cancelled.is_set()
+
+    def work() -> None:
+        try:
+            builder.build(module, job, heard)
+            told.put(None)
+        except BaseException as error:
+            told.put(error)
+
+    thread = threading.Thread(target=work, name="livediffusion-tensorrt", daemon=True)
+    thread.start()
+    try:
+        while True:
+            check()
+            with contextlib.suppress(queue.Empty):
+                message = told.get(timeout=0.1)
+                if message is None:
+                    return
+                if isinstance(message, BaseException):
+                    raise message
+                report(*message)
+    finally:
+        cancelled.set()
+        thread.join()
+
+
+def _sweep(folder: pathlib.Path) -> None:
+    """Remove what builds left that were killed with ComfyUI."""
+    for left in folder.glob(".building-*"):
+        with contextlib.suppress(OSError):
+            if time.time() - left.stat().st_mtime > _LEFT_BEHIND:
+                shutil.rmtree(left, ignore_errors=True)
+
+
+def _step(size: float) -> int:
+    return max(8, round(size / 8) * 8)
+
+
+def _slug(text: str) -> str:
+    return "".join(c if c.isalnum() else "-" for c in text).strip("-").lower()

@@ -1,0 +1,243 @@
+"""Running a TensorRT engine."""
+
+import pathlib
+import time
+from collections.abc import Hashable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..engine import Call, Refused, Shapes, UNet
+from ..onnx_export import OUTPUT
+from . import api, files
+
+
+class TensorRT:
+    """One engine file, loaded and bound (compiled.engine.Engine).
+
+    Inputs and output have buffers of their own, bound once; a call copies in, runs on torch's
+    current stream, and copies out. Fewer rows than it was built for are padded.
+
+    Args:
+        path: of the engine.
+        sidecar: what stands beside it.
+        device: that calls come from.
+
+    Attributes:
+        loads: how often it was loaded; each time its weights are those it was built with.
+    """
+
+    name = "tensorrt"
+    bakes = True
+    capturable = False
+
+    def __init__(self, path: pathlib.Path, sidecar: files.Sidecar, device: torch.device):
+        self.path = path
+        self.sidecar = sidecar
+        self.device = device
+        self.seconds = 0.0
+        self.loads = 0
+        self._engine: Any = None
+        self._context: Any = None
+
+    def scope(self, shapes: Shapes) -> Hashable:
+        return shapes.device
+
+    @property
+    def loaded(self) -> bool:
+        return self._context is not None
+
+    def prepare(self, unet: UNet | None, shapes: Shapes | None) -> None:
+        """Load it, unless it is.
+
+        Raises:
+            Refused: it cannot be loaded, and why.
+        """
+        if self.loaded:
+            return
+        started = time.perf_counter()
+        self._trt = trt = api.load()
+        self._logger = trt.Logger(trt.Logger.WARNING)
+        runtime = trt.Runtime(self._logger)
+        try:
+            engine = runtime.deserialize_cuda_engine(self.path.read_bytes())
+        except OSError as error:
+            raise Refused(f"{self.path.name} cannot be read ({error})") from error
+        if engine is None:
+            raise Refused(
+                f"TensorRT cannot load {self.path.name}; its messages are in the log. Build it anew"
+            )
+        context = engine.create_execution_context()
+        if context is None:
+            raise Refused(
+                f"there is not enough GPU memory for {self.path.name}: unload other models, or "
+                "build it for fewer rows"
+            )
+        self._runtime, self._engine, self._context = runtime, engine, context
+        self._bind()
+        self.loads += 1
+        self.seconds = time.perf_counter() - started
+
+    def _bind(self) -> None:
+        """Buffers for the biggest shapes, whose addresses stay."""
+        profile = self.sidecar.made.profile
+        self._least = {name: low for name, (low, _, _) in profile.items()}
+        self._most = {name: high for name, (_, _, high) in profile.items()}
+        self._buffers: dict[str, Tensor] = {}
+        engine = self._engine
+        types, inputs = {}, set()
+        for i in range(engine.num_io_tensors):
+            name = engine.get_tensor_name(i)
+            types[name] = api.dtype(self._trt, engine.get_tensor_dtype(name))
+            if engine.get_tensor_mode(name) == self._trt.TensorIOMode.INPUT:
+                inputs.add(name)
+        if inputs != set(self._most) or OUTPUT not in types:
+            raise Refused(f"{self.path.name} has other inputs than it says; build it anew")
+        shapes = {**self._most, OUTPUT: self._most["x"]}
+        for name, shape in shapes.items():
+            elements = torch.Size(shape).numel()
+            buffer = torch.zeros(elements, dtype=types[name], device=self.device)
+            self._buffers[name] = buffer
+            if not self._context.set_tensor_address(name, buffer.data_ptr()):
+                raise Refused(f"TensorRT does not accept a buffer for {name}")
+        self._shapes: dict[str, tuple[int, ...]] = {}
+        self._zeroed: set[str] = set(self._most)
+
+    def __call__(self, call: Call) -> Tensor:
+        """See Engine.__call__.
+
+        Raises:
+            Refused: the call does not fit what the engine was built for.
+        """
+        named = call.named()
+        rows = call.x.shape[0]
+        self._admit(named, rows)
+        for name in self._most:
+            self._feed(name, named.get(name), named, rows)
+        missing = self._context.infer_shapes()
+        if missing:
+            raise RuntimeError(f"TensorRT lacks shapes of {', '.join(missing)}")
+        out = tuple(self._context.get_tensor_shape(OUTPUT))
+        if not self._context.execute_async_v3(api.stream(self.device)):
+            raise RuntimeError("TensorRT could not run; its messages are in the log")
+        return self._view(OUTPUT, out)[:rows].to(call.x.dtype, copy=True)
+
+    def _admit(self, named: dict[str, Tensor], rows: int) -> None:
+        unknown = [name for name in named if name not in self._most]
+        if any(name.startswith("control_") for name in unknown):
+            if any(name.startswith("control_") for name in self._most):
+                raise Refused(
+                    f"this ControlNet gives {unknown[0]}, which the engine has no input for; "
+                    "remove the ControlNet"
+                )
+            raise Refused("the engine was built without ControlNet; build it with controlnet on")
+        if unknown:
+            raise Refused(f"the engine has no input {unknown[0]}; build it from this model")
+        most = self._most["x"][0]
+        if rows > most:
+            raise Refused(
+                f"the engine was built for {most} rows, and this call has {rows}: build it with "
+                f"rows {rows}, or use fewer steps or frames"
+            )
+        height, width = named["x"].shape[2:]
+        low, high = self._least["x"][2:], self._most["x"][2:]
+        if not (low[0] <= height <= high[0] and low[1] <= width <= high[1]):
+            span = " x ".join(
+                f"{a}" if a == b else f"{a}..{b}" for a, b in zip(low, high, strict=True)
+            )
+            raise Refused(
+                f"the engine was built for latents of {span} (height x width), and this call has "
+                f"{height} x {width}: build it with this width and height, or with dynamic_size"
+            )
+        if "context" in named:
+            built, tokens = self._most["context"][1], named["context"].shape[1]
+            if built % tokens:
+                raise Refused(
+                    f"the engine was built for {built} tokens, and this prompt has {tokens}: build "
+                    f"it with context_tokens {tokens}"
+                )
+
+    def _feed(self, name: str, tensor: Tensor | None, named: dict[str, Tensor], rows: int) -> None:
+        """Put an input where the engine reads it."""
+        most = self._most[name]
+        if tensor is None:
+            if name not in named and not name.startswith("control_"):
+                raise Refused(f"the engine needs {name}, which this call has not")
+            scale = self._most["x"][-1] // most[-1]
+            size = (*most[:2], *(s // scale for s in named["x"].shape[2:]))
+            if name not in self._zeroed:
+                self._buffers[name].zero_()
+                self._zeroed.add(name)
+            self._shape(name, size)
+            return
+        self._zeroed.discard(name)
+        if name == "context" and tensor.shape[1] != most[1]:
+            # attention over a prompt said twice is attention over the prompt
+            tensor = tensor.repeat(1, most[1] // tensor.shape[1], 1)
+        self._shape(name, (most[0], *tensor.shape[1:]))
+        view = self._view(name, self._shapes[name])
+        view[:rows].copy_(tensor)
+        if rows < most[0]:
+            view[rows:].copy_(tensor[-1:].expand(most[0] - rows, *tensor.shape[1:]))
+
+    def _shape(self, name: str, size: tuple[int, ...]) -> None:
+        if self._shapes.get(name) != size:
+            if not self._context.set_input_shape(name, size):
+                raise Refused(f"the engine does not take {name} of shape {size}; build it anew")
+            self._shapes[name] = size
+
+    def _view(self, name: str, size: tuple[int, ...]) -> Tensor:
+        return self._buffers[name][: torch.Size(size).numel()].view(size)
+
+    @property
+    def refittable(self) -> bool:
+        return bool(self.sidecar.weights)
+
+    def refit(self, weights: dict[str, Tensor]) -> int:
+        """Exchange weights by their names in the UNet; returns how many.
+
+        Raises:
+            Refused: the engine cannot.
+        """
+        if not self.refittable or not self._engine.refittable:
+            raise Refused("the engine was built without refit")
+        refitter = self._trt.Refitter(self._engine, self._logger)
+        known = set(refitter.get_all_weights())
+        dtype = {"fp16": torch.float16}.get(self.sidecar.made.precision, torch.float32)
+        kept = []  # TensorRT reads them when it refits
+        for name, (parameter, transposed) in self.sidecar.weights.items():
+            if parameter not in weights or name not in known:
+                continue
+            weight = weights[parameter]
+            weight = (weight.t() if transposed else weight).to("cpu", dtype)
+            array = weight.contiguous().numpy()
+            kept.append(array)
+            if not refitter.set_named_weights(name, self._trt.Weights(array)):
+                raise Refused(f"TensorRT does not take new weights for {parameter}")
+        if kept and not refitter.refit_cuda_engine():
+            raise Refused("TensorRT could not exchange the weights")
+        return len(kept)
+
+    @property
+    def memory(self) -> int:
+        """Bytes on the GPU, about: weights and working memory."""
+        working = 0
+        for name in ("device_memory_size_v2", "device_memory_size"):
+            working = working or int(getattr(self._engine, name, 0) or 0)
+        return self.sidecar.size + working
+
+    def moved(self) -> None:
+        """Nothing to do: it has weights of its own."""
+
+    def describe(self) -> dict[str, Any]:
+        made = self.sidecar.made
+        return {
+            "engine": self.name, "file": self.path.name, "tensorrt": made.tensorrt,
+            "precision": made.precision,
+            "seconds": {"load": round(self.seconds, 3), "build": self.sidecar.built.get("seconds")},
+        }  # fmt: skip
+
+    def release(self) -> None:
+        self._context = self._engine = self._runtime = None
+        self._buffers = {}

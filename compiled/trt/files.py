@@ -1,0 +1,175 @@
+"""Engines on disk: the engine, and a sidecar that says everything it depends on.
+
+An engine that does not fit runs wrongly or crashes, so nothing is loaded whose sidecar differs from
+what is here, and what differs is named.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import pathlib
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+FORMAT = 1
+SUFFIX = ".engine"
+
+# what must be the same here as where it was built, and what to call it
+MUST_MATCH = {
+    "gpu": "another GPU",
+    "capability": "another compute capability",
+    "tensorrt": "another TensorRT",
+    "cuda_driver": "another CUDA driver",
+    "exporter": "another version of this pack's exporter",
+}
+
+
+class Unfit(Exception):
+    """The engine cannot be used here; the text says why."""
+
+
+@dataclass(frozen=True)
+class Made:
+    """What an engine was made of and for: everything it depends on.
+
+    Attributes:
+        gpu, capability, cuda_driver: of the machine.
+        tensorrt: version.
+        exporter: version of onnx_export.
+        opset: of the ONNX file.
+        precision: fp32, fp16 or bf16.
+        model: fingerprint of the MODEL, with its LoRAs and their strengths.
+        inputs: names, ControlNet residuals included.
+        profile: min, opt and max shape of each input.
+        flags: of the build, such as "refit".
+    """
+
+    gpu: str
+    capability: str
+    cuda_driver: int
+    tensorrt: str
+    exporter: int
+    opset: int
+    precision: str
+    model: str
+    inputs: tuple[str, ...]
+    profile: dict[str, tuple[tuple[int, ...], ...]]
+    flags: tuple[str, ...] = ()
+
+    def key(self) -> str:
+        """The same for the same engine, short."""
+        text = json.dumps(_plain(asdict(self)), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+@dataclass
+class Sidecar:
+    """What stands in the JSON file beside an engine.
+
+    Attributes:
+        made: see Made.
+        family: what a MODEL is made of that has no weights (host.skeleton).
+        weights: names in the engine of exchangeable weights: (parameter, transposed).
+        built: seconds and date, for people.
+        size, digest: of the engine file.
+    """
+
+    made: Made
+    family: dict[str, Any] = field(default_factory=dict)
+    weights: dict[str, tuple[str, bool]] = field(default_factory=dict)
+    built: dict[str, Any] = field(default_factory=dict)
+    size: int = 0
+    digest: str = ""
+
+
+def beside(engine: pathlib.Path) -> pathlib.Path:
+    """The sidecar of an engine."""
+    return engine.with_name(f"{engine.name}.json")
+
+
+def save(sidecar: Sidecar, engine: pathlib.Path) -> None:
+    """Write the sidecar of an engine that is there: from then on it counts."""
+    sidecar.size, sidecar.digest = engine.stat().st_size, digest(engine)
+    path = beside(engine)
+    part = path.with_name(f"{path.name}.part{os.getpid()}")
+    try:
+        text = json.dumps({"format": FORMAT, **_plain(asdict(sidecar))}, indent=1)
+        part.write_text(text, encoding="utf-8")
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def read(engine: pathlib.Path) -> Sidecar:
+    """The sidecar of an engine.
+
+    Raises:
+        Unfit: there is none, or it is not ours.
+    """
+    try:
+        told = json.loads(beside(engine).read_text(encoding="utf-8"))
+        if told.pop("format") != FORMAT:
+            raise Unfit("was built by another version of this pack")
+        made = told.pop("made")
+        made["profile"] = {
+            name: tuple(tuple(shape) for shape in shapes)
+            for name, shapes in made["profile"].items()
+        }
+        made |= {"inputs": tuple(made["inputs"]), "flags": tuple(made["flags"])}
+        told["weights"] = {name: tuple(where) for name, where in told["weights"].items()}
+        return Sidecar(made=Made(**made), **told)
+    except FileNotFoundError as error:
+        raise Unfit("has no JSON file beside it, so nobody knows what it was built for") from error
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise Unfit(f"has a JSON file beside it that cannot be read ({error})") from error
+
+
+def check(engine: pathlib.Path, here: dict[str, Any]) -> Sidecar:
+    """The sidecar of an engine that fits here and is whole.
+
+    Args:
+        here: what MUST_MATCH names, on this machine.
+
+    Raises:
+        Unfit: naming what differs.
+    """
+    sidecar = read(engine)
+    for name, what in MUST_MATCH.items():
+        there = getattr(sidecar.made, name)
+        if there != here[name]:
+            raise Unfit(f"was built for {what}: {there}, and here is {here[name]}")
+    try:
+        size = engine.stat().st_size
+        if size != sidecar.size:
+            raise Unfit(f"is damaged: {size} bytes instead of {sidecar.size}")
+        if digest(engine) != sidecar.digest:
+            raise Unfit("is damaged: its content has changed since it was built")
+    except OSError as error:
+        raise Unfit(f"cannot be read ({error})") from error
+    return sidecar
+
+
+def listed(folders: list[str]) -> dict[str, pathlib.Path]:
+    """Engines by name, the newest first; half-written ones have no sidecar and are left out."""
+    found = []
+    for folder in map(pathlib.Path, folders):
+        with contextlib.suppress(OSError):  # it may go while it is looked at
+            for path in folder.glob(f"*{SUFFIX}"):
+                if beside(path).is_file():
+                    found.append((-path.stat().st_mtime, path.name, path))
+    return {name: path for _, name, path in sorted(found)}
+
+
+def digest(path: pathlib.Path) -> str:
+    """SHA-256 of a file."""
+    hashed = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 22):
+            hashed.update(chunk)
+    return hashed.hexdigest()
+
+
+def _plain(value: Any) -> Any:
+    """As JSON gives it back."""
+    return json.loads(json.dumps(value))

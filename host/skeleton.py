@@ -1,0 +1,97 @@
+"""A MODEL without weights: what ComfyUI needs around an engine that has them."""
+
+import importlib
+from typing import Any
+
+import comfy.model_base
+import comfy.model_patcher
+import comfy.patcher_extension
+import torch
+
+_PACK = __name__.partition(".host.")[0]
+
+
+class Skeleton(torch.nn.Module):
+    """Stands where the UNet would; an engine's wrapper answers before it is asked."""
+
+    def __init__(self, dtype: torch.dtype):
+        super().__init__()
+        self.dtype = dtype
+
+    def forward(
+        self, x, timesteps=None, context=None, y=None, control=None, transformer_options=None,
+        **kwargs,
+    ):  # fmt: skip
+        options = transformer_options or {}
+        wrappers = comfy.patcher_extension.get_all_wrappers(
+            comfy.patcher_extension.WrappersMP.DIFFUSION_MODEL, options
+        )
+        return comfy.patcher_extension.WrapperExecutor.new_class_executor(
+            self._forward, self, wrappers
+        ).execute(x, timesteps, context, y, control, options, **kwargs)
+
+    def _forward(self, *args, **kwargs):
+        raise RuntimeError("A node has removed the engine of this model; load it once more.")
+
+
+class EnginePatcher(comfy.model_patcher.ModelPatcher):
+    """A ModelPatcher whose weights are an engine's: they cannot be patched."""
+
+    def add_patches(self, *args, **kwargs):
+        raise ValueError(
+            "model: a LoRA cannot be added to a TensorRT engine that is loaded alone. Put the LoRA "
+            "before Live TensorRT Build, or wire the checkpoint's MODEL into Live TensorRT Loader."
+        )
+
+
+def told(patcher) -> dict[str, Any]:
+    """What a MODEL is besides its weights, as JSON; empty where it cannot be told."""
+    model, config = patcher.model, patcher.model.model_config
+    where = [_where(type(model)), _where(type(config))]
+    if None in where:
+        return {}
+    plain = {k: v for k, v in config.unet_config.items() if k != "dtype"}
+    return {
+        "base": where[0],
+        "config": where[1],
+        "unet_config": plain,
+        "sampling_settings": dict(config.sampling_settings),
+        "model_type": model.model_type.name,
+        "memory_usage_factor": model.memory_usage_factor,
+    }
+
+
+def made(family: dict[str, Any], dtype: torch.dtype) -> comfy.model_base.BaseModel:
+    """The BaseModel that was told.
+
+    Raises:
+        ValueError: this ComfyUI has no such model.
+    """
+    try:
+        config = _found(family["config"])(dict(family["unet_config"]))
+        config.unet_config = {
+            **family["unet_config"], "dtype": dtype, "disable_unet_model_creation": True,
+        }  # fmt: skip
+        config.sampling_settings = dict(family["sampling_settings"])
+        kind = comfy.model_base.ModelType[family["model_type"]]
+        model = _found(family["base"])(config, kind)
+    except (KeyError, AttributeError, ImportError, TypeError) as error:
+        raise ValueError(
+            "engine: it was built from a model that cannot be made up here "
+            f"({type(error).__name__}: {error}). Wire the model it was built from into model."
+        ) from error
+    model.memory_usage_factor = family["memory_usage_factor"]
+    model.diffusion_model = Skeleton(dtype)
+    return model.eval()
+
+
+def _where(kind: type) -> list[str] | None:
+    """Module and name of a class of ComfyUI's or of this pack, the latter relative."""
+    module = kind.__module__
+    if module.startswith(f"{_PACK}."):
+        return [module.removeprefix(_PACK), kind.__qualname__]
+    return [module, kind.__qualname__] if module.startswith("comfy.") else None
+
+
+def _found(where: list[str]) -> Any:
+    return getattr(importlib.import_module(where[0], _PACK), where[1])

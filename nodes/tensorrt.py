@@ -1,0 +1,201 @@
+"""TensorRT engines as nodes."""
+
+import pathlib
+import re
+
+import comfy.utils
+
+from ..compiled.engine import Refused
+from ..compiled.trt import api, files
+from ..compiled.trt.building import PRECISIONS
+from ..host import tensorrt
+from .compat import io, newer
+from .compiled import engine_ui, teller
+
+
+def _engines() -> list[str]:
+    """Names of engines; where there can be none, what to do."""
+    reason = api.missing()
+    if reason:
+        return [reason]
+    return list(files.listed(tensorrt.folders())) or ["none yet: run Live TensorRT Build, then R"]
+
+
+class LiveTensorRTBuild(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="LiveTensorRTBuild",
+            display_name="Live TensorRT Build",
+            category="live/models",
+            description=(
+                "Builds a TensorRT engine of the model's UNet, its LoRAs baked in. Takes minutes "
+                "once; an engine that is there already is not built again."
+            ),
+            inputs=[
+                io.Model.Input("model", tooltip="With the LoRAs that are to be baked in."),
+                io.Int.Input(
+                    "width", default=512, min=64, max=4096, step=8, tooltip="Of the pictures."
+                ),
+                io.Int.Input(
+                    "height", default=512, min=64, max=4096, step=8, tooltip="Of the pictures."
+                ),
+                io.Int.Input(
+                    "rows",
+                    default=4,
+                    min=1,
+                    max=256,
+                    tooltip="Rows of one call: steps x frames_per_slot, plus frames_per_slot with "
+                    "onetime-negative, twice as many with full guidance. Fewer also run.",
+                ),
+                io.Int.Input(
+                    "context_tokens",
+                    default=77,
+                    min=1,
+                    max=77 * 16,
+                    tooltip="Length of the prompt: 77, or 154 for long ones, which 77 also fit.",
+                ),
+                io.Boolean.Input(
+                    "controlnet",
+                    default=False,
+                    tooltip="Can take ControlNets; slower, also without one.",
+                ),
+                io.Combo.Input(
+                    "precision",
+                    options=list(PRECISIONS),
+                    default="fp16",
+                    tooltip="Of weights and computation.",
+                ),
+                io.String.Input(
+                    "name", default="unet", tooltip="The engine's file name begins with it."
+                ),
+                io.Boolean.Input(
+                    "dynamic_size",
+                    default=False,
+                    tooltip="Also half to one and a half times width and height; slower.",
+                ),
+                io.Boolean.Input(
+                    "refit",
+                    default=False,
+                    tooltip="LoRAs may be changed later, with the model wired into the loader; "
+                    "slower.",
+                ),
+            ],
+            outputs=[io.String.Output(display_name="engine")],
+            hidden=[io.Hidden.unique_id],
+            is_output_node=True,
+            **newer(search_aliases=["trt", "nvidia"]),
+        )
+
+    @classmethod
+    def execute(
+        cls, model, width, height, rows, context_tokens, controlnet, precision, name,
+        dynamic_size, refit,
+    ) -> io.NodeOutput:  # fmt: skip
+        if not re.fullmatch(r"[\w .+-]+", name) or name.startswith("."):
+            raise ValueError(
+                f"name: {name!r} cannot begin a file name. Use letters, digits, - and _."
+            )
+        asked = tensorrt.wish(
+            model, width, height, rows, context_tokens, controlnet, precision, dynamic_size, refit
+        )
+        label = f"{name}_{width}x{height}_r{rows}_t{context_tokens}_{precision}"
+        path = tensorrt.build(model, asked, label, _reporter(teller(cls.hidden.unique_id)))
+        return io.NodeOutput(path.name, ui=engine_ui({"engine": path.name}))
+
+
+class LiveTensorRTLoader(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="LiveTensorRTLoader",
+            display_name="Live TensorRT Loader",
+            category="live/models",
+            description=(
+                "A model that runs on a TensorRT engine. With a checkpoint's model wired in, that "
+                "one does what the engine cannot; without it, less memory is needed."
+            ),
+            inputs=[
+                io.Combo.Input(
+                    "engine",
+                    options=_engines(),
+                    tooltip="From ComfyUI's models folder, tensorrt. Press R to see new ones.",
+                ),
+                io.Model.Input(
+                    "model",
+                    optional=True,
+                    tooltip="The model it was built from, with its LoRAs: runs what the engine "
+                    "cannot do.",
+                ),
+                io.Boolean.Input(
+                    "rebuild",
+                    default=False,
+                    tooltip="Build the engine anew from model where it does not fit: another GPU, "
+                    "another TensorRT, other LoRAs. Takes minutes.",
+                ),
+            ],
+            outputs=[io.Model.Output(display_name="model")],
+            hidden=[io.Hidden.unique_id],
+            **newer(search_aliases=["trt", "nvidia"]),
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, engine, **kwargs):
+        """An engine that was built anew is loaded anew."""
+        path = files.listed(tensorrt.folders()).get(engine)
+        return None if path is None else path.stat().st_mtime_ns
+
+    @classmethod
+    def execute(cls, engine, rebuild=False, model=None) -> io.NodeOutput:
+        if rebuild and model is None:
+            raise ValueError("rebuild: no model to build from. Wire one, or switch rebuild off.")
+        try:
+            here = tensorrt.here()
+        except Refused as refused:
+            raise ValueError(f"engine: {refused}") from refused
+        path = files.listed(tensorrt.folders()).get(engine)
+        if path is None:
+            raise ValueError(f"engine: {engine} is not there. Choose another, or build one.")
+        tell = teller(cls.hidden.unique_id)
+        try:
+            sidecar = files.check(path, here)
+        except files.Unfit as unfit:
+            if not rebuild:
+                raise ValueError(
+                    f"engine: {engine} {unfit}. Queue Live TensorRT Build again, or wire the model "
+                    "and switch rebuild on."
+                ) from unfit
+            path, sidecar = _rebuilt(path, model, here, tell)
+        if model is None:
+            return io.NodeOutput(tensorrt.load(path, sidecar, tell))
+        if rebuild and not tensorrt.fits(model, sidecar):
+            path, sidecar = _rebuilt(path, model, here, tell)
+        return io.NodeOutput(tensorrt.run_on(model, path, sidecar, tell))
+
+
+def _rebuilt(path: pathlib.Path, model, here: dict, tell) -> tuple[pathlib.Path, files.Sidecar]:
+    """The engine that `path` would be if it were built here and now."""
+    try:
+        asked = tensorrt.again(files.read(path), model)
+    except files.Unfit as unfit:
+        raise ValueError(
+            f"engine: {path.name} {unfit}, so it cannot be built again. Queue Live TensorRT Build."
+        ) from unfit
+    label = path.name.removesuffix(files.SUFFIX).rpartition("-")[0] or "unet"
+    built = tensorrt.build(model, asked, label, _reporter(tell))
+    return built, files.check(built, here)
+
+
+def _reporter(tell):
+    """Progress on the node: a bar for each phase, and its name."""
+    bar = comfy.utils.ProgressBar(1)
+    current = None
+
+    def report(phase: str, step: int, steps: int) -> None:
+        nonlocal current
+        if phase != current:
+            current = phase
+            tell(f"building: {phase}")
+        bar.update_absolute(step, max(steps, 1))
+
+    return report
