@@ -4,6 +4,7 @@
     python run.py                                           the live demo in a real ComfyUI
     python run.py live --headless [--video FILE] ...        the same on a file, without a browser
     python run.py clip [--video FILE] [--prompt TEXT] ...   stylise a clip
+    python run.py engines [--install NAME ...]              which engines work here, and how fast
     python run.py test [pytest options]                     lint, then the whole test suite
 
 Everything is set up on the first run: a virtual environment in the user's cache folder, ComfyUI,
@@ -36,9 +37,24 @@ PORT = 8188  # ComfyUI's own; a browser remembers for an address that its page m
 # one release of the three that belongs together: the newest of each may not; and ComfyUI 0.8.0
 # uses requests without naming it
 ALWAYS = ["torch==2.14.1", "torchvision==0.29.1", "torchaudio==2.11.0", "requests"]
-TEST = ["pytest>=8", "hypothesis>=6.100", "ruff>=0.6", "playwright>=1.45"]
+TEST = [
+    "pytest>=8", "hypothesis>=6.100", "ruff>=0.6", "playwright>=1.45", "onnx", "onnxruntime",
+]  # fmt: skip
 # the baseline some tests compare with; it pins an old diffusers, so its needs are named here
 TEST_NO_DEPS = ["streamdiffusion==0.1.1", "diffusers", "importlib_metadata", "zipp"]
+# what `engines` can install, by the name of the engine it is for
+EXTRAS = {
+    "onnxruntime": ["onnx", "onnxruntime"],
+    "onnxruntime-gpu": ["onnx", "onnxruntime-gpu"],
+    "tensorrt": ["onnx", "tensorrt"],
+}
+# NVIDIA's bindings without the libraries, which the tests compare with what is used of them
+BINDINGS = {
+    "10.0.1": "tensorrt_cu12_bindings",
+    "10.13.3.9": "tensorrt_cu13_bindings",
+    "10.16.1.11": "tensorrt_cu13_bindings",
+    "11.4.0.106": "tensorrt_cu13_bindings",
+}
 
 
 class Stop(Exception):
@@ -152,7 +168,24 @@ def environment(comfyui: pathlib.Path, test: bool) -> pathlib.Path:
         watched([*pip, *TEST], "installing the test tools", home / "test.log")
         watched([*pip, "--no-deps", *TEST_NO_DEPS], "installing the baseline", home / "base.log")
         tested.touch()
+    if test:
+        for version, package in BINDINGS.items():
+            bindings(pip, version, package, home)
     return python
+
+
+def bindings(pip: list[str], version: str, package: str, home: pathlib.Path) -> None:
+    """A folder of its own for one version of NVIDIA's bindings, where there are any."""
+    place = CACHE / "tensorrt_bindings" / version
+    if place.is_dir() or sys.platform != "linux" or platform.machine() != "x86_64":
+        return
+    part = place.with_name(f"{version}.part{os.getpid()}")
+    wanted = [*pip, "--no-deps", "--target", str(part), f"{package}=={version}"]
+    try:
+        watched(wanted, f"fetching TensorRT's bindings {version}", home / "bindings.log")
+        part.rename(place)
+    except Stop as reason:  # not for this Python: their tests are skipped
+        say(f"  {str(reason).splitlines()[0]}")
 
 
 def key(*parts: str) -> str:
@@ -289,26 +322,74 @@ def has_desktop() -> bool:
     return sys.platform in ("win32", "darwin") or bool(shown)
 
 
+def engines(args: argparse.Namespace, rest: list[str]) -> int:
+    """A self-check: every engine that works here against eager."""
+    parser = argparse.ArgumentParser(prog="run.py engines")
+    parser.add_argument(
+        "--install", nargs="+", default=[], choices=EXTRAS, help="into this command's environment"
+    )
+    own, more = parser.parse_known_args(rest)
+    comfyui = find_comfyui(args.comfyui)
+    python = environment(comfyui, test=False)
+    packages = [package for name in own.install for package in EXTRAS[name]]
+    if packages:
+        pip = [str(python), "-m", "pip", "install", "--disable-pip-version-check", "--no-input"]
+        watched([*pip, *packages], f"installing {', '.join(own.install)}", CACHE / "extras.log")
+    command = [str(python), str(ROOT / "benchmarks" / "engines.py"), "--comfyui", str(comfyui)]
+    return subprocess.run([*command, *more], stdin=subprocess.DEVNULL).returncode
+
+
 def test(args: argparse.Namespace, rest: list[str]) -> int:
-    """Lint, then the suite on one ComfyUI; without --comfyui the other version follows in short."""
+    """Lint, then the suite on one ComfyUI; without --comfyui the other version follows in short.
+
+    Tests that look at the clock run alone; the others of both versions run side by side.
+    """
     versions = [args.comfyui]
     if args.comfyui == PRIMARY and not rest and not os.environ.get("COMFYUI_PATH"):
         versions += [ALSO] * (CACHE / "comfyui" / ALSO / "main.py").is_file()
-    comfyui = find_comfyui(args.comfyui)
-    python = environment(comfyui, test=True)
+    python = environment(find_comfyui(args.comfyui), test=True)
     tools = python.parent
     if (code := subprocess.run([str(tools / "ruff"), "check", "."], cwd=ROOT).returncode) != 0:
         return code
-    for version in reversed(versions):
-        say(f"- tests on ComfyUI {version}")
-        path = {"COMFYUI_PATH": str(find_comfyui(version))}
-        short = ["-m", "comfy and not server and not slow"] if version != args.comfyui else []
-        code = subprocess.run(
-            [str(tools / "pytest"), *short, *rest], cwd=ROOT, env={**os.environ, **path}
-        ).returncode
-        if code:
-            return code
-    return 0
+
+    def pytest(version: str, which: str) -> list[str]:
+        short = "comfy and not server and not slow"
+        mark = " and ".join(part for part in (which, short * (version != args.comfyui)) if part)
+        return [str(tools / "pytest"), *(["-m", mark] if mark else []), *rest]
+
+    if rest:
+        return run_on(args.comfyui, pytest(args.comfyui, "")).wait()
+    code = 0
+    log = CACHE / f"test-{os.getpid()}.log"
+    for which in ("not alone", "alone"):
+        first, *others = versions
+        with contextlib.ExitStack() as stack:
+            if which == "not alone" and others:
+                say(f"- tests on ComfyUI {ALSO} and, shown after it, on {first}")
+                out = stack.enter_context(log.open("w", encoding="utf-8"))
+                beside = stack.enter_context(ended(run_on(first, pytest(first, which), out)))
+                code = run_on(ALSO, pytest(ALSO, which)).wait() or code
+                code = beside.wait() or code
+                out.flush()
+                say(log.read_text(encoding="utf-8", errors="replace"))
+                continue
+            for version in reversed(versions):
+                say(f"- tests on ComfyUI {version} that look at the clock")
+                code = run_on(version, pytest(version, which)).wait() or code
+    log.unlink(missing_ok=True)
+    return code
+
+
+def run_on(version: str, command: list[str], out=None) -> subprocess.Popen:
+    """The tests on one version of ComfyUI."""
+    path = {"COMFYUI_PATH": str(find_comfyui(version))}
+    return subprocess.Popen(
+        command, cwd=ROOT, env={**os.environ, **path}, stdout=out,
+        stderr=None if out is None else subprocess.STDOUT,
+    )  # fmt: skip
+
+
+COMMANDS = {"live": live, "clip": clip, "engines": engines, "test": test}
 
 
 def main() -> int:
@@ -317,14 +398,14 @@ def main() -> int:
         epilog="python run.py live --help and python run.py clip --help list their options.",
         add_help=False,
     )  # fmt: skip
-    parser.add_argument("command", choices=["live", "clip", "test"], nargs="?", default="live")
+    parser.add_argument("command", choices=list(COMMANDS), nargs="?", default="live")
     parser.add_argument("--comfyui", default=PRIMARY, metavar="VERSION", help="ComfyUI's version")
     args, rest = parser.parse_known_args()
     if {"--help", "-h"} & set(sys.argv[1:2]):
         parser.print_help()
         return 0
     try:
-        return {"live": live, "clip": clip, "test": test}[args.command](args, rest)
+        return COMMANDS[args.command](args, rest)
     except Stop as reason:
         print(f"run.py: {reason}", file=sys.stderr)
         return 1

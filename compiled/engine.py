@@ -124,6 +124,9 @@ class UNet(Protocol):
 
     def __call__(self, call: Call) -> Tensor: ...
 
+    def bare(self) -> "UNet":
+        """With attention as one operation, whatever the user has chosen."""
+
     def traceable(self, dtype: torch.dtype) -> "UNet":
         """With the weights as they are now in `dtype`, and operations that an exporter knows.
 

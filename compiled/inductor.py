@@ -62,6 +62,10 @@ class Inductor:
             raise Refused(reason)
         started = time.perf_counter()
         names = shapes.names
+        if device.type != "cuda":
+            unet = (
+                unet.bare()
+            )  # what ComfyUI takes there asks for free memory, which cannot compile
 
         # tensors only, in a fixed order: nothing else that could be guarded on
         def forward(*tensors: Tensor) -> Tensor:

@@ -55,6 +55,8 @@ class Ticks:
         attached = engine_of(visit.guider.model_patcher)
         if attached is None or not attached.capturable or visit.guidance is None:
             return None
+        if self._new is CudaRecording and visit.guider.model_patcher.load_device.type != "cuda":
+            return None
         self._same_weights(visit, attached)
 
         def through(work: Work, guide: Guide) -> tuple[Tensor, Tensor]:

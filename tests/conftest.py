@@ -58,6 +58,8 @@ def pytest_collection_modifyitems(items):
     # Playwright keeps an event loop in this thread until the end of the session
     items.sort(key=lambda item: item.path.parent.name == "browser")
     for item in items:
+        if item.path.parent.name in ("live", "server", "browser"):
+            item.add_marker(pytest.mark.alone)
         if item.get_closest_marker("comfy") and COMFYUI is None:
             item.add_marker(pytest.mark.skip(reason="no ComfyUI here (COMFYUI_PATH)"))
 

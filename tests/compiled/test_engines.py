@@ -94,7 +94,7 @@ def test_runs_what_it_can_and_counts(caplog):
 def test_a_lora_after_the_node_is_baked_anew():
     """Strength by strength, and back."""
     base = tiny.model()
-    model, attached = on(base)
+    model, _ = on(base)
     for strength in (None, 0.5, 0.9, None):
         both = (base, model) if strength is None else (lora(base, strength), lora(model, strength))
         for _ in range(2):
@@ -283,6 +283,7 @@ def test_inductor_keeps_up_with_the_weights():
     from livediffusion.compiled.inductor import Inductor
 
     torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
     graphs = torch._dynamo.utils.counters["stats"]
     base = tiny.model()
     model, attached = on(base, "inductor", lambda: Inductor("eager"))
@@ -294,8 +295,9 @@ def test_inductor_keeps_up_with_the_weights():
         truth, out = (sampled(patcher) for patcher in both)
         assert tiny.rms(out, truth) <= 1e-5
         made.append(graphs["unique_graphs"])
-    # the first change replaces a parameter, which costs its own piece of code once
-    assert made[0] > 10 and made[1] <= made[0] + 1 and made[2] == made[1]
+    # the first change replaces a parameter, which costs one compilation; strengths cost none
+    assert made[0] >= 1 and made[1] <= made[0] + 1 and made[2] == made[1]
+    assert not torch._dynamo.utils.counters["graph_break"]
     assert attached.fell_back == 0 and len(attached.stats()["made"]) == 1
 
 

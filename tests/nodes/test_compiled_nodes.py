@@ -140,7 +140,7 @@ def test_the_loader_lists_what_is_there_or_what_to_do(trt, monkeypatch):
     from livediffusion.nodes.tensorrt import LiveTensorRTLoader
 
     assert options(LiveTensorRTLoader, "engine") == ["none yet: run Live TensorRT Build, then R"]
-    with pytest.raises(ValueError, match="engine: none yet.* is not there"):
+    with pytest.raises(ValueError, match=r"engine: none yet.* is not there"):
         load("none yet: run Live TensorRT Build, then R")
     first, second = build(tiny.model()), build(tiny.model(), rows=2)
     assert options(LiveTensorRTLoader, "engine") == [second, first]
@@ -166,7 +166,7 @@ def test_a_mismatch_is_named_and_can_be_rebuilt(trt, monkeypatch):
     moved = {"gpu": "NVIDIA Another", "capability": "9.0", "cuda_driver": 13}
     monkeypatch.setattr(api, "gpu", lambda: dict(moved))
     with pytest.raises(
-        ValueError, match="was built for another GPU: Double GPU.*switch rebuild on"
+        ValueError, match=r"was built for another GPU: Double GPU.*switch rebuild on"
     ):
         load(name, model)
     with pytest.raises(ValueError, match="rebuild: no model to build from"):
@@ -185,7 +185,7 @@ def test_another_lora_can_be_rebuilt(trt):
     model = tiny.model()
     name = build(model)
     changed = lora(model)
-    with pytest.raises(ValueError, match="model: .* was built from another model"):
+    with pytest.raises(ValueError, match=r"model: .* was built from another model"):
         load(name, changed)
     loaded = load(name, changed, rebuild=True)
     assert trt.built == 2
@@ -212,7 +212,9 @@ def test_bad_input_is_named(settings, said, trt):
 def test_a_model_that_is_no_unet_is_refused(trt):
     model = tiny.model()
     model.model.diffusion_model = torch.nn.Linear(2, 2)
-    with pytest.raises(ValueError, match="model: Linear cannot be built. Use a model of the SD1.5"):
+    with pytest.raises(
+        ValueError, match=r"model: Linear cannot be built\. Use a model of the SD1.5"
+    ):
         build(model)
 
 
