@@ -183,7 +183,8 @@ def bindings(pip: list[str], version: str, package: str, home: pathlib.Path) -> 
     wanted = [*pip, "--no-deps", "--target", str(part), f"{package}=={version}"]
     try:
         watched(wanted, f"fetching TensorRT's bindings {version}", home / "bindings.log")
-        part.rename(place)
+        if part.is_dir():
+            part.rename(place)
     except Stop as reason:  # not for this Python: their tests are skipped
         say(f"  {str(reason).splitlines()[0]}")
 

@@ -82,7 +82,7 @@ def made(family: dict[str, Any], dtype: torch.dtype) -> comfy.model_base.BaseMod
         ) from error
     model.memory_usage_factor = family["memory_usage_factor"]
     model.diffusion_model = Skeleton(dtype)
-    return model.eval()
+    return model.train(False)
 
 
 def _where(kind: type) -> list[str] | None:

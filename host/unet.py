@@ -65,7 +65,7 @@ class ComfyUNet:
         for part in module.modules():
             if hasattr(part, "comfy_cast_weights"):
                 part.comfy_cast_weights = False  # the casts would become part of the graph
-        return ComfyUNet(module.eval()).bare()
+        return ComfyUNet(module.train(False)).bare()
 
     def bare(self) -> "ComfyUNet":
         """With attention as one operation."""

@@ -12,6 +12,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 ALIAS = "livediffusion"
 CACHE = pathlib.Path.home() / ".cache" / "livediffusion" / "comfyui"
 PRIMARY = "0.25.0"
+CUDA = "LIVEDIFFUSION_CUDA"  # set by benchmarks/gpu.py: the tests marked cuda, on the GPU
 
 
 def comfyui_path() -> pathlib.Path | None:
@@ -51,7 +52,7 @@ if COMFYUI is not None and str(COMFYUI) not in sys.path:
     import utils.install_util  # noqa: F401
 
     sys.argv = argv
-    comfy.cli_args.args.cpu = True
+    comfy.cli_args.args.cpu = os.environ.get(CUDA) != "cuda"
 
 
 def pytest_collection_modifyitems(items):
@@ -60,6 +61,8 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if item.path.parent.name in ("live", "server", "browser"):
             item.add_marker(pytest.mark.alone)
+        if item.get_closest_marker("cuda") and CUDA not in os.environ:
+            item.add_marker(pytest.mark.skip(reason="for a GPU: benchmarks/gpu.py"))
         if item.get_closest_marker("comfy") and COMFYUI is None:
             item.add_marker(pytest.mark.skip(reason="no ComfyUI here (COMFYUI_PATH)"))
 

@@ -41,7 +41,7 @@ LAYOUTS = {
 }  # fmt: skip
 
 
-def model(prediction="epsilon", seed=0, adm=None, layout="SD1.5", prompt=4.0):
+def model(prediction="epsilon", seed=0, adm=None, layout="SD1.5", prompt=4.0, device="cpu"):
     """A MODEL (ModelPatcher) of the SD1.5 layout; `adm` gives it SDXL's pooled vector.
 
     `prompt` is how much prompts matter; as much as by default makes rounding errors grow, too.
@@ -60,8 +60,9 @@ def model(prediction="epsilon", seed=0, adm=None, layout="SD1.5", prompt=4.0):
             gain = prompt if ".attn2." in name or "label_emb" in name else 0.6
             torch.nn.init.normal_(parameter, std=gain / max(parameter[0].numel(), 1) ** 0.5)
     inner.eval()
-    cpu = torch.device("cpu")
-    return comfy.model_patcher.ModelPatcher(inner, load_device=cpu, offload_device=cpu)
+    return comfy.model_patcher.ModelPatcher(
+        inner, load_device=torch.device(device), offload_device=torch.device("cpu")
+    )
 
 
 class TinySDXL(comfy.model_base.BaseModel):

@@ -82,7 +82,7 @@ DETECTED = {
 
 def missing() -> str | None:
     """What to install or what is not there, or None where it can be used. Imports nothing."""
-    if "tensorrt" not in sys.modules and importlib.util.find_spec("tensorrt") is None:
+    if sys.modules.get("tensorrt") is None and importlib.util.find_spec("tensorrt") is None:
         return f"tensorrt not installed: {HOW}"
     # without a driver TensorRT does not fail, it crashes the process
     return None if gpu() else "TensorRT needs an NVIDIA GPU, and torch sees none here"

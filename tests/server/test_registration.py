@@ -159,6 +159,28 @@ NODES = {
     ),
     "LiveEncode": ([("pixels", "IMAGE", None), ("vae", "VAE", None)], [], ["LATENT"]),
     "LiveDecode": ([("samples", "LATENT", None), ("vae", "VAE", None)], [], ["IMAGE"]),
+    "LiveCompile": ([("model", "MODEL", None), ("engine", "COMBO", "auto")], [], ["MODEL"]),
+    "LiveTensorRTBuild": (
+        [
+            ("model", "MODEL", None),
+            ("width", "INT", 512),
+            ("height", "INT", 512),
+            ("rows", "INT", 4),
+            ("context_tokens", "INT", 77),
+            ("controlnet", "BOOLEAN", False),
+            ("precision", "COMBO", "fp16"),
+            ("name", "STRING", "unet"),
+            ("dynamic_size", "BOOLEAN", False),
+            ("refit", "BOOLEAN", False),
+        ],
+        [],
+        ["STRING"],
+    ),
+    "LiveTensorRTLoader": (
+        [("engine", "COMBO", None), ("rebuild", "BOOLEAN", False)],
+        [("model", "MODEL", None)],
+        ["MODEL"],
+    ),
     "LiveDemoModel": ([], [], ["MODEL", "CLIP", "VAE"]),
 }
 OPTIONS = {
@@ -176,6 +198,8 @@ OPTIONS = {
     ("LivePFDiff", "base"): ["euler"],
     ("LivePromptBlend", "method"): ["slerp", "lerp"],
     ("LiveSimilarityFilter", "measure"): ["centred", "cosine"],
+    ("LiveCompile", "engine"): ["auto", "cudagraph", "inductor", "onnxruntime", "eager"],
+    ("LiveTensorRTBuild", "precision"): ["fp16", "bf16", "fp32"],
 }
 
 
@@ -208,6 +232,18 @@ def test_inputs_and_outputs_are_the_saved_format(info, name):
     for (owner, i), options in OPTIONS.items():
         if owner == name:
             assert node["input"]["required"][i][1]["options"][: len(options)] == options
+
+
+def test_the_loader_says_what_to_install(info):
+    """This machine has no TensorRT: the list of engines is what to do about it."""
+    (said,) = info["LiveTensorRTLoader"]["input"]["required"]["engine"][1]["options"]
+    assert said.startswith("tensorrt not installed: pip install tensorrt")
+
+
+def test_optional_packages_stay_out_until_a_node_needs_them(server):
+    names = {name.partition(".")[0] for name in server.start_up["modules"]}
+    assert "torch" in names
+    assert not names & {"tensorrt", "triton", "onnx", "onnxruntime"}
 
 
 def test_a_skipped_picture_is_not_asked_for(info):

@@ -1,0 +1,180 @@
+"""Engines on a GPU: right after every change, and no waiting in a steady stream.
+
+Run by benchmarks/gpu.py; with LIVEDIFFUSION_CUDA=rehearse on a CPU, where `replaying` stands for
+CUDA graphs, so that the tests themselves are known to work.
+"""
+
+import contextlib
+import gc
+import os
+
+import pytest
+import replaying
+import tiny
+import torch
+from compiled_models import patched
+from pairs import SIGMAS, Pair, settings
+
+pytestmark = [pytest.mark.comfy, pytest.mark.cuda]
+
+REHEARSED = os.environ.get("LIVEDIFFUSION_CUDA") == "rehearse"
+DEVICE = "cpu" if REHEARSED else "cuda"
+# float16 rounding, grown over the steps of a stream
+CLOSE = 1e-6 if REHEARSED else 2e-2
+MODES = ("off", "self-negative", "onetime-negative", "full")
+
+
+@pytest.fixture(autouse=True)
+def at_once(comfyui, monkeypatch):
+    from livediffusion.host import engines, ticks
+
+    monkeypatch.setattr(ticks, "REST", 0.0)
+    monkeypatch.setattr(engines, "REST", 0.0)
+    with torch.inference_mode():
+        yield
+
+
+def model(seed=0):
+    """A tiny model on the device, in float16 on a GPU."""
+    patcher = tiny.model(seed=seed, prompt=1.0, device=DEVICE)
+    if not REHEARSED:
+        patcher.model.diffusion_model.half().dtype = torch.float16
+    return patcher
+
+
+def pair(**more):
+    from livediffusion.compiled.graph import CudaRecording
+
+    return Pair(model(), recording=replaying.Replaying if REHEARSED else CudaRecording, **more)
+
+
+def latents(i, size=8, n=1):
+    return tiny.latents(n, i, size).to(DEVICE)
+
+
+@contextlib.contextmanager
+def no_waits():
+    """Any wait of the host for the device is an error."""
+    if REHEARSED:
+        yield
+        return
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_two_hundred_ticks_with_every_knob_changing(mode):
+    both = pair()
+    for i in range(200):
+        if i % 9 == 0:
+            both.guide(mode=mode, cfg=1.0 + (i % 7) / 5 + 0.1, delta=(i % 5) / 4, prompt=i // 18)
+        levels = SIGMAS if i % 30 < 15 else (11.0, 4.0, 1.5, 0.6, 0.0)
+        a, b = both.run(settings(levels, seed=i // 20), latents(i))
+        assert tiny.rms(b, a) <= CLOSE, i
+    assert both.captures == 1 and both.attached.reason is None
+
+
+def test_lora_unloading_size_and_steps():
+    import comfy.model_management
+
+    both = pair()
+    base, engine = both.patcher, both.compiled
+    for strength in (0.0, 0.05, 0.1, 0.0):
+        both.patcher, both.compiled = patched(base, strength), patched(engine, strength)
+        both.guide()
+        for i in range(10):
+            a, b = both.run(settings(), latents(i))
+            assert tiny.rms(b, a) <= CLOSE, (strength, i)
+    both.patcher, both.compiled = base, engine
+    both.guide()
+    for _ in range(3):
+        comfy.model_management.unload_all_models()
+        gc.collect()
+        if not REHEARSED:
+            torch.cuda.empty_cache()
+        for i in range(8):
+            a, b = both.run(settings(), latents(i))
+            assert tiny.rms(b, a) <= CLOSE
+    for asked, size in ((settings(), 16), (settings(SIGMAS[1:]), 16), (settings((8.0, 0.0)), 8)):
+        for i in range(8):
+            a, b = both.run(asked, latents(i, size))
+            assert tiny.rms(b, a) <= CLOSE, (asked, size)
+    assert both.attached.reason is None
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_steady_state_never_waits_and_asks_for_no_memory(mode):
+    both = pair()
+    both.guide(mode=mode)
+    frames = [latents(i) for i in range(4)]
+    for i in range(12):
+        both.graph.run(both.guiders[1], frames[i % 4], settings())
+    before = {} if REHEARSED else torch.cuda.memory_stats()
+    with no_waits():
+        for i in range(50):
+            both.graph.run(both.guiders[1], frames[i % 4], settings())
+    after = {} if REHEARSED else torch.cuda.memory_stats()
+    for name in ("segment.all.allocated", "num_alloc_retries"):
+        assert before.get(name) == after.get(name)
+    assert both.captures == 1
+
+
+def test_inductor_in_the_tick():
+    """torch.compile inside the recorded tick, through a LoRA."""
+    from livediffusion.compiled.inductor import Inductor
+    from livediffusion.host.engines import Attached, attach
+
+    torch._dynamo.reset()
+    both = pair()
+    backend = "eager" if REHEARSED else "inductor"
+    attached = Attached("inductor", "", lambda: Inductor(backend))
+    both.compiled = attach(both.patcher, attached)
+    base, engine = both.patcher, both.compiled
+    for strength in (0.0, 0.1):
+        both.patcher, both.compiled = patched(base, strength), patched(engine, strength)
+        both.guide()
+        for i in range(10):
+            a, b = both.run(settings(), latents(i))
+            assert tiny.rms(b, a) <= max(CLOSE, 1e-5), (strength, i)
+    if not REHEARSED:
+        frames = [latents(i) for i in range(4)]
+        for i in range(8):
+            both.graph.run(both.guiders[1], frames[i % 4], settings())
+        with no_waits():
+            for i in range(20):
+                both.graph.run(both.guiders[1], frames[i % 4], settings())
+    assert attached.fell_back == 0, attached.reason
+
+
+@pytest.mark.parametrize("name", ["onnxruntime", "tensorrt"])
+def test_other_engines(name, tmp_path, monkeypatch):
+    """Where they are installed."""
+    import folder_paths
+    from livediffusion.compiled import choice, ort
+    from livediffusion.compiled.trt import api, files
+    from livediffusion.host import engines, tensorrt
+
+    reason = ort.missing() if name == "onnxruntime" else api.missing()
+    if reason:
+        pytest.skip(reason)
+    both = pair()
+    monkeypatch.setattr(folder_paths, "models_dir", str(tmp_path))
+    if name == "onnxruntime":
+        made = lambda: choice.make(name, torch.device(DEVICE))  # noqa: E731
+        both.attached = engines.Attached(name, "", made)
+        both.compiled = engines.attach(both.patcher, both.attached)
+    else:
+        asked = tensorrt.wish(both.patcher, 64, 64, 4, 8, False, "fp16")
+        path = tensorrt.build(both.patcher, asked, "test", lambda *told: None)
+        sidecar = files.check(path, tensorrt.here())
+        both.compiled = tensorrt.run_on(both.patcher, path, sidecar, lambda text: None)
+        both.attached = engines.engine_of(both.compiled)
+    both.guide()
+    for i in range(12):
+        a, b = both.run(settings(), latents(i))
+        assert tiny.rms(b, a) <= max(CLOSE, 1e-5)
+    assert both.attached.fell_back == 0, both.attached.reason
