@@ -38,7 +38,8 @@ PORT = 8188  # ComfyUI's own; a browser remembers for an address that its page m
 # uses requests without naming it
 ALWAYS = ["torch==2.14.1", "torchvision==0.29.1", "torchaudio==2.11.0", "requests"]
 TEST = [
-    "pytest>=8", "hypothesis>=6.100", "ruff>=0.6", "playwright>=1.45", "onnx", "onnxruntime",
+    "pytest>=8", "pytest-xdist>=3", "hypothesis>=6.100", "ruff>=0.6", "playwright>=1.45", "onnx",
+    "onnxruntime",
 ]  # fmt: skip
 # the baseline some tests compare with; it pins an old diffusers, so its needs are named here
 TEST_NO_DEPS = ["streamdiffusion==0.1.1", "diffusers", "importlib_metadata", "zipp"]
@@ -341,9 +342,9 @@ def engines(args: argparse.Namespace, rest: list[str]) -> int:
 
 
 def test(args: argparse.Namespace, rest: list[str]) -> int:
-    """Lint, then the suite on one ComfyUI; without --comfyui the other version follows in short.
+    """Lint, then the suite on one ComfyUI; without --comfyui the other version comes first, in short.
 
-    Tests that look at the clock run alone; the others of both versions run side by side.
+    Tests that look at the clock run alone, after the others have run on every core.
     """
     versions = [args.comfyui]
     if args.comfyui == PRIMARY and not rest and not os.environ.get("COMFYUI_PATH"):
@@ -352,42 +353,19 @@ def test(args: argparse.Namespace, rest: list[str]) -> int:
     tools = python.parent
     if (code := subprocess.run([str(tools / "ruff"), "check", "."], cwd=ROOT).returncode) != 0:
         return code
-
-    def pytest(version: str, which: str) -> list[str]:
-        short = "comfy and not server and not slow"
-        mark = " and ".join(part for part in (which, short * (version != args.comfyui)) if part)
-        return [str(tools / "pytest"), *(["-m", mark] if mark else []), *rest]
-
-    if rest:
-        return run_on(args.comfyui, pytest(args.comfyui, "")).wait()
-    code = 0
-    log = CACHE / f"test-{os.getpid()}.log"
-    for which in ("not alone", "alone"):
-        first, *others = versions
-        with contextlib.ExitStack() as stack:
-            if which == "not alone" and others:
-                say(f"- tests on ComfyUI {ALSO} and, shown after it, on {first}")
-                out = stack.enter_context(log.open("w", encoding="utf-8"))
-                beside = stack.enter_context(ended(run_on(first, pytest(first, which), out)))
-                code = run_on(ALSO, pytest(ALSO, which)).wait() or code
-                code = beside.wait() or code
-                out.flush()
-                say(log.read_text(encoding="utf-8", errors="replace"))
-                continue
-            for version in reversed(versions):
-                say(f"- tests on ComfyUI {version} that look at the clock")
-                code = run_on(version, pytest(version, which)).wait() or code
-    log.unlink(missing_ok=True)
+    cores = ["-n", str(min(os.cpu_count() or 1, 8)), "--dist", "loadfile"]
+    parts = [("", [])] if rest else [("not alone", cores), ("alone", [])]
+    for version in reversed(versions):
+        path = {"COMFYUI_PATH": str(find_comfyui(version))}
+        for which, how in parts:
+            say(f"- tests on ComfyUI {version}" + (f", {which}" if which else ""))
+            short = "comfy and not server and not slow" if version != args.comfyui else ""
+            mark = " and ".join(part for part in (which, short) if part)
+            code = subprocess.run(
+                [str(tools / "pytest"), *(["-m", mark] if mark else []), *how, *rest],
+                cwd=ROOT, env={**os.environ, **path},
+            ).returncode or code  # fmt: skip
     return code
-
-
-def run_on(version: str, command: list[str], out=None) -> subprocess.Popen:
-    """The tests on one version of ComfyUI."""
-    path = {"COMFYUI_PATH": str(find_comfyui(version))}
-    return subprocess.Popen(
-        command, cwd=ROOT, env={**os.environ, **path}, stdout=out,
-        stderr=None if out is None else subprocess.STDOUT,
-    )  # fmt: skip
 
 
 COMMANDS = {"live": live, "clip": clip, "engines": engines, "test": test}

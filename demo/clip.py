@@ -45,6 +45,11 @@ def options() -> argparse.Namespace:
     )  # fmt: skip
     parser.add_argument("--step-rule", default="lcm", help="lcm, euler, dpmpp_2m, unipc, ...")
     parser.add_argument("--frames-per-slot", type=int, default=1)
+    parser.add_argument(
+        "--engine", default="eager",
+        choices=["eager", "auto", "cudagraph", "inductor", "onnxruntime"],
+        help="what runs the UNet (docs/engines.md)",
+    )  # fmt: skip
     parser.add_argument("--seed", type=int, default=0, help="noise seed")
     parser.add_argument("--frames", type=int, default=48, help="most frames taken (default 48)")
     parser.add_argument("--size", type=int, default=SIZE, help=f"side in pixels (default {SIZE})")
@@ -139,6 +144,7 @@ def graph(args: argparse.Namespace, video: str, rate: float) -> dict:
         "load": {"file": video},
         "positive": {"text": args.prompt},
         "negative": {"text": args.negative},
+        "engine": {"engine": args.engine},
         "guider": {"cfg": args.cfg, "delta": args.delta, "mode": args.mode},
         "sigmas": {"steps": args.steps, "strength": args.strength},
         "stream": {

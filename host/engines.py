@@ -265,8 +265,11 @@ def attach(patcher, attached: Attached, frees: bool = False):
 
     Args:
         frees: the engine goes when ComfyUI unloads the MODEL.
+
+    Raises:
+        ValueError: see `fixed`.
     """
-    clone = without(patcher)
+    clone = fixed(patcher)
     clone.add_wrapper_with_key(WrappersMP.APPLY_MODEL, ENGINE, attached.apply_model)
     clone.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, ENGINE, attached.diffusion_model)
     clone.add_callback_with_key(CallbacksMP.ON_LOAD, ENGINE, attached.loaded)
@@ -281,12 +284,30 @@ def in_use(since: float) -> list[dict[str, Any]]:
 
 
 def without(patcher):
-    """A clone of a MODEL without an engine, whose weights stay where they are loaded.
+    """A clone of a MODEL without an engine."""
+    return _bare(patcher.clone())
+
+
+def fixed(patcher):
+    """A clone without an engine whose weights stay where they are loaded.
 
     Paged weights (ComfyUI's dynamic VRAM) have no address to rely on.
+
+    Raises:
+        ValueError: the MODEL has only paged ones.
     """
-    paged = getattr(patcher, "is_dynamic", lambda: False)()
-    clone = patcher.clone(disable_dynamic=True) if paged else patcher.clone()
+    if not getattr(patcher, "is_dynamic", lambda: False)():
+        return without(patcher)
+    try:
+        return _bare(patcher.clone(disable_dynamic=True))
+    except RuntimeError as error:
+        raise ValueError(
+            f"model: its loader gives no weights that stay in place ({error}). Load it with a "
+            "stock loader, or start ComfyUI with --disable-dynamic-vram."
+        ) from error
+
+
+def _bare(clone):
     for kind in (WrappersMP.APPLY_MODEL, WrappersMP.DIFFUSION_MODEL):
         clone.remove_wrappers_with_key(kind, ENGINE)
     for kind in (CallbacksMP.ON_LOAD, CallbacksMP.ON_DETACH):

@@ -16,7 +16,7 @@ from ..compiled.engine import Call, Refused
 from ..compiled.trt import api, building, files
 from ..compiled.trt.engine import TensorRT
 from . import fingerprint, skeleton
-from .engines import Attached, attach, without
+from .engines import Attached, attach, fixed
 from .options import ENGINE
 from .unet import ComfyUNet
 
@@ -81,11 +81,11 @@ def build(model, asked: building.Wish, name: str, report: building.Report) -> pa
     """
     if asked.refit and asked.precision == "bf16":
         raise ValueError("refit: weights of bf16 cannot be exchanged. Use fp16 or fp32.")
-    fixed = without(model)
+    still = fixed(model)
 
     def unet() -> ComfyUNet:
-        comfy.model_management.load_models_gpu([fixed], force_patch_weights=True)
-        return ComfyUNet(fixed.model.diffusion_model)
+        comfy.model_management.load_models_gpu([still], force_patch_weights=True)
+        return ComfyUNet(still.model.diffusion_model)
 
     def free() -> None:
         comfy.model_management.unload_all_models()

@@ -20,7 +20,7 @@ from ..engine.ring import Guide, Plan, Work
 from .conditioning import plain, same_for_every_frame
 from .engines import REST, Attached, engine_of, told
 from .evaluate import Calls, Visit, apply, asked, prepared, sharing
-from .unet import ComfyUNet
+from .unet import ComfyUNet, inference_dtype
 
 _WARM = 2  # ticks that a stream runs as it is before one is recorded
 _KEPT = 4  # recordings of other layouts that are kept
@@ -238,9 +238,9 @@ class _Tick:
         return ComfyUNet(model.diffusion_model).embedding(
             model.model_sampling.timestep(sigma).float(),
             None if y is None else self._cast(model, y),
-            model.get_dtype_inference(),
+            inference_dtype(model),
         )
 
     @staticmethod
     def _cast(model, tensor: Tensor) -> Tensor:
-        return tensor.to(dtype=model.get_dtype_inference())
+        return tensor.to(dtype=inference_dtype(model))

@@ -78,6 +78,12 @@ class ComfyUNet:
         )
 
 
+def inference_dtype(model) -> torch.dtype:
+    """What a BaseModel computes in (get_dtype_inference of newer ComfyUIs)."""
+    cast = getattr(model, "manual_cast_dtype", None)
+    return model.get_dtype() if cast is None else cast
+
+
 def _plain_attention(
     func, q: Tensor, k: Tensor, v: Tensor, heads: int, *args, skip_reshape: bool = False,
     skip_output_reshape: bool = False, **kwargs,

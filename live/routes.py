@@ -71,8 +71,9 @@ class _Api:
         return web.json_response({"version": version, **self._described(session)})
 
     async def stop(self, request: web.Request) -> web.StreamResponse:
-        session = self._session(request, await _json(request))
-        session.stop()
+        session = self._session(request, await _json(request), ended=True)
+        if not session.over:
+            session.stop()
         return web.json_response({"state": session.state})
 
     async def stats(self, request: web.Request) -> web.StreamResponse:
@@ -91,11 +92,16 @@ class _Api:
         return web.json_response({})
 
     async def frames(self, request: web.Request) -> web.StreamResponse:
-        session = self._session(request, request.query)
+        session = self._session(request, request.query, ended=True)
         owner = request.query.get("role") == "owner"
         # larger messages than a frame may be are refused by us, one by one, not by closing
         socket = web.WebSocketResponse(max_msg_size=4 * LARGEST, heartbeat=2.0, compress=False)
         await socket.prepare(request)
+        if session.over:
+            # it may end before its page can listen, and the page is to know why
+            await socket.send_json(session.state_message())
+            await socket.close(code=_OVER)
+            return socket
         viewer = Viewer()
         try:
             session.attach(viewer, owner)

@@ -202,7 +202,7 @@ class Session:
                 raise Refused("This live run already has a camera: another page sends to it.")
             self.owner = viewer
         self.viewers.add(viewer)
-        viewer.tell(self._state_message())
+        viewer.tell(self.state_message())
         for view in list(self.views.values()):
             if view.latest is not None:
                 viewer.offer(view.latest)
@@ -312,7 +312,8 @@ class Session:
         for viewer in self.viewers:
             viewer.tell(message)
 
-    def _state_message(self) -> dict[str, Any]:
+    def state_message(self) -> dict[str, Any]:
+        """What its listeners are told of it."""
         return {
             "type": "state", "state": self.state, "ahead": self.ahead, "reason": self.reason,
             "node": self.node,
@@ -327,7 +328,7 @@ class Session:
     def _become(self, state: str) -> None:
         if not self.over:
             self.state = state
-            self._tell(self._state_message())
+            self._tell(self.state_message())
 
     def conclude(self, state: str, reason: str | None = None, node: str | None = None) -> None:
         """The run is over. In the server's loop."""

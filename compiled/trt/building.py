@@ -126,12 +126,7 @@ def make(
             exported.path, work / "engine", timing, wish.precision,
             made.profile if wish.dynamic_size else {}, tuple(exported.weights),
         )  # fmt: skip
-        try:
-            _build(module, job, report, check)
-        except (Refused, builder.Cancelled):
-            raise
-        except Exception as error:
-            raise Refused(f"TensorRT failed: {type(error).__name__}: {error}") from error
+        _build(module, job, report, check)
         files.beside(path).unlink(missing_ok=True)
         (work / "engine").replace(path)
     built = {"seconds": round(time.monotonic() - started, 1), "on": time.strftime("%Y-%m-%d")}
@@ -152,8 +147,10 @@ def _build(module: Any, job: builder.Job, report: Report, check: Callable[[], No
         try:
             builder.build(module, job, heard)
             told.put(None)
-        except BaseException as error:
+        except (Refused, builder.Cancelled) as error:
             told.put(error)
+        except BaseException as error:
+            told.put(Refused(f"TensorRT failed: {type(error).__name__}: {error}"))
 
     thread = threading.Thread(target=work, name="livediffusion-tensorrt", daemon=True)
     thread.start()

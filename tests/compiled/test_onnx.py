@@ -56,6 +56,7 @@ def test_equals_eager(layout, control, comfyui):
                 assert tiny.rms(made(asked), unet(asked)) <= 1e-5, (rows, size, tokens)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("control", [False, True], ids=["plain", "controlnet"])
 @pytest.mark.parametrize("layout", tiny.LAYOUTS)
 def test_half_precision(layout, control, comfyui):
@@ -85,6 +86,7 @@ def test_a_lora_is_in_the_file(layout, comfyui):
     assert tiny.rms(made(call(patcher, 2)), plain) > 0.01
 
 
+@pytest.mark.slow
 def test_the_embedded_model(comfyui):
     from livediffusion.demo import loader
 
@@ -132,6 +134,7 @@ def test_a_controlnet_of_another_model_is_refused(comfyui):
         engine(patcher, asked)
 
 
+@pytest.mark.slow
 def test_big_weights_lie_beside_the_graph(comfyui, tmp_path):
     """Past a limit, in a file of their own, as everything past 2 GB has to."""
     from livediffusion.compiled import onnx_export
@@ -157,6 +160,7 @@ def test_big_weights_lie_beside_the_graph(comfyui, tmp_path):
     assert sizes[1] < sizes[0] / 2
 
 
+@pytest.mark.slow
 def test_static_files_are_static(comfyui, tmp_path):
     """What is not asked to be open is fixed: rows here, and size and tokens."""
     import onnx
@@ -205,6 +209,7 @@ def test_a_failed_export_leaves_nothing_behind(comfyui, tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_an_export_changes_nothing_of_the_model(comfyui):
     patcher = tiny.model()
     module = patcher.model.diffusion_model

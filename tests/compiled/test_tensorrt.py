@@ -15,7 +15,7 @@ import tiny
 import torch
 from compiled_models import lora
 
-pytestmark = pytest.mark.comfy
+pytestmark = [pytest.mark.comfy, pytest.mark.slow]
 pytest.importorskip("onnxruntime")
 
 SIGMAS = (10.0, 5.0, 1.0, 0.0)

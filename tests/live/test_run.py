@@ -391,3 +391,72 @@ def test_what_cannot_run_live_is_refused_in_words(running):
     assert "Live Camera" in words[1] and answers[1][1]["node_errors"]["5"]["errors"]
     assert "API format" in words[4]
     assert not comfy.prompt_queue.queue
+
+
+def test_a_page_that_comes_too_late_hears_why(running):
+    """The run has failed before its page could listen; stopping it then is no error."""
+    comfy, world = running
+    world.fail = "a model"
+    asked = graph()
+    loader = next(n for n, node in asked.items() if node["class_type"] == "TestLoader")
+    asked[loader]["inputs"]["name"] = "a model"
+
+    async def work(http):
+        url = f"{comfy.url}/livediffusion"
+        status, begun = await inprocess.post(http, f"{url}/start", inprocess.begin(asked))
+        assert status == 200
+        session = comfy.sessions.get(begun["session"])
+        await asyncio.to_thread(until, lambda: session.over)
+        client = await Client.join(http, comfy.url, begun)
+        await client.wait(lambda: client.closed)
+        return client, (await client.post("stop"))[0]
+
+    client, stopped = inprocess.live(work)
+    (told,) = client.states
+    assert told["state"] == "failed" and "is no model" in told["reason"] and client.closed == 4410
+    assert stopped == 200
+
+
+@pytest.mark.slow
+def test_the_stats_tell_of_engines(running, tmp_path, monkeypatch):
+    """A live graph on a compiled UNet: its choice, what making it took, and no fallback."""
+    import folder_paths
+    from films import write_gif
+
+    pytest.importorskip("onnxruntime")
+    comfy, _ = running
+    monkeypatch.setattr(folder_paths, "get_input_directory", lambda: str(tmp_path))
+    write_gif(tmp_path / "film.gif", 12, 40)
+    stream = {
+        "guider": ["6", 0], "sigmas": ["7", 0], "latent": ["8", 0], "noise_seed": 0,
+        "step_rule": "lcm", "frames_per_slot": 1, "mode": "live", "conditioning": "per frame",
+        "add_noise": True,
+    }  # fmt: skip
+    prompt = {"text": "neon night", "clip": ["3", 1]}
+    guider = {"model": ["4", 0], "positive": ["5", 0], "cfg": 1.4, "delta": 0.3,
+              "mode": "self-negative"}  # fmt: skip
+    levels = {"model": ["3", 0], "steps": 2, "strength": 0.5, "spacing": "uniform t"}
+    graph = {
+        "1": inprocess.camera(source="file", file="film.gif", width=64, height=64),
+        "2": inprocess.view(["10", 0]),
+        "3": {"class_type": "LiveDemoModel", "inputs": {}},
+        "4": {"class_type": "LiveCompile", "inputs": {"model": ["3", 0], "engine": "auto"}},
+        "5": {"class_type": "CLIPTextEncode", "inputs": prompt},
+        "6": {"class_type": "LiveRCFGGuider", "inputs": guider},
+        "7": {"class_type": "LiveStrength", "inputs": levels},
+        "8": {"class_type": "LiveEncode", "inputs": {"pixels": ["1", 0], "vae": ["3", 2]}},
+        "9": {"class_type": "LiveStreamSampler", "inputs": stream},
+        "10": {"class_type": "LiveDecode", "inputs": {"samples": ["9", 0], "vae": ["3", 2]}},
+    }
+
+    async def work(http):
+        client = await Client.start(http, comfy.url, graph)
+        await client.wait(lambda: len(client.views) >= 8, 60)
+        await client.wait(lambda: client.stats.get("engines"), 20)
+        await client.stop()
+        return client.stats
+
+    (told,) = inprocess.live(work)["engines"]
+    assert told["engine"] == "onnxruntime" and told["why"].startswith("the model runs on the CPU")
+    assert told["fallbacks"] == 0 and told["calls"] >= 8
+    assert told["made"][0]["seconds"]["export"] > 0

@@ -235,10 +235,7 @@ def test_the_clip_workflow_gives_the_same_pictures(monkeypatch):
             graph["frames"] = {"class_type": "TestFrames", "inputs": {}}
             graph["positive"]["inputs"]["text"] = "neon night"
             graph["keep"] = {"class_type": "TestKeep", "inputs": {"image": ["decode", 0]}}
-            graph["engine"] = {
-                "class_type": "LiveCompile", "inputs": {"model": ["model", 0], "engine": engine}
-            }  # fmt: skip
-            graph["guider"]["inputs"]["model"] = ["engine", 0]
+            graph["engine"]["inputs"]["engine"] = engine
             entry = server.wait_for(server.put(graph, ["keep", "engine"]), 120)
             assert entry["status"]["status_str"] == "success", entry["status"]
     eager, compiled = pictures

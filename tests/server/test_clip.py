@@ -72,6 +72,7 @@ def layout(a, b) -> float:
 )
 def test_options_reach_the_nodes(clip, server, source, tmp_path, monkeypatch, capsys, mode, rows):
     options = ["--mode", mode, "--steps", "2", "--prompt", "neon night", "--frames", "4"]
+    options += ["--engine", "onnxruntime"] if mode == "off" else []
     after = stylise(clip, server, monkeypatch, source, tmp_path, *options)
     assert len(after) == 4
     assert f"UNet calls  5  ({rows} rows)" in capsys.readouterr().out
