@@ -342,7 +342,7 @@ def engines(args: argparse.Namespace, rest: list[str]) -> int:
 
 
 def test(args: argparse.Namespace, rest: list[str]) -> int:
-    """Lint, then the suite on one ComfyUI; without --comfyui the other version comes first, in short.
+    """Lint, then the suite on one ComfyUI; without --comfyui, on the other one first, in short.
 
     Tests that look at the clock run alone, after the others have run on every core.
     """
