@@ -9,7 +9,6 @@ import time
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import comfy.model_management
@@ -17,10 +16,10 @@ import torch
 from comfy.patcher_extension import CallbacksMP, WrappersMP
 
 from ..compiled.engine import Call, Engine, Refused, Shapes, residuals
-from .options import ENGINE, empty
+from .options import ENGINE, empty, unet_parts
 from .unet import ComfyUNet
 
-_KEPT = 4  # engines of other shapes that are kept
+_KEPT = 4  # engines of other shapes that are kept; of those with weights of their own, half
 REST = 1.0  # seconds that changed weights must stay before an engine is made anew
 # what ComfyUI itself writes into transformer_options; anything else may steer the UNet
 _HARMLESS = frozenset({
@@ -77,8 +76,9 @@ class Attached:
         self.capturable = self._template.capturable
         self._tell = tell
         self._base = None
-        self._engines: OrderedDict[tuple, _Made] = OrderedDict()
-        self._broken: OrderedDict[tuple, tuple[Any, str]] = OrderedDict()
+        self._engines: OrderedDict[tuple, Engine] = OrderedDict()
+        self._broken: OrderedDict[tuple, str] = OrderedDict()
+        self._asked: OrderedDict[tuple, float] = OrderedDict()  # when it was first asked for
         self._said: set[str] = set()
         _attached.add(self)
 
@@ -90,7 +90,7 @@ class Attached:
             "calls": self.ran,
             "fallbacks": self.fell_back,
             "reason": self.reason,
-            "made": [made.engine.describe() for made in self._engines.values()],
+            "made": [engine.describe() for engine in self._engines.values()],
             **self.notes,
         }
 
@@ -118,10 +118,12 @@ class Attached:
         if self.inside and self.name == "cudagraph":
             return executor(x, timesteps, context, y, control, options, **kwargs)
         self.used = time.monotonic()
+        key = None
         try:
             self._admit(executor, options, kwargs)
             call = Call(x, timesteps.float(), context, y, residuals(control, x.shape[0]))
-            engine = self._engine(Shapes.of(call), executor.class_obj)
+            key = self._key(Shapes.of(call), executor.class_obj)
+            engine = self._engine(key, Shapes.of(call), executor.class_obj)
             if self._accept is not None:
                 self._accept(self._base, engine)
             out = engine(call)
@@ -133,22 +135,19 @@ class Attached:
             reason = told(error)
             if not isinstance(error, Refused):
                 logging.debug("LiveDiffusion: %s failed", self.name, exc_info=True)
-                self._gave_up(Shapes.of(call), executor.class_obj, reason)
+                self._gave_up(key, reason)
         self.fall_back(reason)
         if self.alone:
             raise RuntimeError(f"{self.name}: {reason}")
         return executor(x, timesteps, context, y, control, options, **kwargs)
 
-    def _gave_up(self, shapes: Shapes, module: torch.nn.Module, reason: str) -> None:
+    def _gave_up(self, key: tuple | None, reason: str) -> None:
         """An engine that has failed is not asked again for the same weights and shapes."""
-        place = (self._template.scope(shapes), id(module))
-        made = self._engines.pop(place, None)
-        if not self.alone:
-            self._broken[place] = (self._weights(), reason)
-        if made is not None:
-            made.engine.release()
-        if len(self._broken) > 64:
-            self._broken.popitem(last=False)
+        engine = self._engines.pop(key, None)
+        if engine is not None:
+            engine.release()
+        if not self.alone:  # without a UNet to fall back to, it may as well be tried again
+            _remember(self._broken, key, reason)
         comfy.model_management.soft_empty_cache()
 
     def fall_back(self, reason: str) -> None:
@@ -164,7 +163,7 @@ class Attached:
     def release(self) -> None:
         """Give the engines back; the next call makes them anew."""
         while self._engines:
-            self._engines.popitem()[1].engine.release()
+            self._engines.popitem()[1].release()
 
     def loaded(self, *args, **kwargs) -> None:
         """ON_LOAD: the weights' addresses may be others."""
@@ -182,8 +181,8 @@ class Attached:
 
     def _moved(self) -> None:
         self.epoch += 1
-        for made in self._engines.values():
-            made.engine.moved()
+        for engine in self._engines.values():
+            engine.moved()
 
     def _admit(self, executor, options: dict[str, Any], kwargs: dict[str, Any]) -> None:
         """Refuses what only the UNet itself can do, by name."""
@@ -200,61 +199,53 @@ class Attached:
         if strange:
             raise Refused(f"the model takes inputs that the engine does not know: {strange[0]}")
         patcher = getattr(self._base, "current_patcher", None)
+        replaced = unet_parts(patcher) if patcher is not None else []
+        if replaced:
+            raise Refused(f"a node has replaced a part of the UNet ({replaced[0]})")
         if getattr(patcher, "current_hooks", None) is not None:
             raise Refused("hooks change the weights while sampling")
 
-    def _engine(self, shapes: Shapes, module: torch.nn.Module) -> Engine:
+    def _key(self, shapes: Shapes, module: torch.nn.Module) -> tuple:
+        """What an engine is made for: shapes, the UNet, and its weights where it bakes them."""
+        weights = None
+        if self._template.bakes and self._accept is None:
+            weights = getattr(self._base, "current_weight_patches_uuid", None)
+        return self._template.scope(shapes), id(module), weights
+
+    def _engine(self, key: tuple, shapes: Shapes, module: torch.nn.Module) -> Engine:
         """The engine for these shapes and the weights that are loaded, made if there is none."""
-        place = (self._template.scope(shapes), id(module))
-        weights = self._weights()
-        known = self._engines.get(place)
-        if known is not None and (known.weights == weights or not self._template.bakes):
-            self._engines.move_to_end(place)
-            return known.engine
-        broken = self._broken.get(place)
-        if broken is not None and broken[0] == weights:
-            raise Refused(broken[1])
+        known = self._engines.get(key)
         if known is not None:
-            self._rested(known, weights)
-            self._engines.pop(place).engine.release()
+            self._engines.move_to_end(key)
+            return known
+        if key in self._broken:
+            raise Refused(self._broken[key])
+        now = time.monotonic()
+        first = self._asked.get(key, now)
+        _remember(self._asked, key, first)
+        # weights that change all the time, as by a slider of a LoRA, are not baked
+        if any(other[:2] == key[:2] for other in self._engines) and now - first < REST:
+            raise Refused("the weights have just changed; it is made anew once they stay")
+        most = _KEPT // 2 if self._template.bakes else _KEPT
+        while len(self._engines) >= most:
+            self._engines.popitem(last=False)[1].release()
         engine = self._make()
         try:
             engine.prepare(ComfyUNet(module), shapes)
         except Exception as error:
             engine.release()
-            if not self.alone:  # without a UNet to fall back to, it may as well be tried again
-                self._broken[place] = (weights, told(error))
+            if not self.alone:
+                _remember(self._broken, key, told(error))
             raise
-        self._broken.pop(place, None)
-        self._engines[place] = _Made(engine, weights)
-        while len(self._engines) > _KEPT:
-            self._engines.popitem(last=False)[1].engine.release()
+        self._engines[key] = engine
         logging.info("LiveDiffusion: %s made for %s", self.name, shapes)
         return engine
 
-    def _weights(self) -> Any:
-        """What tells the weights that are loaded from others, as far as it matters."""
-        if self._accept is not None:
-            return None
-        return getattr(self._base, "current_weight_patches_uuid", None)
 
-    def _rested(self, known: "_Made", weights: Any) -> None:
-        """Weights that change all the time, as by a slider of a LoRA, are not baked."""
-        now = time.monotonic()
-        if known.asked != weights:
-            known.asked, known.since = weights, now
-        if now - known.since < REST:
-            raise Refused("the weights have just changed; it is made anew once they stay")
-
-
-@dataclass
-class _Made:
-    """An engine, the weights it was made with, and the newest others that were asked for."""
-
-    engine: Engine
-    weights: Any
-    asked: Any = None
-    since: float = 0.0
+def _remember(known: OrderedDict, key: Any, value: Any) -> None:
+    known[key] = value
+    while len(known) > 64:
+        known.popitem(last=False)
 
 
 _attached: weakref.WeakSet[Attached] = weakref.WeakSet()

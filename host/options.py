@@ -15,3 +15,8 @@ def empty(value: Any) -> bool:
 def foreign(hung: dict[str, dict[str, list]]) -> bool:
     """True where wrappers or callbacks, by kind and key, are there that are not an engine's."""
     return any(value for by_key in hung.values() for key, value in by_key.items() if key != ENGINE)
+
+
+def unet_parts(patcher) -> list[str]:
+    """Names of the UNet's parts that nodes have replaced by others (object patches)."""
+    return [name for name in patcher.object_patches if name.startswith("diffusion_model")]

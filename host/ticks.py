@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import time
+import weakref
 from collections import OrderedDict
 from collections.abc import Callable
 
@@ -20,6 +21,7 @@ from ..engine.ring import Guide, Plan, Work
 from .conditioning import plain, same_for_every_frame
 from .engines import REST, Attached, engine_of, told
 from .evaluate import Calls, Visit, apply, asked, prepared, sharing
+from .options import unet_parts
 from .unet import ComfyUNet, inference_dtype
 
 _WARM = 2  # ticks that a stream runs as it is before one is recorded
@@ -47,6 +49,7 @@ class Ticks:
         self._seen: dict[tuple, int] = {}
         self._failed: set[tuple] = set()
         self._weights: tuple | None = None
+        self._sampling: Callable = lambda: None
         self._rests_until = 0.0
         self.captures = 0
 
@@ -55,7 +58,10 @@ class Ticks:
         attached = engine_of(visit.guider.model_patcher)
         if attached is None or not attached.capturable or visit.guidance is None:
             return None
-        if self._new is CudaRecording and visit.guider.model_patcher.load_device.type != "cuda":
+        patcher = visit.guider.model_patcher
+        if self._new is CudaRecording and patcher.load_device.type != "cuda":
+            return None
+        if unet_parts(patcher):
             return None
         self._same_weights(visit, attached)
 
@@ -75,6 +81,10 @@ class Ticks:
     def _same_weights(self, visit: Visit, attached: Attached) -> None:
         """Recordings end when ComfyUI puts other weights in place, or the same ones elsewhere."""
         model = visit.model
+        if self._sampling() is not model.model_sampling:
+            # its tables and factors are part of what was recorded
+            self.release()
+            self._sampling = weakref.ref(model.model_sampling)
         known = self._weights
         now = (id(model), getattr(model, "current_weight_patches_uuid", None), attached.epoch)
         if known is not None and known[0] == now:
@@ -192,7 +202,7 @@ class _Tick:
         model = visit.model
         context = knobs.get("c_crossattn")
         if folds and context is not None and isinstance(model.diffusion_model, UNetModel):
-            own = getattr(type(model), "process_timestep", None)
+            own = getattr(getattr(model, "process_timestep", None), "__func__", None)
             plain_time = own is getattr(BaseModel, "process_timestep", None)
             emb = self._emb(model, work.plan, knobs) if plain_time else None
             self._folded = Folded(model.diffusion_model, self._cast(model, context), emb)

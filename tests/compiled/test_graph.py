@@ -158,6 +158,34 @@ def test_new_weights_at_the_same_place_reach_what_is_folded():
     assert tiny.rms(b, before) > 1e-3
 
 
+def test_another_time_scale_is_not_a_stale_graph():
+    """Nodes such as ModelSamplingDiscrete put another model_sampling in the model's place."""
+    from comfy_extras.nodes_model_advanced import ModelSamplingDiscrete
+    from livediffusion.host.told import shifted
+
+    base = tiny.model()
+    pair = Pair(base)
+    engine = pair.compiled
+    changes = (
+        lambda model: model,
+        lambda model: ModelSamplingDiscrete().patch(model, "lcm", False)[0],
+        lambda model: ModelSamplingDiscrete().patch(model, "v_prediction", True)[0],
+        lambda model: shifted(model, SIGMAS[:-1], (0.1, -0.2, 0.3, 0.1)),
+        lambda model: model,
+    )
+    outs = []
+    for change in changes:
+        pair.patcher, pair.compiled = change(base), change(engine)
+        pair.guide()
+        for i in range(9):
+            a, b = pair.run(settings(), tiny.latents(1, i))
+            assert tiny.rms(b, a) <= 1e-6, i
+        outs.append(b)
+    for one, other in itertools.pairwise(outs):
+        assert tiny.rms(one, other) > 1e-4
+    assert tiny.rms(outs[-1], outs[0]) <= 1e-6
+
+
 def test_what_is_constant_is_computed_once():
     """In a steady stream no key, value or time embedding is computed again."""
     patcher = tiny.model()
