@@ -78,8 +78,7 @@ class Session:
         self.viewers: set[Viewer] = set()
         self.owner: Viewer | None = None
         self._owner_gone = time.monotonic() + OWNER_EXPECTED - OWNER_MISSED
-        self._began = 0.0
-        self._started = time.monotonic()
+        self._began = self._started = time.monotonic()
         self._lent: set[str] = set()
         self._frame_rate, self._camera_rate = Rate(), Rate()
         self._latency, self._compute = Spread(), Spread()
