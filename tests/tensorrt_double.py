@@ -52,7 +52,7 @@ def make(version="10.16.1.11", gpu="Double GPU"):
 
     strong = {"STRONGLY_TYPED": 0} if major >= 11 else {"EXPLICIT_BATCH": 0, "STRONGLY_TYPED": 1}
     network_flags = {"EXPLICIT_BATCH": 0} if major < 9 else strong
-    names = ["REFIT"] + (["FP16", "BF16"] if major < 11 else [])
+    names = ["REFIT"] + (["FP16", "BF16"] if major < 11 else [])  # REFIT is not used
     individual = (major, minor) >= (10, 1)
     names += ["REFIT_INDIVIDUAL"] if individual else []
     BuilderFlag = enum.Enum("BuilderFlag", names)
@@ -141,8 +141,6 @@ def make(version="10.16.1.11", gpu="Double GPU"):
             trt.timing.append(config.cache.data)
             model = onnx.load(str(network.path))
             shapes = config.profiles[0].shapes if config.profiles else {}
-            if "REFIT" in config.flags:
-                network.refittable = {i.name for i in model.graph.initializer}
             head = {
                 "version": version, "gpu": gpu, "profile": shapes,
                 "refit": sorted(network.refittable),
@@ -286,6 +284,6 @@ def make(version="10.16.1.11", gpu="Double GPU"):
     ):  # fmt: skip
         setattr(trt, thing.__name__, thing)
     trt.IHostMemory = bytes
-    if (major, minor) >= (8, 6):
+    if major >= 10:
         trt.IProgressMonitor = IProgressMonitor
     return trt

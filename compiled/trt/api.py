@@ -63,21 +63,20 @@ READ = (
     "TensorIOMode.INPUT",
     "DataType.FLOAT",
     "DataType.HALF",
-    "BuilderFlag.REFIT",
 )
-# used where it is there: (name, where it first appears)
-DETECTED = {
-    "BuilderFlag.FP16": "until 10",
-    "BuilderFlag.BF16": "8.6 to 10",
-    "BuilderFlag.REFIT_INDIVIDUAL": "10.1",
-    "DataType.BF16": "9",
-    "NetworkDefinitionCreationFlag.EXPLICIT_BATCH": "until 10",
-    "NetworkDefinitionCreationFlag.STRONGLY_TYPED": "9",
-    "INetworkDefinition.mark_weights_refittable": "10.1",
-    "IProgressMonitor": "8.6",
-    "ICudaEngine.device_memory_size": "until 10",
-    "ICudaEngine.device_memory_size_v2": "10.1",
-}
+# used where it is there: these came or went between 8.5 and 11.4
+DETECTED = (
+    "BuilderFlag.FP16",
+    "BuilderFlag.BF16",
+    "BuilderFlag.REFIT_INDIVIDUAL",
+    "DataType.BF16",
+    "NetworkDefinitionCreationFlag.EXPLICIT_BATCH",
+    "NetworkDefinitionCreationFlag.STRONGLY_TYPED",
+    "INetworkDefinition.mark_weights_refittable",
+    "IProgressMonitor",
+    "ICudaEngine.device_memory_size",
+    "ICudaEngine.device_memory_size_v2",
+)
 
 
 def missing() -> str | None:

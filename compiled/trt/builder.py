@@ -44,8 +44,8 @@ def build(trt: Any, job: Job, report: Report) -> None:
     Args:
         trt: the tensorrt module.
         job: see Job.
-        report: called with (phase, step, steps) where this TensorRT tells (8.6 and later); what it
-            returns says whether to go on.
+        report: called with (phase, step, steps) where this TensorRT tells; what it returns says
+            whether to go on.
 
     Raises:
         Refused: with what TensorRT said.
@@ -96,13 +96,14 @@ def build(trt: Any, job: Job, report: Report) -> None:
 
 
 def _refittable(trt: Any, network: Any, config: Any, weights: tuple[str, ...]) -> None:
-    """One by one where the version can, since all of them cost speed."""
-    one_by_one = hasattr(trt.BuilderFlag, "REFIT_INDIVIDUAL") and hasattr(
-        network, "mark_weights_refittable"
-    )
-    if not one_by_one:
-        config.set_flag(trt.BuilderFlag.REFIT)
-        return
+    """One by one: the flag for all costs speed, and NVIDIA warns of wrong numbers with it."""
+    if not (
+        hasattr(trt.BuilderFlag, "REFIT_INDIVIDUAL") and hasattr(network, "mark_weights_refittable")
+    ):
+        raise Refused(
+            f"TensorRT {trt.__version__} cannot exchange single weights: switch refit off, or "
+            "install a newer one"
+        )
     config.set_flag(trt.BuilderFlag.REFIT_INDIVIDUAL)
     for name in weights:
         network.mark_weights_refittable(name)
