@@ -97,9 +97,7 @@ class Attached:
     def line(self) -> str:
         """What the node says."""
         line = f"{self.name}: {self.why}"
-        if self.reason is None:
-            return line
-        return f"{line}. {self.fell_back} calls ran eager, the last because {self.reason}"
+        return line if self.reason is None else f"{line}; calls ran eager: {self.reason}"
 
     def apply_model(self, executor, *args, **kwargs):
         """APPLY_MODEL: learns whose weights are in use."""

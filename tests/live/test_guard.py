@@ -138,6 +138,7 @@ def bad_frame(rng):
     return rng.choice(sorted(kinds.items()))
 
 
+@pytest.mark.slow
 def test_a_thousand_bad_frames_do_not_stop_a_run(running):
     """Each is refused and counted; good ones of any size between them are shown."""
     comfy, _ = running

@@ -334,6 +334,7 @@ def test_the_run_ends_when_its_page_is_gone(running):
     until(lambda: not comfy.prompt_queue.currently_running)
 
 
+@pytest.mark.slow
 def test_a_page_that_comes_back_in_time_goes_on(running):
     comfy, _world = running
 
