@@ -59,7 +59,8 @@ def pytest_collection_modifyitems(items):
     # Playwright keeps an event loop in this thread until the end of the session
     items.sort(key=lambda item: item.path.parent.name == "browser")
     for item in items:
-        if item.path.parent.name in ("live", "server", "browser"):
+        clocks = item.path.parent.name in ("live", "server", "browser")
+        if clocks and not item.get_closest_marker("timeless"):
             item.add_marker(pytest.mark.alone)
         if item.get_closest_marker("cuda") and CUDA not in os.environ:
             item.add_marker(pytest.mark.skip(reason="for a GPU: benchmarks/gpu.py"))

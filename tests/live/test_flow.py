@@ -312,6 +312,7 @@ def resident():
 
 
 @pytest.mark.slow
+@pytest.mark.timeless
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_ten_thousand_frames_leave_nothing_behind(running):
     """Memory, threads and descriptors stay where they were after the first 500."""
