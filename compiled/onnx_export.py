@@ -40,14 +40,10 @@ class Exported:
 
     Attributes:
         path: of the graph; weights past `EXTERNAL` lie beside it, named like it with `.data`.
-        inputs: names, in order.
-        dynamic: which of "rows", "size", "tokens" may differ from what was traced.
         weights: names of its weights: (parameter of the network, transposed). Only if asked for.
     """
 
     path: pathlib.Path
-    inputs: tuple[str, ...]
-    dynamic: frozenset[str] = frozenset()
     weights: dict[str, tuple[str, bool]] = field(default_factory=dict)
 
 
@@ -107,7 +103,7 @@ def export(
             left.unlink()
         raw.rmdir()
     onnx.checker.check_model(str(path), full_check=True)
-    return Exported(path, tuple(example), frozenset(dynamic), weights)
+    return Exported(path, weights)
 
 
 def needed() -> Any:

@@ -4,7 +4,6 @@ Everything that may change between two ticks is read from tensors (`graph.Knobs`
 delta, noise and noise levels never ask for a new recording.
 """
 
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -33,7 +32,6 @@ class Recorded:
         knobs: dict[str, Tensor],
         recording: Recording,
     ):
-        started = time.perf_counter()
         self._recording = recording
         self._knobs = Knobs({**_read(work), **knobs})
         self._own = frozenset(knobs)
@@ -42,7 +40,6 @@ class Recorded:
         still = Work(work.ring, mine["source"], mine["entry"], plan, work.places, True)
         asked = guide({name: mine[name] for name in knobs})
         self._after, self._denoised = recording.capture(lambda: still(asked))
-        self.seconds = time.perf_counter() - started
 
     @property
     def tensors(self) -> dict[str, Tensor]:

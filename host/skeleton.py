@@ -35,7 +35,14 @@ class Skeleton(torch.nn.Module):
 
 
 class EnginePatcher(comfy.model_patcher.ModelPatcher):
-    """A ModelPatcher whose weights are an engine's: they cannot be patched."""
+    """A ModelPatcher whose weights are an engine's: they cannot be patched.
+
+    Its model has the engine as its `engine`.
+    """
+
+    def model_size(self):
+        """Bytes that ComfyUI makes room for."""
+        return self.model.engine.memory
 
     def add_patches(self, *args, **kwargs):
         raise ValueError(

@@ -128,7 +128,8 @@ def load(path: pathlib.Path, sidecar: files.Sidecar, tell: Callable[[str], None]
     device = comfy.model_management.get_torch_device()
     engine = TensorRT(path, sidecar, device)
     base = skeleton.made(sidecar.family, building.PRECISIONS[sidecar.made.precision])
-    patcher = skeleton.EnginePatcher(base, device, torch.device("cpu"), size=sidecar.size)
+    base.engine = engine
+    patcher = skeleton.EnginePatcher(base, device, torch.device("cpu"))
     attached = Attached("tensorrt", path.name, lambda: engine, tell, alone=True)
     return attach(patcher, attached, frees=True)
 
@@ -155,9 +156,9 @@ def run_on(model, path: pathlib.Path, sidecar: files.Sidecar, tell: Callable[[st
     attached = Attached("tensorrt", path.name, lambda: engine, tell, accept=weights)
     clone = attach(model, attached)
     # ComfyUI is to know of the engine's memory, and may take it back
-    memory = skeleton.EnginePatcher(
-        torch.nn.Module(), model.load_device, torch.device("cpu"), size=sidecar.size
-    )
+    holder = torch.nn.Module()
+    holder.engine = engine
+    memory = skeleton.EnginePatcher(holder, model.load_device, torch.device("cpu"))
     memory.add_callback_with_key(comfy.model_patcher.CallbacksMP.ON_DETACH, ENGINE, attached.taken)
     clone.set_additional_models(ENGINE, [memory])
     return clone

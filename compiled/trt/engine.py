@@ -221,7 +221,7 @@ class TensorRT:
 
     @property
     def memory(self) -> int:
-        """Bytes on the GPU, about: weights and working memory."""
+        """Bytes on the GPU, about: weights, and once it is loaded working memory."""
         working = 0
         for name in ("device_memory_size_v2", "device_memory_size"):
             working = working or int(getattr(self._engine, name, 0) or 0)

@@ -476,7 +476,8 @@ def test_comfyui_may_take_the_memory_back(build, trt):
         sampled(made)
         assert trt.loaded == before + 1
         held = [e.model for e in comfy.model_management.current_loaded_models]
-        assert sum(p.model_size() for p in held) >= path.stat().st_size
+        # the file's weights, and the working memory that the engine says it needs
+        assert path.stat().st_size + (1 << 20) in [p.model_size() for p in held]
         comfy.model_management.unload_all_models()
         assert tiny.rms(sampled(made), sampled(model)) <= 1e-5
         assert trt.loaded == before + 2
