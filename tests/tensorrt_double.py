@@ -52,7 +52,7 @@ def make(version="10.16.1.11", gpu="Double GPU"):
 
     strong = {"STRONGLY_TYPED": 0} if major >= 11 else {"EXPLICIT_BATCH": 0, "STRONGLY_TYPED": 1}
     network_flags = {"EXPLICIT_BATCH": 0} if major < 9 else strong
-    names = ["REFIT"] + (["FP16", "BF16"] if major < 11 else [])  # REFIT is not used
+    names = ["REFIT"] + (["FP16", "BF16"] if major < 11 else [])
     individual = (major, minor) >= (10, 1)
     names += ["REFIT_INDIVIDUAL"] if individual else []
     BuilderFlag = enum.Enum("BuilderFlag", names)
