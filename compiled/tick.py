@@ -9,7 +9,9 @@ from typing import Any
 
 from torch import Tensor
 
-from ..engine.ring import Guide, Plan, Ring, Work
+from ..engine.buffers import Buffers
+from ..engine.linear import Fold, Linear, tick
+from ..engine.ring import Work
 from .graph import Knobs, Recording
 
 _FRESH = frozenset({"source"})  # other values at each tick, even where the tensor is the same
@@ -20,6 +22,7 @@ class Recorded:
 
     Args:
         work: an example; nothing of it but its layout is kept.
+        fold: its weights.
         guide: makes the guide that is recorded, from the tensors that hold the knobs.
         knobs: what the guide reads, by name.
         recording: what records.
@@ -28,59 +31,62 @@ class Recorded:
     def __init__(
         self,
         work: Work,
-        guide: Callable[[dict[str, Tensor]], Guide],
+        fold: Fold,
+        guide: Callable[[dict[str, Tensor]], Linear],
         knobs: dict[str, Tensor],
         recording: Recording,
     ):
         self._recording = recording
-        self._knobs = Knobs({**_read(work), **knobs})
+        self._knobs = Knobs({**_read(work, fold), **knobs})
         self._own = frozenset(knobs)
         mine = self._knobs.tensors
-        plan = work.plan.at(mine["dial"], mine.get("noise"), mine["entering"])
-        still = Work(work.ring, mine["source"], mine["entry"], plan, work.places, True)
+        plan = work.plan.at(mine["entering"])
+        still = Work(
+            work.buffers, mine["source"], mine.get("entry"), plan, work.places, True, recorded=True
+        )
+        weights = fold.at(mine["dial"], mine.get("base"))
         asked = guide({name: mine[name] for name in knobs})
-        self._after, self._denoised = recording.capture(lambda: still(asked))
+        recording.capture(lambda: tick(still, asked, weights))
 
     @property
     def tensors(self) -> dict[str, Tensor]:
         """Where the knobs are read from."""
         return self._knobs.tensors
 
-    def fill(self, work: Work, knobs: dict[str, Tensor]) -> set[str]:
+    def fill(self, work: Work, fold: Fold, knobs: dict[str, Tensor]) -> set[str]:
         """Set everything for a tick; returns which of `knobs` are new."""
-        return self._knobs.fill({**_read(work), **knobs}, _FRESH) & self._own
+        return self._knobs.fill({**_read(work, fold), **knobs}, _FRESH) & self._own
 
-    def replay(self, work: Work) -> tuple[Tensor, Tensor]:
-        """The tick: rows after the step, and the clean predictions, [R, C, H, W]."""
+    def replay(self, work: Work) -> tuple[Tensor, None]:
+        """The tick: rows after the step, as they lie in the ring, [R, C, H, W]."""
         self._recording.replay()
-        finishes = any(place.k + 1 == place.course.n for place in work.places)
-        # the next replay writes over both; predictions are shown only while nothing has left
-        return self._after.clone(), self._denoised if finishes else self._denoised.clone()
+        own = work.buffers
+        return own.take(own.x, work.plan.rows), None
 
     def release(self) -> None:
         self._recording.release()
 
 
-def layout(work: Work) -> tuple[Any, ...]:
+def layout(work: Work, fold: Fold) -> tuple[Any, ...]:
     """Ticks of equal layouts can share a recording, as far as the ring is concerned."""
+    entry = work.buffers.entry(work.noise, work.plan.mix)
     return (
-        work.plan.form, work.plan.noise is not None, tuple(work.noise.shape), where(work.ring)
+        fold.form, fold.which, fold.base is None, None if entry is None else tuple(entry.shape),
+        where(work.buffers),
     )  # fmt: skip
 
 
-def where(ring: Ring) -> tuple[int, ...]:
+def where(buffers: Buffers) -> tuple[int, ...]:
     """Addresses of the ring's buffers."""
-    return tuple(buffer.data_ptr() for buffer in ring.buffers())
+    return tuple(buffer.data_ptr() for buffer in buffers.all())
 
 
-def _read(work: Work) -> dict[str, Tensor]:
-    plan: Plan = work.plan
-    read = {
-        "source": work.source,
-        "entry": work.noise,
-        "dial": plan.dial,
-        "entering": plan.index,
-    }
-    if plan.noise is not None:
-        read["noise"] = plan.noise
+def _read(work: Work, fold: Fold) -> dict[str, Tensor]:
+    plan = work.plan
+    read = {"source": work.source, "dial": fold.dial, "entering": plan.index}
+    entry = work.buffers.entry(work.noise, plan.mix)
+    if entry is not None:
+        read["entry"] = entry
+    if fold.base is not None:
+        read["base"] = fold.base
     return read

@@ -4,6 +4,7 @@ Weights and their keys stay ComfyUI's, so LoRA, ControlNet and patches go on wor
 cannot do is done by the UNet itself, with a line in the log, on the node and in the live stats.
 """
 
+import contextlib
 import logging
 import time
 import weakref
@@ -101,9 +102,15 @@ class Attached:
 
     def apply_model(self, executor, *args, **kwargs):
         """APPLY_MODEL: learns whose weights are in use."""
-        before, self._base = self._base, executor.class_obj
-        try:
+        with self.serving(executor.class_obj):
             return executor(*args, **kwargs)
+
+    @contextlib.contextmanager
+    def serving(self, model):
+        """The calls inside are this BaseModel's."""
+        before, self._base = self._base, model
+        try:
+            yield
         finally:
             self._base = before
 

@@ -87,13 +87,12 @@ class Stream:
 
     def stats(self) -> dict[str, int]:
         """Counters since the stream began; reading them waits for the device."""
-        dropped = 0 if self.ring.dropped is None else int(self.ring.dropped)
         return {
             "frames": self.frames,
             "ticks": self.ticks,
             "calls": self.calls.calls,
             "rows": self.calls.rows,
-            "dropped": dropped,
+            "dropped": self.ring.dropped,
             "overtaken": self.ring.overtaken,
         }
 
@@ -165,7 +164,7 @@ class Stream:
         f = self.ring.frames_per_slot
         total = -(-batch // f) + (course.n - 1 if settings.drain else 0)
         out: list[Tensor] = []
-        recorded = self.recorded.through(visit)
+        through = self.recorded.through(visit)
         for done in range(total):
             comfy.model_management.throw_exception_if_processing_interrupted()
             at = slice(done * f, (done + 1) * f)
@@ -177,7 +176,7 @@ class Stream:
                 course,
                 slots,
                 None if noise is None else noise[at],
-                recorded,
+                through,
             )
             self.ticks += 1
             if settings.drain:
@@ -314,6 +313,7 @@ class StreamSampler(comfy.samplers.Sampler):
         self.step_rule = step_rule
         self.frames_per_slot = frames_per_slot
 
+    @torch.no_grad()
     def sample(
         self, model_wrap, sigmas, extra_args, callback, noise, latent_image=None,
         denoise_mask=None, disable_pbar=False,

@@ -1,4 +1,7 @@
-"""Streams on a graph: which ticks are recorded, and what makes a recording stale."""
+"""How a stream's ticks are done: directly, recorded, or as its guide says.
+
+Also what makes a recording stale.
+"""
 
 import contextlib
 import logging
@@ -8,34 +11,31 @@ from collections import OrderedDict
 from collections.abc import Callable
 
 import comfy.model_management
-import torch
 from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
-from comfy.model_base import BaseModel
 from torch import Tensor
 
 from ..compiled.cudagraph import addresses, fixed
 from ..compiled.graph import CudaRecording, Folded, Recording
 from ..compiled.tick import Recorded, layout
-from ..engine.guidance import Guidance
-from ..engine.ring import Guide, Plan, Work
-from .conditioning import plain, same_for_every_frame
+from ..engine.linear import Fold, Linear, prepare
+from ..engine.ring import Guide, Through, Work
+from .direct import Direct
 from .engines import REST, Attached, engine_of, told
-from .evaluate import Calls, Visit, apply, asked, prepared, sharing
+from .evaluate import Calls, Visit
 from .options import unet_parts
 from .unet import ComfyUNet, inference_dtype
 
 _WARM = 2  # ticks that a stream runs as it is before one is recorded
 _KEPT = 4  # recordings of other layouts that are kept
-_PLANS = 64  # time embeddings kept; a steady stream of n slots needs n
-
-_WHICH = {"off": "none", "self-negative": "none", "onetime-negative": "entered", "full": "all"}
+_FOLDS = 64  # time embeddings kept; a steady stream of n slots needs n
 
 
 class Ticks:
-    """The recorded ticks of one stream.
+    """The ticks of one stream.
 
     A tick is recorded where its MODEL's engine allows it, every slot is full, and one plain call
-    serves all rows; every other tick runs as it is.
+    serves all rows. A plain call that is not recorded is made directly; every other tick runs
+    through ComfyUI's own evaluation.
 
     Args:
         calls: counts model calls; a replay makes one.
@@ -45,6 +45,7 @@ class Ticks:
     def __init__(self, calls: Calls, recording: Callable[[], Recording] = CudaRecording):
         self._calls = calls
         self._new = recording
+        self._direct = Direct(calls)
         self._kept: OrderedDict[tuple, _Tick] = OrderedDict()
         self._seen: dict[tuple, int] = {}
         self._failed: set[tuple] = set()
@@ -53,23 +54,36 @@ class Ticks:
         self._rests_until = 0.0
         self.captures = 0
 
-    def through(self, visit: Visit) -> Callable[[Work, Guide], tuple[Tensor, Tensor]] | None:
-        """How this run's ticks are done, or None for as they are."""
-        attached = engine_of(visit.guider.model_patcher)
-        if attached is None or not attached.capturable or visit.guidance is None:
+    def through(self, visit: Visit) -> Through | None:
+        """How this run's ticks are done, or None for as the guide says."""
+        if not self._direct.admits(visit):
             return None
+        attached = self._recording_engine(visit)
+
+        def through(work: Work, guide: Guide) -> tuple[Tensor, Tensor | None]:
+            if attached is not None and work.full:
+                ask = self._direct.ask(visit, work, steady=True)
+                done = None if ask is None else self._tick(visit, attached, work, ask)
+                if done is not None:
+                    return done
+            ask = self._direct.ask(visit, work)
+            direct = None if ask is None else self._direct.guide(visit, work, ask)
+            return work(guide if direct is None else direct)
+
+        return through
+
+    def _recording_engine(self, visit: Visit) -> Attached | None:
+        """The engine that allows recordings of this MODEL's ticks, if there is one."""
         patcher = visit.guider.model_patcher
+        attached = engine_of(patcher)
+        if attached is None or not attached.capturable:
+            return None
         if self._new is CudaRecording and patcher.load_device.type != "cuda":
             return None
         if unet_parts(patcher):
             return None
         self._same_weights(visit, attached)
-
-        def through(work: Work, guide: Guide) -> tuple[Tensor, Tensor]:
-            asks = self._asks(visit, work) if work.full else None
-            return work(guide) if asks is None else self._tick(visit, attached, work, guide, asks)
-
-        return through
+        return attached
 
     def release(self) -> None:
         """Forget every recording."""
@@ -97,47 +111,30 @@ class Ticks:
             tick.stale = True
         self._weights = (now, at)
 
-    def _asks(self, visit: Visit, work: Work) -> tuple[str, dict, list, list] | None:
-        """What the tick asks of the model: rows, kwargs, cond_or_uncond and uuids.
-
-        None where it takes more than one plain call.
-        """
-        frames = [p for place in work.places for p in place.payloads]
-        if any(p.mask is not None or p.ranges or p.per_sigma or p.controlled for p in frames):
+    def _tick(self, visit, attached, work, ask) -> tuple[Tensor, Tensor | None] | None:
+        """The recorded tick; None where there is none yet, or none can be made."""
+        guide = self._direct.guide(visit, work, ask)
+        if guide is None:
             return None
-        shared = sharing(frames, list(range(len(frames))), visit.model)
-        if len(shared) != 1 or not plain(shared[0][1]):
-            return None
-        conds, guidance = shared[0][1], visit.guidance
-        which, span = _WHICH[guidance.mode], work.plan.entered
-        if guidance.mode == "full" and guidance.cfg == 1.0:
-            return None  # a call of half the rows: as it is
-        if which == "entered" and same_for_every_frame(conds):
-            span = slice(0, span.stop - span.start)  # the same wherever a frame enters
-        batch = prepared(visit, conds, which, len(frames), span)
-        return None if batch is None else (which, *batch)
-
-    def _tick(self, visit, attached, work, guide, asks) -> tuple[Tensor, Tensor]:
-        which, cond, labels, _ = asks
-        knobs = {name: value for name, value in cond.items() if isinstance(value, Tensor)}
-        still = {name: value for name, value in cond.items() if name not in knobs}
+        prepare(work, guide)
         key = (
-            layout(work), which, visit.guidance.mode, tuple(labels), repr(sorted(still.items())),
-            tuple((name, value.shape, value.dtype) for name, value in sorted(knobs.items())),
+            layout(work, guide.fold(work.plan)), visit.guidance.mode, tuple(ask.labels),
+            repr(sorted(ask.still.items())),
+            tuple((name, value.shape, value.dtype) for name, value in sorted(ask.cond.items())),
         )  # fmt: skip
         tick = self._kept.get(key)
         if tick is None:
             if not self._due(key):
-                return work(guide)
+                return None
             try:
-                tick = self._record(visit, attached, work, asks, knobs, still)
+                tick = self._record(visit, attached, work, ask, guide)
             except comfy.model_management.InterruptProcessingException:
                 raise
             except Exception as error:
                 self._failed.add(key)
                 attached.fall_back(f"the tick could not be recorded ({told(error)})")
                 logging.debug("LiveDiffusion: recording failed", exc_info=True)
-                return work(guide)
+                return None
             self._kept[key] = tick
             while len(self._kept) > _KEPT:
                 self._kept.popitem(last=False)[1].recorded.release()
@@ -146,7 +143,7 @@ class Ticks:
         self._calls.rows += tick.rows
         attached.ran += 1
         attached.used = time.monotonic()
-        return tick.run(visit, work, knobs)
+        return tick.run(visit, work, guide.fold(work.plan), ask.cond)
 
     def _due(self, key: tuple) -> bool:
         """True for a layout that has settled; weights that keep changing are never recorded."""
@@ -155,24 +152,20 @@ class Ticks:
         self._seen[key] = self._seen.get(key, 0) + 1
         return self._seen[key] > _WARM
 
-    def _record(self, visit: Visit, attached: Attached, work: Work, asks, knobs, still) -> "_Tick":
-        which, _, labels, uuids = asks
+    def _record(self, visit: Visit, attached: Attached, work: Work, ask, guide) -> "_Tick":
         started = time.perf_counter()
-        fixed(visit.model.diffusion_model, work.source.device)
-        tick = _Tick(visit, which, work, knobs, folds=attached.name == "cudagraph")
+        fixed(visit.model.diffusion_model, work.plan.device)
+        fold = guide.fold(work.plan)
+        tick = _Tick(visit, fold, ask.cond, folds=attached.name == "cudagraph")
 
-        def guide(mine: dict[str, Tensor]) -> Guide:
-            batch = {**still, **{name: mine[name] for name in knobs}}, labels, uuids
-            guidance = Guidance(visit.guidance.mode, tick.cfg, tick.delta)
-            return lambda rows: guidance(
-                rows, lambda rows, which: apply(visit, rows, which, batch)
-            )  # fmt: skip
+        def again(mine: dict[str, Tensor]) -> Linear:
+            return self._direct.guide(visit, work, ask, {name: mine[name] for name in ask.cond})
 
         before = self._calls.calls, self._calls.rows
         attached.inside = True
         try:
             with tick.inside():
-                tick.recorded = Recorded(work, guide, knobs, self._new())
+                tick.recorded = Recorded(work, fold, again, ask.cond, self._new())
             tick.rows = self._calls.rows - before[1]
         finally:
             attached.inside = False
@@ -189,68 +182,47 @@ class _Tick:
     recorded: Recorded
     rows: int
 
-    def __init__(self, visit: Visit, which: str, work: Work, knobs: dict, folds: bool):
-        number = {"dtype": torch.float32, "device": work.source.device}
-        self.cfg = torch.tensor(visit.guidance.cfg, **number)
-        self.delta = torch.tensor(visit.guidance.delta, **number)
+    def __init__(self, visit: Visit, fold: Fold, cond: dict[str, Tensor], folds: bool):
         self.stale = False
-        self._which = which
-        self._dialled = visit.guidance.cfg, visit.guidance.delta
-        self._plan: Plan | None = None
-        self._levels: OrderedDict[int, tuple[Plan, list[Tensor]]] = OrderedDict()
+        self._fold: Fold | None = None
+        self._levels: OrderedDict[int, tuple[Fold, list[Tensor]]] = OrderedDict()
         self._folded: Folded | None = None
-        model = visit.model
-        context = knobs.get("c_crossattn")
+        model, context = visit.model, cond.get("c_crossattn")
         if folds and context is not None and isinstance(model.diffusion_model, UNetModel):
-            own = getattr(getattr(model, "process_timestep", None), "__func__", None)
-            plain_time = own is getattr(BaseModel, "process_timestep", None)
-            emb = self._emb(model, work.plan, knobs) if plain_time else None
-            self._folded = Folded(model.diffusion_model, self._cast(model, context), emb)
+            emb = self._emb(model, fold, cond)
+            self._folded = Folded(model.diffusion_model, context, emb)
 
     def inside(self):
         """While recording."""
         return contextlib.nullcontext() if self._folded is None else self._folded.inside()
 
-    def run(self, visit: Visit, work: Work, knobs: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+    def run(self, visit: Visit, work: Work, fold: Fold, cond: dict[str, Tensor]):
         """One tick."""
-        dialled = visit.guidance.cfg, visit.guidance.delta
-        if dialled != self._dialled:
-            self._dialled = dialled
-            self.cfg.fill_(dialled[0])
-            self.delta.fill_(dialled[1])
-        new = self.recorded.fill(work, knobs)
+        new = self.recorded.fill(work, fold, cond)
         if self._folded is not None:
-            self._fold(visit.model, work.plan, new)
+            self._refold(visit.model, fold, new)
         return self.recorded.replay(work)
 
-    def _fold(self, model, plan: Plan, new: set[str]) -> None:
+    def _refold(self, model, fold: Fold, new: set[str]) -> None:
         mine = self.recorded.tensors
         if self.stale or "c_crossattn" in new:
-            self._folded.prompt(self._cast(model, mine["c_crossattn"]))
+            self._folded.prompt(mine["c_crossattn"])
         if self.stale or "y" in new:
             self._levels.clear()
-            self._plan = None
+            self._fold = None
         self.stale = False
-        if not self._folded.timed or plan is self._plan:
+        if fold is self._fold:
             return
-        known = self._levels.get(id(plan))
+        known = self._levels.get(id(fold))
         if known is None:
-            embeddings = self._folded.embeddings(self._emb(model, plan, mine))
-            known = self._levels[id(plan)] = plan, embeddings
-            while len(self._levels) > _PLANS:
+            embeddings = self._folded.embeddings(self._emb(model, fold, mine))
+            known = self._levels[id(fold)] = fold, embeddings
+            while len(self._levels) > _FOLDS:
                 self._levels.popitem(last=False)
         self._folded.levels(known[1])
-        self._plan = plan
-
-    def _emb(self, model, plan: Plan, knobs: dict[str, Tensor]) -> Tensor:
-        sigma = asked(plan.sigma, plan.entered, self._which)
-        y = knobs.get("y")
-        return ComfyUNet(model.diffusion_model).embedding(
-            model.model_sampling.timestep(sigma).float(),
-            None if y is None else self._cast(model, y),
-            inference_dtype(model),
-        )
+        self._fold = fold
 
     @staticmethod
-    def _cast(model, tensor: Tensor) -> Tensor:
-        return tensor.to(dtype=inference_dtype(model))
+    def _emb(model, fold: Fold, cond: dict[str, Tensor]) -> Tensor:
+        unet = ComfyUNet(model.diffusion_model)
+        return unet.embedding(fold.timestep, cond.get("y"), inference_dtype(model))

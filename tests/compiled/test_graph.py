@@ -220,9 +220,9 @@ def test_steady_state_makes_no_buffers_and_never_waits():
     for i in range(8):
         pair.run(settings(), tiny.latents(1, i))
     ring, recorded = pair.graph.ring, next(iter(pair.graph.recorded._kept.values())).recorded
-    before = where(ring), [t.data_ptr() for t in recorded.tensors.values()]
+    before = where(ring.buffers), [t.data_ptr() for t in recorded.tensors.values()]
     outs = [pair.graph.run(pair.guiders[1], tiny.latents(1, i), settings()) for i in range(12)]
-    assert before == (where(ring), [t.data_ptr() for t in recorded.tensors.values()])
+    assert before == (where(ring.buffers), [t.data_ptr() for t in recorded.tensors.values()])
     # what went out is the receiver's: the next tick does not write over it
     assert len({out.data_ptr() for out in outs}) == len(outs)
     assert all(out.isfinite().all() for out in outs)

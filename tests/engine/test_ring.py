@@ -273,7 +273,7 @@ def test_steady_state_allocates_no_buffers_and_never_waits(rule, mode):
         ring.tick(lambda rows: guidance(rows, predict), inputs, [0, 0], c, noise)
 
     def buffers():
-        named = [ring._x, ring._source, ring._reference, ring._last, ring.dropped, *ring._past]
+        named = [*ring.buffers.all()]
         return [b.data_ptr() for b in named if b is not None]
 
     for _ in range(8):

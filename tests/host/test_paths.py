@@ -1,4 +1,4 @@
-"""Fast path equals slow path; what the fast path cannot do takes the slow one and acts."""
+"""Short paths equal the long one; what they cannot do takes the long one and acts."""
 
 import types
 
@@ -16,11 +16,12 @@ def world():
     import tiny
     from livediffusion.engine.guidance import Guidance
     from livediffusion.host import evaluate
+    from livediffusion.host.direct import Direct
     from livediffusion.host.guider import RCFGGuider
     from livediffusion.host.stream import Settings, Stream
 
     return types.SimpleNamespace(
-        tiny=tiny, evaluate=evaluate, Guidance=Guidance, RCFGGuider=RCFGGuider,
+        tiny=tiny, evaluate=evaluate, Direct=Direct, Guidance=Guidance, RCFGGuider=RCFGGuider,
         Settings=Settings, Stream=Stream, samplers=comfy.samplers, model=tiny.model(),
         pooled=tiny.model(adm=12),
     )  # fmt: skip
@@ -100,18 +101,28 @@ def basic(world, model, positive):
 @pytest.mark.parametrize("kind", ["sd", "sdxl"])
 @pytest.mark.parametrize("tokens", [(8, 8), (8, 16)], ids=["even", "long"])
 @pytest.mark.parametrize("name", GUIDERS)
-def test_fast_equals_slow_bit_for_bit(world, slow, name, tokens, kind):
+def test_all_paths_give_the_same(world, slow, monkeypatch, name, tokens, kind):
+    """ComfyUI's own evaluation, one prepared call bit for bit, and the direct one to rounding."""
     model = world.model if kind == "sd" else world.pooled
     pooled = None if kind == "sd" else 12
     positive = world.tiny.conditioning(1, tokens[0], pooled)
     negative = world.tiny.conditioning(2, tokens[1], pooled)
     make = GUIDERS[name]
+    calls = []
+    told = world.Direct._call
+    monkeypatch.setattr(
+        world.Direct, "_call", lambda *args: calls.append(1) or told(*args)
+    )  # fmt: skip
+    direct, stream = run(world, make(world, model, positive, negative))
+    assert len(calls) == stream.ticks
+    monkeypatch.setattr(world.Direct, "admits", lambda self, visit: False)
     fast, stream = run(world, make(world, model, positive, negative))
     assert stream._kept is not None, "this model is admitted to the fast path"
     slow()
     plain, stream = run(world, make(world, model, positive, negative))
     assert stream._kept is None
     assert torch.equal(fast, plain)
+    assert world.tiny.rms(direct, plain) <= 1e-5
 
 
 def test_prepared_guider_is_used_again_and_gives_the_same(world):

@@ -1,0 +1,154 @@
+"""The rows of a tick: which frames they are, and the step that each takes."""
+
+import dataclasses
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .linear import Fold
+from .noise import SlotNoise
+from .space import Mix
+from .step_rules import Course, Keep, Weights
+
+_PREDICTION = Keep()
+
+
+@dataclass
+class Place:
+    """The frames that entered together and step together: at most F rows.
+
+    Attributes:
+        k: the slot it is in.
+        referenced: it has a reference of its own, other than its source.
+    """
+
+    course: Course
+    noise: SlotNoise
+    payloads: list[Any]
+    age: int
+    k: int = 0
+    referenced: bool = False
+
+    @property
+    def count(self) -> int:
+        return len(self.payloads)
+
+    @property
+    def sigma(self) -> float:
+        return self.course.levels[self.k]
+
+    @property
+    def finishes(self) -> bool:
+        """Whether the next step is its last."""
+        return self.k + 1 == self.course.n
+
+
+@dataclass
+class Plan:
+    """Everything about a layout of rows that does not change from tick to tick."""
+
+    places: list[int]
+    spans: list[slice]  # the rows of each place
+    rows: slice | Tensor  # in the ring's buffers
+    entering: slice | Tensor | None  # those of the place in slot 0
+    entered: slice | Tensor  # the same rows in the order of the call
+    steps: list[tuple[float, Weights]]  # noise level and step of each row
+    mix: Mix | None  # how the entering rows take in noise
+    history: int  # tensors remembered with a frame
+    noise: Tensor | None  # of the step, weighted, [R, C, H, W]
+    dims: int  # of a latent
+    device: torch.device
+    holds: list[Any] = field(default_factory=list)  # what the plan's key names by id
+    fold: Fold | None = None  # of the guider's latest settings (engine.linear)
+
+    @cached_property
+    def sigma(self) -> Tensor:
+        """[R]."""
+        return self._column([sigma for sigma, _ in self.steps]).flatten()
+
+    @cached_property
+    def x(self) -> Tensor | None:
+        """Weights of x, [R, 1, 1, 1]; None where all are 0."""
+        weights = [w.x for _, w in self.steps]
+        return self._column(weights) if any(weights) else None
+
+    @cached_property
+    def denoised(self) -> Tensor | None:
+        """Weights of the prediction; None where all are 1."""
+        weights = [w.denoised for _, w in self.steps]
+        return self._column(weights) if any(w != 1 for w in weights) else None
+
+    @cached_property
+    def past(self) -> list[Tensor]:
+        """Weights of what is remembered, newest first."""
+        each = [(*w.past, *[0.0] * (self.history - len(w.past))) for _, w in self.steps]
+        return [self._column([past[i] for past in each]) for i in range(self.history)]
+
+    @cached_property
+    def keep(self) -> list[Tensor] | None:
+        """What x, prediction and past weigh in what is remembered; None remembers predictions."""
+        each = [w.keep for _, w in self.steps]
+        if all(keep == _PREDICTION for keep in each):
+            return None
+        return [self._column([keep[i] for keep in each]) for i in range(3)]
+
+    @cached_property
+    def index(self) -> Tensor:
+        """`entering` as a tensor."""
+        return torch.arange(self.entering.start, self.entering.stop, device=self.device)
+
+    def at(self, entering: Tensor) -> "Plan":
+        """The same layout with its entering rows told by a tensor; every place is full."""
+        return dataclasses.replace(self, entering=entering, entered=entering)
+
+    def _column(self, numbers: list[float]) -> Tensor:
+        column = torch.tensor(numbers, dtype=torch.float32).to(self.device)
+        return column.view(-1, *[1] * self.dims)
+
+
+def plan(
+    places: list[Place | None], at: list[int], entered: int | None, f: int, history: int,
+    shape: tuple[int, ...], device: torch.device,
+) -> Plan:  # fmt: skip
+    """The plan of a tick.
+
+    Args:
+        places: the ring's.
+        at: which of them are occupied, in order.
+        entered: which of them the new frames took.
+        f: rows of a place.
+    """
+    taken = [places[i] for i in at]
+    index = [i * f + j for i, p in zip(at, taken, strict=True) for j in range(p.count)]
+    ends = [sum(p.count for p in taken[: i + 1]) for i in range(len(taken))]
+    spans = [slice(e - p.count, e) for e, p in zip(ends, taken, strict=True)]
+    per_row = [(p, p.course.steps[p.k]) for p in taken for _ in range(p.count)]
+    entering, span, mix = None, slice(0, 0), None
+    if entered is not None:
+        place = places[entered]
+        span, mix = spans[at.index(entered)], place.course.entry
+        entering = slice(entered * f, entered * f + place.count)
+    noise = None
+    if any(w.noise for _, w in per_row):
+        zero = torch.zeros(shape, device=device)
+        noise = torch.stack(
+            [p.noise.slot(p.k + 1) * w.noise if w.noise else zero for p, w in per_row]
+        )
+    contiguous = index == list(range(index[0], index[0] + len(index)))
+    return Plan(
+        places=at,
+        spans=spans,
+        rows=slice(index[0], index[-1] + 1) if contiguous else torch.tensor(index, device=device),
+        entering=entering,
+        entered=span,
+        steps=[(p.sigma, w) for p, w in per_row],
+        mix=mix,
+        history=history,
+        noise=noise,
+        dims=len(shape),
+        device=device,
+        holds=[(p.course, p.noise) for p in taken],
+    )
