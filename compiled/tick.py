@@ -4,6 +4,7 @@ Everything that may change between two ticks is read from tensors (`graph.Knobs`
 delta, noise and noise levels never ask for a new recording.
 """
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -41,8 +42,8 @@ class Recorded:
         self._own = frozenset(knobs)
         mine = self._knobs.tensors
         plan = work.plan.at(mine["entering"])
-        still = Work(
-            work.buffers, mine["source"], mine.get("entry"), plan, work.places, True, recorded=True
+        still = dataclasses.replace(
+            work, source=mine["source"], noise=mine.get("entry"), plan=plan, recorded=True
         )
         weights = fold.at(mine["dial"], mine.get("base"))
         asked = guide({name: mine[name] for name in knobs})

@@ -241,14 +241,17 @@ def _reference(work: "Work", guide: Linear, fold: Fold, terms: dict, out: Tensor
     if fold.which == "entered":
         # the negative prediction of the frames in slot 0, made once
         fresh = {"x": own.take(terms["x"], plan.entered), "output": out[terms["x"].shape[0] :]}
-        own.put(buffer, plan.entering, _sum(fold.weights["entered"], fresh))
+        if isinstance(plan.entering, slice):
+            _sum(fold.weights["entered"], fresh, buffer[plan.entering])
+        else:
+            own.put(buffer, plan.entering, _sum(fold.weights["entered"], fresh))
     terms["reference"] = own.take(buffer, plan.rows)
     return buffer
 
 
-def _sum(weights: dict[str, Tensor], terms: dict[str, Tensor]) -> Tensor:
+def _sum(weights: dict[str, Tensor], terms: dict[str, Tensor], out: Tensor | None = None) -> Tensor:
     (first, weight), *others = weights.items()
-    total = terms[first] * weight
+    total = torch.mul(terms[first], weight, out=out)
     for name, weight in others:
         total = total.addcmul_(terms[name], weight)
     return total

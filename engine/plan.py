@@ -46,7 +46,7 @@ class Place:
         return self.k + 1 == self.course.n
 
 
-@dataclass
+@dataclass(eq=False)
 class Plan:
     """Everything about a layout of rows that does not change from tick to tick."""
 

@@ -64,7 +64,8 @@ class Work:
         noise: theirs, [b or 1, C, H, W].
         plan: of all rows.
         places: in the plan's order.
-        full: every place holds F frames, F enter, and some leave.
+        finishes: frames leave after this tick.
+        full: they do, F enter, and every place holds F.
         recorded: this is recorded, so Python sees it once only.
     """
 
@@ -73,13 +74,9 @@ class Work:
     noise: Tensor | None
     plan: Plan
     places: list[Place]
+    finishes: bool
     full: bool
     recorded: bool = False
-
-    @property
-    def finishes(self) -> bool:
-        """Whether frames leave after this tick."""
-        return any(place.finishes for place in self.places)
 
     def __call__(self, guide: "Guide") -> tuple[Tensor, Tensor | None]:
         """Rows after the step, and the clean predictions, [R, C, H, W].
@@ -180,11 +177,14 @@ class Ring:
         places = [self._places[p] for p in plan.places]
         if entry_noise is None and noise is not None:
             entry_noise = noise.slot(0)
-        full = source is not None and all(
-            p and p.count == self.frames_per_slot for p in self._places
+        f = self.frames_per_slot
+        finishes = any(p.finishes for p in places)
+        full = (
+            finishes
+            and source is not None
+            and all(p is not None and p.count == f for p in self._places)
         )
-        work = Work(self.buffers, source, entry_noise, plan, places, full)
-        work.full = full and work.finishes
+        work = Work(self.buffers, source, entry_noise, plan, places, finishes, full)
         try:
             after, denoised = work(guide) if through is None else through(work, guide)
         except BaseException:
@@ -211,11 +211,11 @@ class Ring:
         if known is None or (shape, device) != (known.shape, known.device):
             self._allocate(course.n, course.rule.history, shape, device)
             return
-        flying = self.in_flight
-        needed = max([course.n, *(p.course.n for p in flying)])
-        history = max([course.rule.history, *(p.course.rule.history for p in flying)])
+        courses = {course, *[p.course for p in self._places if p]}
+        needed = max([c.n for c in courses])
+        history = max([c.rule.history for c in courses])
         if needed != len(self._places) or history > len(known.past):
-            self._allocate(needed, history, shape, device, flying)
+            self._allocate(needed, history, shape, device, self.in_flight)
 
     def _allocate(self, n, history, shape, device, keep: list[Place] | None = None) -> None:
         before = None

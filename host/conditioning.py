@@ -33,6 +33,7 @@ class Payload:
         mask: where the frame is denoised, [1, 1 or C, H, W], or None for everywhere.
         noise: the noise the frame entered with, [1, C, H, W]; kept with a mask only.
         run: number of the run it entered in.
+        simple: see Traits.
     """
 
     conds: Conds
@@ -43,6 +44,7 @@ class Payload:
     mask: torch.Tensor | None = None
     noise: torch.Tensor | None = None
     run: int = 0
+    simple: bool = False
 
     @property
     def controlled(self) -> bool:
@@ -59,7 +61,7 @@ class Payload:
         """The same frame under another frame's conditioning."""
         return Payload(
             other.conds, other.index, other.key, other.ranges, other.per_sigma,
-            self.mask, self.noise, self.run,
+            self.mask, self.noise, self.run, other.simple,
         )  # fmt: skip
 
 
@@ -89,28 +91,59 @@ def same_for_every_frame(conds: Conds) -> bool:
     return True
 
 
-def payloads(conds: Conds, batch: int, model, serial: int, per_sigma: bool) -> list[Payload]:
-    """The payloads of a batch of frames that come with one conditioning.
+@dataclass(frozen=True)
+class Traits:
+    """What is the same for all frames that come with one conditioning.
+
+    Attributes:
+        shared: nothing in it belongs to one frame only.
+        names: tells it from others, where it is shared.
+        ranges, per_sigma: see Payload.
+        simple: one plain call serves its frames, whatever their slots.
+    """
+
+    shared: bool
+    names: tuple
+    ranges: tuple[tuple[float, float], ...]
+    per_sigma: bool
+    simple: bool
+
+
+def traits(conds: Conds, model, per_sigma: bool) -> Traits:
+    """Looks through a conditioning once.
 
     Args:
         conds: processed conditioning (comfy.samplers.process_conds).
-        batch: number of frames B.
         model: the BaseModel they were processed for.
-        serial: number of this run, which tells conditionings of different runs apart.
         per_sigma: the model itself asks for calls of one noise level.
 
     Raises:
         ValueError: a hook is scheduled by keyframes.
     """
-    shared = same_for_every_frame(conds)
-    names = tuple((side, tuple(e["uuid"] for e in entries)) for side, entries in conds.items())
     entries = [entry for side in conds.values() for entry in side]
-    hooked = any(_hooked(entry) for entry in entries)
+    per_sigma = per_sigma or any(_hooked(entry) for entry in entries)
     ranges = tuple(r for entry in entries for r in _ranges(entry, model))
+    return Traits(
+        same_for_every_frame(conds),
+        tuple((side, tuple(e["uuid"] for e in entries)) for side, entries in conds.items()),
+        ranges,
+        per_sigma,
+        plain(conds) and not ranges and not per_sigma,
+    )
+
+
+def payloads(conds: Conds, batch: int, known: Traits, serial: int) -> list[Payload]:
+    """The payloads of a batch of frames that come with one conditioning.
+
+    Args:
+        batch: number of frames B.
+        known: its traits.
+        serial: number of this run, which tells conditionings of different runs apart.
+    """
     return [
         Payload(
-            conds, i, names if shared else (*names, serial, i), ranges, per_sigma or hooked,
-            run=serial,
+            conds, i, known.names if known.shared else (*known.names, serial, i), known.ranges,
+            known.per_sigma, run=serial, simple=known.simple,
         )
         for i in range(batch)
     ]  # fmt: skip

@@ -13,10 +13,10 @@ import torch
 from comfy.model_base import BaseModel
 from torch import Tensor
 
-from ..engine.guidance import Guidance
 from ..engine.linear import Fold, Level, Linear
+from ..engine.plan import Plan
 from ..engine.ring import Work
-from .conditioning import plain, same_for_every_frame
+from .conditioning import Conds, Payload, plain, same_for_every_frame
 from .engines import engine_of
 from .evaluate import Calls, Visit, prepared, sharing
 from .unet import inference_dtype
@@ -37,6 +37,7 @@ class Levels:
     def __init__(self, sampling: Any):
         self._sampling = weakref.ref(sampling)
         self._known: dict[float, Level] = {}
+        self._plans: weakref.WeakSet[Plan] = weakref.WeakSet()
 
     def __call__(self, sigma: float) -> Level:
         """Raises NotLinear."""
@@ -45,6 +46,13 @@ class Levels:
                 self._known.clear()
             self._known[sigma] = self._ask(sigma)
         return self._known[sigma]
+
+    def ready(self, plan: Plan) -> None:
+        """Asks for the levels of a plan, once. Raises NotLinear."""
+        if plan not in self._plans:
+            for sigma, _ in plan.steps:
+                self(sigma)
+            self._plans.add(plan)
 
     def _ask(self, sigma: float) -> Level:
         sampling = self._sampling()
@@ -115,18 +123,20 @@ class Direct:
             steady: ask the same whatever the scale of the guidance is.
         """
         frames = [p for place in work.places for p in place.payloads]
-        if any(p.mask is not None or p.ranges or p.per_sigma or p.controlled for p in frames):
-            return None
-        shared = sharing(frames, list(range(len(frames))), visit.model)
-        if len(shared) != 1 or not plain(shared[0][1]):
-            return None
-        conds, guidance = shared[0][1], visit.guidance
+        conds = frames[0].conds
+        if not all(p.conds is conds and p.simple and p.mask is None for p in frames):
+            conds = self._together(frames, visit.model)
+            if conds is None:
+                return None
+        guidance = visit.guidance
         which, span = _WHICH[guidance.mode], work.plan.entered
         if (which == "all" and guidance.cfg == 1.0 and not steady) or (
             which == "entered" and work.source is None
         ):
             which = "none"
-        if which == "entered" and same_for_every_frame(conds):
+        if which == "entered" and (
+            visit.traits.shared if conds is visit.conds else same_for_every_frame(conds)
+        ):
             span = slice(0, span.stop - span.start)  # the same wherever a frame enters
         batch = prepared(visit, conds, which, len(frames), span)
         if batch is None or any(isinstance(value, list) for value in batch[0].values()):
@@ -138,6 +148,14 @@ class Direct:
                 self._asks.popitem(last=False)
         return known
 
+    @staticmethod
+    def _together(frames: list[Payload], model) -> Conds | None:
+        """The conditioning of frames that do not come with the same; None if they need several."""
+        if not all(p.simple and p.mask is None for p in frames):
+            return None
+        shared = sharing(frames, list(range(len(frames))), model)
+        return shared[0][1] if len(shared) == 1 and plain(shared[0][1]) else None
+
     def guide(
         self, visit: Visit, work: Work, ask: Ask, cond: dict[str, Tensor] | None = None
     ) -> Linear | None:
@@ -148,14 +166,12 @@ class Direct:
         """
         levels = self._meant_by(visit.model.model_sampling)
         try:
-            for sigma, _ in work.plan.steps:
-                levels(sigma)
+            levels.ready(work.plan)
         except NotLinear:
             return None
         given = ask.cond if cond is None else cond
-        made = visit.guidance
         return Linear(
-            Guidance(made.mode, made.cfg, made.delta), ask.which, levels,
+            visit.guidance, ask.which, levels,
             lambda y, fold: self._call(visit, ask, given, y, fold), inference_dtype(visit.model),
         )  # fmt: skip
 

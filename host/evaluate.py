@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ..engine.guidance import Guidance
 from ..engine.ring import TickRows
-from .conditioning import Conds, Payload, merge, merge_entries, plain
+from .conditioning import Conds, Payload, Traits, merge, merge_entries, plain, traits
 from .guider import RCFGGuider
 from .options import ENGINE, empty, foreign
 
@@ -77,9 +77,15 @@ class Visit:
     batches: dict[tuple, tuple] = field(default_factory=dict)
 
     @property
-    def per_sigma(self) -> bool:
-        """True where the model's functions must not see mixed noise levels."""
-        return any(self.options.get(name) for name in _ONE_LEVEL)
+    def traits(self) -> Traits:
+        """Of the conditioning, looked through once."""
+        known = self.batches.get(("traits",))
+        if known is None or known[0] is not self.conds:
+            # the model's functions must not see mixed noise levels
+            per_sigma = any(self.options.get(name) for name in _ONE_LEVEL)
+            known = self.conds, traits(self.conds, self.model, per_sigma)
+            self.batches[("traits",)] = known
+        return known[1]
 
 
 def fast_guidance(guider, conds: Conds, options: dict[str, Any]) -> Guidance | None:

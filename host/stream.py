@@ -83,7 +83,9 @@ class Stream:
         self._steered: tuple[Any, Any] = (None, None)
         self._noise: SlotNoise | None = None
         self._serial = 0
+        self._sigmas: tuple[tuple[float, ...], Tensor | None] = ((), None)
         self._family: tuple | None = None
+        self._met: Callable = lambda: None
 
     def stats(self) -> dict[str, int]:
         """Counters since the stream began; reading them waits for the device."""
@@ -118,7 +120,9 @@ class Stream:
             [B, C, H, W] on the model's device. Draining: frame i of the output is frame i of the
             input. Else: the frames that left, or the best estimate so far while none does.
         """
-        sigmas = torch.tensor(settings.sigmas, dtype=torch.float32)
+        if self._sigmas[0] != settings.sigmas:
+            self._sigmas = settings.sigmas, torch.tensor(settings.sigmas, dtype=torch.float32)
+        sigmas = self._sigmas[1]
 
         def work(visit: Visit, clean: Tensor, mask: Tensor | None) -> Tensor:
             return self.through(visit, clean, settings, mask=mask, progress=progress)
@@ -155,7 +159,7 @@ class Stream:
         course = self._steer(visit.model, settings)
         slots = self._slot_noise(settings.seed, clean)
         batch = clean.shape[0]
-        frames = payloads(visit.conds, batch, visit.model, self._serial, visit.per_sigma)
+        frames = payloads(visit.conds, batch, visit.traits, self._serial)
         if mask is not None:
             own = slots.slot(0).expand_as(clean) if noise is None else noise
             frames = _with_mask(frames, mask, own)
@@ -187,7 +191,7 @@ class Stream:
             if progress is not None:
                 progress(done + 1, total, tick.estimate)
         self.frames += batch
-        return torch.cat(out)
+        return out[0] if len(out) == 1 else torch.cat(out)
 
     def visit(self, guider, extra_args: dict[str, Any], n: int, shape: tuple[int, ...]) -> Visit:
         """A visit for a guider whose sample() is under way, with its calls counted here.
@@ -245,6 +249,9 @@ class Stream:
 
     def _meet(self, model) -> None:
         """Another model family cannot go on with the latents in flight."""
+        if self._met() is model:
+            return
+        self._met = weakref.ref(model)
         config = getattr(model, "model_config", None)
         family = (type(model), repr(getattr(config, "unet_config", None)))
         if self._family not in (None, family):

@@ -7,6 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from livediffusion.engine.guidance import MODES, Guidance
+from livediffusion.engine.linear import Level, Linear
 from livediffusion.engine.noise import SlotNoise
 from livediffusion.engine.ring import Ring
 from livediffusion.engine.space import Mix
@@ -83,6 +84,40 @@ class Model:
 
     def guide(self, guidance):
         return lambda rows: guidance(rows, self.predict)
+
+
+def level(sigma):
+    """A v-like family: the model sees a scaled x, and x0 takes of x and of the output."""
+    scale = 1 / math.sqrt(1 + sigma**2)
+    return Level(scale, scale**2, -sigma * scale, 100 * sigma)
+
+
+class Raw(Model):
+    """The same model, known by its raw output only (engine.linear)."""
+
+    def guide(self, guidance):
+        def through(work, _):
+            prompt = [float(p) for place in work.places for p in place.payloads]
+            r = len(prompt)
+            which = {"full": "all", "onetime-negative": "entered"}.get(guidance.mode, "none")
+            if which == "entered" and work.source is None:
+                which = "none"
+            extra = {"none": 0, "all": r}.get(which, len(range(r)[work.plan.entered]))
+            prompt = [-0.7] * extra + prompt if which == "all" else prompt + [-0.7] * extra
+
+            def call(y, fold):
+                sigmas = (fold.timestep / 100).tolist()
+                seen, of_x, of_output, _ = torch.tensor([level(s) for s in sigmas]).T.unbind()
+                wide = [t.view(-1, 1, 1, 1) for t in (seen, of_x, of_output)]
+                x = y / wide[0]
+                self.calls += 1
+                self.rows += y.shape[0]
+                d = denoise(x, fold.timestep / 100, torch.tensor(prompt))
+                return (d - x * wide[1]) / wide[2]
+
+            return work(Linear(guidance, which, level, call))
+
+        return through
 
 
 def unipc_update(x, given, sigmas, k, order, arrived=None):
@@ -187,6 +222,12 @@ def alone(source, prompt, the_course, noise, guidance):
     return x[0].float()
 
 
+def run(ring, model, guidance, *args):
+    """A tick of either kind of model."""
+    guide = model.guide(guidance)
+    return ring.tick(guide, *args, through=guide if isinstance(model, Raw) else None)
+
+
 def clip(sources, prompts, the_course, guidance, per_slot, model=None, noise=None):
     """All frames through a ring that is drained at the end: outputs, ticks."""
     model = model or Model()
@@ -194,13 +235,11 @@ def clip(sources, prompts, the_course, guidance, per_slot, model=None, noise=Non
     out, ticks = [], 0
     for i in range(0, len(sources), per_slot):
         part = slice(i, i + per_slot)
-        tick = ring.tick(
-            model.guide(guidance), sources[part], prompts[part], the_course, noise
-        )  # fmt: skip
+        tick = run(ring, model, guidance, sources[part], prompts[part], the_course, noise)
         ticks += 1
         out += tick.finished
     while ring.in_flight:
-        out += ring.tick(model.guide(guidance)).finished
+        out += run(ring, model, guidance).finished
         ticks += 1
     return torch.cat([latents for _, latents in out]), [p for ps, _ in out for p in ps], ticks
 
@@ -216,30 +255,31 @@ def clip(sources, prompts, the_course, guidance, per_slot, model=None, noise=Non
     cfg=st.floats(0.5, 3),
     delta=st.floats(0, 1.5),
     seed=st.integers(0, 99),
+    kind=st.sampled_from([Model, Raw]),
 )
-def test_each_frame_as_if_alone(n, count, per_slot, rule, space, mode, cfg, delta, seed):
+def test_each_frame_as_if_alone(n, count, per_slot, rule, space, mode, cfg, delta, seed, kind):
     the_course, guidance = course(rule, n, space), Guidance(mode, cfg, delta)
     sources, noise = frames(count, seed), SlotNoise(seed, SHAPE)
     prompts = [0.1 * i for i in range(count)]
-    out, order, ticks = clip(sources, prompts, the_course, guidance, per_slot, noise=noise)
+    out, order, ticks = clip(sources, prompts, the_course, guidance, per_slot, kind(), noise)
     assert order == prompts
     assert ticks == -(-count // per_slot) + the_course.n - 1
     for i in range(count):
         want = alone(sources[i], prompts[i], the_course, noise, guidance)
         error = (out[i] - want).square().mean().sqrt() / want.square().mean().sqrt()
-        assert error <= 1e-5
+        assert error <= (1e-5 if kind is Model else 5e-5)
 
 
 @pytest.mark.parametrize("per_slot", [1, 2])
 @pytest.mark.parametrize("n", [1, 2, 4])
 @pytest.mark.parametrize("mode", MODES)
-def test_cost_of_a_live_tick(mode, n, per_slot):
-    model, ring, noise, c = Model(), Ring(per_slot), SlotNoise(0, SHAPE), course(n=n)
+@pytest.mark.parametrize("kind", [Model, Raw])
+def test_cost_of_a_live_tick(kind, mode, n, per_slot):
+    model, ring, noise, c = kind(), Ring(per_slot), SlotNoise(0, SHAPE), course(n=n)
     for i in range(n + 3):
         before = model.calls, model.rows
-        tick = ring.tick(
-            model.guide(Guidance(mode, 1.4)), frames(per_slot, i), [0.0] * per_slot, c, noise
-        )  # fmt: skip
+        inputs = frames(per_slot, i), [0.0] * per_slot, c, noise
+        tick = run(ring, model, Guidance(mode, 1.4), *inputs)
         assert len(tick.finished) == (i >= n - 1)
     rows = {"full": 2 * n * per_slot, "onetime-negative": (n + 1) * per_slot}
     assert model.calls - before[0] == 1
@@ -247,21 +287,30 @@ def test_cost_of_a_live_tick(mode, n, per_slot):
 
 
 class Spy(TorchDispatchMode):
-    """Sees every aten op."""
+    """Sees every aten op that is no view."""
 
     def __init__(self):
         super().__init__()
         self.ops = []
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        self.ops.append(str(func))
+        if not func.is_view:
+            self.ops.append(str(func))
         return func(*args, **(kwargs or {}))
 
 
+# of lcm; the public class takes 11, 16, 30 and 33 (benchmarks/bench.py counts them)
+MOST = {"off": 6, "full": 8, "self-negative": 14, "onetime-negative": 14}
+
+
+@pytest.mark.parametrize("n", [1, 2, 4])
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("rule", sorted(STEP_RULES))
-def test_steady_state_allocates_no_buffers_and_never_waits(rule, mode):
-    ring, noise, c = Ring(2), SlotNoise(0, SHAPE), course(rule, n=4)
+@pytest.mark.parametrize(
+    ("rule", "direct"),
+    [*((rule, False) for rule in sorted(STEP_RULES)), ("lcm", True), ("unipc", True)],
+)
+def test_steady_state_allocates_no_buffers_and_never_waits(rule, mode, direct, n):
+    ring, noise, c = Ring(2), SlotNoise(0, SHAPE), course(rule, n=n)
     guidance, inputs = Guidance(mode, 1.4), frames(2)
     half = torch.tensor(0.5)
 
@@ -269,8 +318,12 @@ def test_steady_state_allocates_no_buffers_and_never_waits(rule, mode):
         asked = {"none": 0, "all": rows.x.shape[0], "entered": 2}[which]
         return rows.x * half, rows.x[:asked] * half if asked else None
 
+    which = {"full": "all", "onetime-negative": "entered"}.get(mode, "none")
+    linear = Linear(guidance, which, level, lambda y, fold: y)
+    guide = linear if direct else lambda rows: guidance(rows, predict)
+
     def tick():
-        ring.tick(lambda rows: guidance(rows, predict), inputs, [0, 0], c, noise)
+        ring.tick(guide, inputs, [0, 0], c, noise)
 
     def buffers():
         named = [*ring.buffers.all()]
@@ -282,6 +335,8 @@ def test_steady_state_allocates_no_buffers_and_never_waits(rule, mode):
     for _ in range(100):
         with Spy() as spy:
             tick()
+        if direct and rule == "lcm":
+            assert len(spy.ops) <= MOST[mode], spy.ops
         counts.add(len(spy.ops))
         for forbidden in ("_local_scalar_dense", "nonzero", "_to_copy", "zeros", "empty.memory"):
             assert not any(forbidden in op for op in spy.ops), (forbidden, spy.ops)
@@ -328,32 +383,42 @@ class Bad(float):
     __hash__ = float.__hash__
 
 
-def test_dropped_rows_are_counted():
-    ring, model, noise = Ring(1), Model(), SlotNoise(0, SHAPE)
-    bad = frames(1)
-    bad[0, 1] = float("inf")
-    for source in (frames(1), bad, frames(1)):
-        ring.tick(model.guide(Guidance("off")), source, [0.0], course(n=2), noise)
-    assert int(ring.dropped) == 1
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("kind", [Model, Raw])
+@pytest.mark.parametrize("value", ["nan", "inf", "-inf"])
+def test_bad_rows_are_counted_and_never_stay(kind, mode, value):
+    """Among 300 frames: the count is kept in a short buffer that is emptied now and then."""
+    ring, model, noise, c = Ring(1), kind(), SlotNoise(0, SHAPE), course("dpmpp_2m", n=2)
+    out = []
+    for i in range(300):
+        source = frames(1, i)
+        if i in (7, 290, 291):
+            source[0, 1] = float(value)
+        out += run(ring, model, Guidance(mode), source, [0.0], c, noise).finished
+        if i == 8:
+            assert ring.dropped == 1
+    assert ring.dropped == 3
+    assert all(torch.isfinite(latents).all() for _, latents in out)
+    assert all(torch.isfinite(buffer).all() for buffer in ring.buffers.all())
 
 
 def live(ring, model, inputs, courses, guidance, noise):
     """One frame per tick; returns (payload of the frame shown or None, latents) per tick."""
     shown = []
     for i, source in enumerate(inputs):
-        tick = ring.tick(model.guide(guidance), source[None], [0.01 * i], courses[i], noise)
+        tick = run(ring, model, guidance, source[None], [0.01 * i], courses[i], noise)
         payload = tick.finished[-1][0][-1] if tick.finished else None
         shown.append((payload, tick.finished[-1][1] if tick.finished else tick.estimate))
     return shown
 
 
 @settings(max_examples=80, deadline=None)
-@given(data=st.data(), mode=st.sampled_from(MODES))
-def test_schedule_and_rule_may_change_between_ticks(data, mode):
+@given(data=st.data(), mode=st.sampled_from(MODES), kind=st.sampled_from([Model, Raw]))
+def test_schedule_and_rule_may_change_between_ticks(data, mode, kind):
     pool = [course(r, n) for r in sorted(STEP_RULES) for n in (1, 2, 3, 4)]
     picks = data.draw(st.lists(st.sampled_from(range(len(pool))), min_size=6, max_size=20))
     guidance, noise, inputs = Guidance(mode, 1.3), SlotNoise(1, SHAPE), frames(len(picks), 5)
-    shown = live(Ring(1), Model(), inputs, [pool[p] for p in picks], guidance, noise)
+    shown = live(Ring(1), kind(), inputs, [pool[p] for p in picks], guidance, noise)
     last = -1.0
     for payload, latents in shown:
         assert torch.isfinite(latents).all()
@@ -362,7 +427,8 @@ def test_schedule_and_rule_may_change_between_ticks(data, mode):
             assert payload > last, "never an older frame after a newer one"
             last = payload
             want = alone(inputs[i], payload, pool[picks[i]], noise, guidance)
-            assert (latents[0] - want).square().mean().sqrt() <= 1e-5 * want.square().mean().sqrt()
+            error = (latents[0] - want).square().mean().sqrt() / want.square().mean().sqrt()
+            assert error <= (1e-5 if kind is Model else 5e-5)
 
 
 def test_growing_and_shrinking_keeps_what_it_can():
