@@ -1,6 +1,6 @@
 """What the pack registers."""
 
-from .compat import ComfyExtension, io
+from .compat import ComfyExtension, io, quick
 
 
 class LiveDiffusionExtension(ComfyExtension):
@@ -16,7 +16,7 @@ class LiveDiffusionExtension(ComfyExtension):
         from .tensorrt import LiveTensorRTBuild, LiveTensorRTLoader
 
         connect()
-        return [
+        nodes = [
             LiveCamera,
             LiveView,
             LiveStreamSampler,
@@ -38,3 +38,4 @@ class LiveDiffusionExtension(ComfyExtension):
             LiveTensorRTLoader,
             LiveRun,
         ]
+        return [quick(node) for node in nodes]

@@ -97,13 +97,13 @@ class LiveStreamSampler(io.ComfyNode):
             add_noise,
         )  # fmt: skip
         samples = checked_latent(guider.model_patcher, latent)
-        stream = Stream(frames_per_slot)
-        if not clip:
+        if clip:
+            stream = Stream(frames_per_slot)
+        else:
             key = stream_key(cls.hidden, "LiveStreamSampler")
-            kept = streams.get(key, lambda: stream)
-            if kept.ring.frames_per_slot == frames_per_slot:
-                stream = kept
-            else:
+            stream = streams.get(key, lambda: Stream(frames_per_slot))
+            if stream.ring.frames_per_slot != frames_per_slot:
+                stream = Stream(frames_per_slot)
                 streams.put(key, stream)
         bar = comfy.utils.ProgressBar(1) if clip else None
 

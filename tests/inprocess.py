@@ -309,13 +309,14 @@ def nodes_for_tests():
 def comfy():
     """A running Comfy with the test nodes and the pack's; yields (comfy, world)."""
     from livediffusion.nodes import compiled, frames, models, sampling, schedules
+    from livediffusion.nodes.compat import quick
 
     before = dict(CLASSES)
     world = nodes_for_tests()
     for module in (live_nodes, compiled, frames, models, sampling, schedules):
         for name in dir(module):
             if name.startswith("Live") and hasattr(getattr(module, name), "define_schema"):
-                CLASSES[name] = getattr(module, name)
+                CLASSES[name] = quick(getattr(module, name))
     try:
         with Comfy() as running:
             yield running, world
