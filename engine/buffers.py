@@ -7,6 +7,7 @@ read and write them. `rows` is a slice, or a tensor of indices, of the n * F row
 import torch
 from torch import Tensor
 
+from ..kernels.choice import place_unfit
 from .plan import Place, Plan
 from .space import Mix
 
@@ -15,13 +16,21 @@ Rows = slice | Tensor
 
 
 class Buffers:
-    """Args:
-    n: places.
-    f: rows of a place.
-    shape: of a latent, (C, H, W).
-    history: tensors remembered with a frame.
-    before: buffers of the same f and shape whose places go on, and where these lie there; they
-        take the first places.
+    """The buffers of a ring.
+
+    Args:
+        n: places.
+        f: rows of a place.
+        shape: of a latent, (C, H, W).
+        history: tensors remembered with a frame.
+        before: buffers of the same f and shape whose places go on, and where these lie there; they
+            take the first places.
+
+    Attributes:
+        state: x and source of every row, [2, n * F, C, H, W]; `x` and `source` are views of it.
+        past: what is remembered of every row, newest first.
+        reference: what residual guidance points at, once it has been another than the source.
+        unfused: why the kernels do not run on these tensors; empty where they do.
     """
 
     def __init__(
@@ -38,16 +47,18 @@ class Buffers:
             return fresh.flatten(0, 1)
 
         # x and source side by side: a frame is written into both at once
-        self._state = torch.stack([moved(old and old.x), moved(old and old.source)])
-        self.x, self.source = self._state
+        self.state = torch.stack([moved(old and old.x), moved(old and old.source)])
+        self.x, self.source = self.state
         past = old.past if old else []
         self.past = [moved(past[i] if i < len(past) else None) for i in range(history)]
         kept = None if old is None else old.reference
         self.reference: Tensor | None = None if kept is None else moved(kept)
         self._last = torch.zeros(shape, device=device) if old is None else old._last
-        self._dropped = torch.zeros((), dtype=torch.int64, device=device)
+        self.bad_rows = torch.zeros((), dtype=torch.int64, device=device)
         if old is not None:
-            self._dropped += old.dropped
+            self.bad_rows += old.dropped
+        self.bad = torch.zeros(n * f, dtype=torch.int32, device=device)  # since the last tick
+        self.unfused = place_unfit(self.state)
         self._sums = torch.zeros(_COUNTED, n * f, device=device)
         self._sum_now = torch.zeros(n * f, device=device)
         self._summed = 0
@@ -55,13 +66,13 @@ class Buffers:
 
     def all(self) -> list[Tensor]:
         """Every tensor that a recorded tick reads and writes."""
-        own = [self._state, self._dropped, self._sum_now, *self.past]
+        own = [self.state, self.bad_rows, self.bad, self._sum_now, *self.past]
         return own if self.reference is None else [*own, self.reference]
 
     @property
     def dropped(self) -> Tensor:
         """Rows with a non-finite value so far, int64 on the device."""
-        return self._dropped + (~self._sums.isfinite()).sum()
+        return self.bad_rows + (~self._sums.isfinite()).sum() + (self.bad != 0).sum()
 
     def take(self, buffer: Tensor, rows: Rows) -> Tensor:
         """Rows of a tensor: a view, or a copy for a tensor of indices."""
@@ -112,14 +123,14 @@ class Buffers:
             mix: of the source in x, and 1, [2, 1, 1, 1, 1].
         """
         if isinstance(rows, slice):
-            target = self._state[:, rows]
+            target = self.state[:, rows]
             if entry is None:
                 torch.mul(source[None], mix, out=target)
             else:
                 torch.addcmul(entry, source[None], mix, out=target)
             return
         both = source[None] * mix
-        self._state.index_copy_(1, rows, both if entry is None else both.add_(entry))
+        self.state.index_copy_(1, rows, both if entry is None else both.add_(entry))
 
     def count(self, rows: Tensor, recorded: bool) -> None:
         """Count the non-finite ones of [R, C, H, W], at once where a recording does not come back.
@@ -129,12 +140,12 @@ class Buffers:
         r = rows.shape[0]
         if recorded:
             torch.sum(rows.flatten(1), 1, out=self._sum_now[:r])
-            self._dropped += (~self._sum_now.isfinite()).sum()
+            self.bad_rows += (~self._sum_now.isfinite()).sum()
             return
         torch.sum(rows.flatten(1), 1, out=self._sums[self._summed, :r])
         self._summed += 1
         if self._summed == _COUNTED:
-            self._dropped.copy_(self.dropped)
+            self.bad_rows += (~self._sums.isfinite()).sum()
             self._sums.zero_()
             self._summed = 0
 
@@ -152,13 +163,13 @@ class Buffers:
         finite = source.flatten(1).sum(1).isfinite()
         clean = torch.where(self._wide(finite), source, self._last)
         self._last.copy_(clean[-1])
-        self._dropped += source.shape[0] - finite.sum()
+        self.bad_rows += source.shape[0] - finite.sum()
         return clean
 
     def finite(self, denoised: Tensor, source: Tensor) -> Tensor:
         """A non-finite prediction is replaced by the row's source and never reaches the state."""
         finite = denoised.flatten(1).sum(1).isfinite()
-        self._dropped += denoised.shape[0] - finite.sum()
+        self.bad_rows += denoised.shape[0] - finite.sum()
         return torch.where(self._wide(finite), denoised, source)
 
     def enter(self, plan: Plan, source: Tensor, noise: Tensor) -> None:

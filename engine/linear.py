@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from ..kernels import stream_enter, stream_step
 from .guidance import Guidance
 from .step_rules import Weights
 
@@ -102,8 +103,18 @@ class Fold:
             }
             for target in ("after", "denoised", "kept", "entered")
         }
-        # of source and noise in x, then in the source itself, [2, 1, 1, 1, 1]
+        # the same side by side, [terms, R], for the kernels
+        self.after, self.kept, self.own = (self._block(p) for p in ("after", "kept", "entered"))
+        # of the source in x, and in the source itself, [2, 1, 1, 1, 1]
         self.mix = columns("mix", 2) if "mix" in parts else None
+
+    def _block(self, prefix: str) -> Tensor | None:
+        counts = [count for name, count in self.form if name.startswith(f"{prefix}.")]
+        if not counts:
+            return None
+        names = [name.startswith(f"{prefix}.") for name, _ in self.form]
+        start = sum(count for _, count in self.form[: names.index(True)])
+        return self.dial[start : start + sum(counts)].view(len(counts), -1)
 
     def at(self, dial: Tensor, base: Tensor | None) -> "Fold":
         """The same weights with their values elsewhere."""
@@ -188,6 +199,8 @@ def tick(work: "Work", guide: Linear, fold: Fold | None = None) -> tuple[Tensor,
     if fold is None:
         fold = guide.fold(plan)
         prepare(work, guide)
+    if work.full and not own.unfused:
+        return _fused(work, guide, fold)
     if work.source is not None:
         entry = work.noise if work.recorded else own.entry(work.noise, plan.mix)
         own.admit(plan.entering, work.source, entry, fold.mix)
@@ -221,6 +234,28 @@ def tick(work: "Work", guide: Linear, fold: Fold | None = None) -> tuple[Tensor,
         return torch.nan_to_num(after, 0.0, 0.0, 0.0, out=x), denoised
     own.put(own.x, plan.rows, after.nan_to_num_(0.0, 0.0, 0.0))
     return after, denoised
+
+
+_SECOND = {"off": "nothing", "self-negative": "source", "onetime-negative": "reference"}
+
+
+def _fused(work: "Work", guide: Linear, fold: Fold) -> tuple[Tensor, None]:
+    """A tick of full slots as two kernels and the model (kernels.stream)."""
+    own, plan = work.buffers, work.plan
+    entering = plan.index if isinstance(plan.entering, slice) else plan.entering
+    entry = work.noise if work.recorded else own.entry(work.noise, plan.mix)
+    y, after = stream_enter(
+        own.state, work.source, entry, entering, fold.mix, fold.base, fold.gain, own.bad,
+        own.bad_rows, fold.which == "entered", guide.dtype,
+    )  # fmt: skip
+    out = guide.model(y, fold).contiguous()
+    second = "negative" if fold.which == "all" else _SECOND.get(guide.guidance.mode, "nothing")
+    stream_step(
+        own.state, after, out, fold.after, second,
+        own.reference if second == "reference" else None, own.past, fold.kept, fold.own, entering,
+        own.bad,
+    )  # fmt: skip
+    return own.x, None
 
 
 def prepare(work: "Work", guide: Linear) -> None:

@@ -172,7 +172,10 @@ class Ticks:
             self._calls.calls, self._calls.rows = before
         self.captures += 1
         seconds = round(time.perf_counter() - started, 3)
-        attached.notes["ticks"] = {"captures": self.captures, "seconds": seconds}
+        attached.notes["ticks"] = {
+            "captures": self.captures, "seconds": seconds,
+            "kernels": work.buffers.unfused or "triton",
+        }  # fmt: skip
         return tick
 
 

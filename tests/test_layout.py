@@ -115,7 +115,11 @@ def test_imports_point_downwards(path):
 
 @pytest.mark.parametrize("path", PACK, ids=str)
 def test_optional_packages_are_imported_late(path):
-    """Inside functions only."""
+    """Inside functions only, or in modules that are imported inside functions only."""
+    if path.match("kernels/triton_*.py"):
+        stem = path.stem
+        assert not any((path.parts[0], stem) in imports(other)[1] for other in PACK)
+        return
     names = set()
     for node in tree(path).body:
         if isinstance(node, ast.Import):
