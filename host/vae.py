@@ -4,6 +4,8 @@ import copy
 
 from torch import Tensor
 
+from . import transfer
+
 
 def _near(vae):
     # results go to output_device (comfy/sd.py); a copy leaves the user's VAE as it is
@@ -14,7 +16,7 @@ def _near(vae):
 
 def encode(vae, pixels: Tensor) -> Tensor:
     """IMAGE [B, H, W, C] in 0..1 to latents [B, C', H/f, W/f] on the VAE's device."""
-    return _near(vae).encode(pixels)
+    return _near(vae).encode(transfer.near(pixels, vae.device))
 
 
 def decode(vae, latents: Tensor) -> Tensor:

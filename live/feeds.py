@@ -8,6 +8,7 @@ from collections.abc import Callable
 import numpy as np
 from torch import Tensor
 
+from ..host.transfer import send
 from . import pacing
 from .codecs import CODECS
 from .film import stills
@@ -39,7 +40,9 @@ class Frame:
     def image(self, shape: Shape) -> Tensor:
         """IMAGE [1, height, width, 3]."""
         if shape not in self._images:
-            self._images[shape] = to_image(fitted(self.picture, shape))
+            picture = fitted(self.picture, shape)
+            image = self._images[shape] = to_image(picture)
+            send(image, picture)
         return self._images[shape]
 
 

@@ -1,4 +1,4 @@
-"""Pictures between camera, graph and screen. numpy and Pillow only, for worker threads."""
+"""Pictures between camera, graph and screen, for worker threads."""
 
 from typing import NamedTuple
 
@@ -6,6 +6,8 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
+
+from ..host.transfer import Fetched, fetch
 
 FITS = ("crop", "pad", "stretch")
 
@@ -58,24 +60,21 @@ def to_image(picture: np.ndarray) -> Tensor:
     return torch.from_numpy(np.multiply(picture, np.float32(1 / 255), dtype=np.float32))[None]
 
 
-def on_its_way(image: Tensor) -> Tensor:
-    """The newest frame of an IMAGE [B, H, W, C], made small on its device without waiting for it.
+def on_its_way(image: Tensor) -> Fetched | Tensor:
+    """The newest frame of an IMAGE [B, H, W, C], for `landed`; waits for nothing.
 
     Returns:
-        [H, W, C]: uint8 from a GPU; on the CPU as it is, for `landed` to convert in its thread.
+        What fetches it from a GPU; elsewhere [H, W, C], for `landed` to convert in its thread.
     """
-    frame = image[-1]
-    if frame.device.type == "cpu":
-        return frame
-    return frame.clamp(0, 1).mul(255).round_().to(torch.uint8)
+    return fetch(image) or image[-1]
 
 
-def landed(frame: Tensor) -> np.ndarray:
-    """[H, W, 3] uint8 on the CPU; waits for the device."""
-    picture = frame.detach().cpu().numpy()
-    if picture.dtype != np.uint8:
-        picture = np.nan_to_num(picture.astype(np.float32, copy=False))
-        picture = np.rint(np.clip(picture, 0, 1) * 255).astype(np.uint8)
+def landed(frame: Fetched | Tensor) -> np.ndarray:
+    """[H, W, 3] uint8 on the CPU; waits for the frame."""
+    if isinstance(frame, Fetched):
+        return frame.picture()
+    picture = np.nan_to_num(frame.detach().cpu().numpy().astype(np.float32, copy=False))
+    picture = np.rint(np.clip(picture, 0, 1) * 255).astype(np.uint8)
     if picture.shape[-1] == 1:
         picture = picture.repeat(3, -1)
     return np.ascontiguousarray(picture[..., :3])

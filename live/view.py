@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from torch import Tensor
 
+from ..host.transfer import Fetched
 from .codecs import JPEG
 from .feeds import Frame
 from .mailbox import Closed, Slot
@@ -20,7 +21,7 @@ from .wire import VIEW, Packet
 class Shown(NamedTuple):
     """A picture that a LiveView gave."""
 
-    picture: Tensor
+    picture: Fetched | Tensor
     number: int
     quality: int
     record: Callable[[], Recorder] | None

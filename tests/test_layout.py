@@ -16,7 +16,7 @@ FREE = {"schedules", "compiled", "engine", "kernels"}
 ARROWS = {
     "nodes": {"live", "host", "compiled", "schedules", "engine", "demo"},
     "live": {"host", "engine"},
-    "host": {"compiled", "engine"},
+    "host": {"compiled", "engine", "kernels"},
     "compiled": {"engine"},
     "schedules": {"engine"},
     "engine": {"kernels"},
