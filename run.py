@@ -341,6 +341,14 @@ def engines(args: argparse.Namespace, rest: list[str]) -> int:
     return subprocess.run([*command, *more], stdin=subprocess.DEVNULL).returncode
 
 
+def bench(args: argparse.Namespace, rest: list[str]) -> int:
+    """The pack beside others on this machine's processor: counts, ratios, scaling."""
+    comfyui = find_comfyui(args.comfyui)
+    python = environment(comfyui, test=True)
+    command = [str(python), str(ROOT / "benchmarks" / "bench.py"), "--comfyui", str(comfyui)]
+    return subprocess.run([*command, *rest], stdin=subprocess.DEVNULL).returncode
+
+
 def test(args: argparse.Namespace, rest: list[str]) -> int:
     """Lint, then the suite on one ComfyUI; without --comfyui, on the other one first, in short.
 
@@ -368,7 +376,7 @@ def test(args: argparse.Namespace, rest: list[str]) -> int:
     return code
 
 
-COMMANDS = {"live": live, "clip": clip, "engines": engines, "test": test}
+COMMANDS = {"live": live, "clip": clip, "engines": engines, "bench": bench, "test": test}
 
 
 def main() -> int:

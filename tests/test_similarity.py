@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 from livediffusion.engine.similarity import (
     SimilarityFilter,
+    on_device,
     score,
     sketch,
     skip_probability,
@@ -100,6 +101,15 @@ def test_unrelated_bright_pictures_are_never_alike(kind):
     for seed in range(20):
         a, b = (sketch(kind(s, 0.85, 0.05)) for s in (2 * seed, 2 * seed + 1))
         assert skip_probability(score(a, b), 0.98) < 0.01
+
+
+def test_cosine_on_a_device_is_the_same_but_for_8_bits():
+    frames = [picture(s, 0.6, 0.1) for s in range(3)]
+    for a, b in ((0, 1), (1, 2), (2, 2)):
+        here = score(*(sketch(frames[i], "cosine") for i in (a, b)))
+        there = score(*(on_device(frames[i]) for i in (a, b)))
+        assert there == pytest.approx(here, abs=2e-4)
+    assert score(sketch(frames[0], "cosine"), on_device(frames[0])) == -1.0, "it has moved"
 
 
 def test_the_papers_cosine_calls_them_alike():
