@@ -1,5 +1,6 @@
 """The UNet as a CUDA graph: one launch instead of hundreds."""
 
+import contextlib
 import time
 from collections.abc import Callable, Hashable
 from typing import Any
@@ -8,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .engine import Call, Refused, Shapes, UNet
-from .graph import CudaRecording, Folded, Knobs, Recording
+from .graph import CudaRecording, Folded, Knobs, Recording, fused_norms
 
 _WARM = 2  # runs before recording, in which libraries set themselves up
 
@@ -59,9 +60,10 @@ class CudaGraph:
         self._recording = self._new()
 
         def work() -> Tensor:
-            if self._folded is None:
-                return unet(call)
-            with self._folded.inside():
+            with contextlib.ExitStack() as inside:
+                inside.enter_context(fused_norms(unet.module))
+                if self._folded is not None:
+                    inside.enter_context(self._folded.inside())
                 return unet(call)
 
         self._out = self._recording.capture(work)

@@ -1,12 +1,21 @@
 """Recorded work: a CUDA graph, and the tensors that it reads its knobs from."""
 
 import contextlib
+import functools
+import itertools
 import weakref
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+from ..kernels import group_norm_silu
+from ..kernels.choice import place_unfit
+
+# whether recordings take GroupNorm and SiLU as one kernel: benchmarks/gpu.py measures both ways,
+# and no GPU has been at hand to say which is faster
+FUSE_NORMS = False
 
 
 class Recording(Protocol):
@@ -77,7 +86,7 @@ class Folded:
         emb: time embedding, [R, E], or None to leave time as it is.
     """
 
-    def __init__(self, module: torch.nn.Module, context: Tensor, emb: Tensor | None = None):
+    def __init__(self, module: nn.Module, context: Tensor, emb: Tensor | None = None):
         named = list(module.named_modules())
         prompt = [m for name, m in named if name.endswith(("attn2.to_k", "attn2.to_v"))]
         time = [m for name, m in named if name.endswith("emb_layers")] if emb is not None else []
@@ -121,3 +130,31 @@ class Folded:
         finally:
             for module, _ in kept:
                 module.__dict__.pop("forward", None)
+
+
+@contextlib.contextmanager
+def fused_norms(module: nn.Module) -> Iterator[int]:
+    """While this lasts, GroupNorm with SiLU behind it is one op (kernels.group_norm_silu).
+
+    Gives how many there are; none where the kernel does not run or FUSE_NORMS is off.
+    """
+    pairs = []
+    if FUSE_NORMS:
+        for several in (m for m in module.modules() if isinstance(m, nn.Sequential)):
+            for norm, silu in itertools.pairwise(several):
+                if isinstance(norm, nn.GroupNorm) and isinstance(silu, nn.SiLU):
+                    pairs.append((norm, silu))
+    pairs = [(n, s) for n, s in pairs if n.weight is not None and not place_unfit(n.weight)]
+    try:
+        for norm, silu in pairs:
+            norm.forward = functools.partial(_norm_silu, weakref.ref(norm))
+            silu.forward = lambda x: x
+        yield len(pairs)
+    finally:
+        for part in itertools.chain.from_iterable(pairs):
+            part.__dict__.pop("forward", None)
+
+
+def _norm_silu(norm: Callable[[], nn.GroupNorm], x: Tensor) -> Tensor:
+    own = norm()
+    return group_norm_silu(x, own.num_groups, own.weight, own.bias, own.eps, True)

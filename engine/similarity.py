@@ -72,7 +72,7 @@ def sketch(frame: Tensor, measure: Measure = "centred") -> Sketch:
 
 
 def on_device(frame: Tensor) -> Sketch:
-    """For cosine: the frame in 8 bits where it is, compared there in one pass (kernels.likeness)."""
+    """For cosine: the frame in 8 bits where it is, to be compared there (kernels.likeness)."""
     return Sketch((View(picture_out(frame[None], "BHWC", 255.0, 0.0)[0]),))
 
 

@@ -15,7 +15,7 @@ from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 from torch import Tensor
 
 from ..compiled.cudagraph import addresses, fixed
-from ..compiled.graph import CudaRecording, Folded, Recording
+from ..compiled.graph import CudaRecording, Folded, Recording, fused_norms
 from ..compiled.tick import Recorded, layout
 from ..engine.linear import Fold, Linear, prepare
 from ..engine.ring import Guide, Through, Work
@@ -164,7 +164,7 @@ class Ticks:
         before = self._calls.calls, self._calls.rows
         attached.inside = True
         try:
-            with tick.inside():
+            with tick.inside(), fused_norms(visit.model.diffusion_model):
                 tick.recorded = Recorded(work, fold, again, ask.cond, self._new())
             tick.rows = self._calls.rows - before[1]
         finally:

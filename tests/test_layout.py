@@ -17,7 +17,7 @@ ARROWS = {
     "nodes": {"live", "host", "compiled", "schedules", "engine", "demo"},
     "live": {"host", "engine"},
     "host": {"compiled", "engine", "kernels"},
-    "compiled": {"engine"},
+    "compiled": {"engine", "kernels"},
     "schedules": {"engine"},
     "engine": {"kernels"},
     "kernels": set(),
