@@ -3,6 +3,7 @@
 import math
 
 import torch
+from comfy.latent_formats import LatentFormat
 from torch import Tensor
 
 from ..engine.space import Mix
@@ -58,7 +59,8 @@ class ModelSpace:
 
 def scaled_in(model, latents: Tensor) -> Tensor:
     """process_latent_in, which ComfyUI leaves out for an empty latent."""
-    shifts = getattr(model.latent_format, "shift_factor", None)
-    if shifts is not None and not torch.count_nonzero(latents):
-        return latents
-    return model.process_latent_in(latents)
+    scaled = model.process_latent_in(latents)
+    if type(model.latent_format).process_in is LatentFormat.process_in:
+        return scaled  # a factor: nothing stays nothing
+    # decided on the device: to ask for the answer would wait for it
+    return torch.where(latents.any(), scaled, latents)

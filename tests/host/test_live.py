@@ -249,6 +249,21 @@ def test_steady_live_run_keeps_its_buffers(world):
     assert ([b.data_ptr() for b in ring.buffers.all()], len(ring._plans)) == before
 
 
+def test_an_empty_latent_is_left_as_comfyui_leaves_it():
+    import comfy.latent_formats
+    from livediffusion.host.space import scaled_in
+
+    some, nothing = torch.ones(1, 16, 4, 4), torch.zeros(1, 16, 4, 4)
+    for name in ("SD15", "SD3", "Wan21"):
+        form = getattr(comfy.latent_formats, name)()
+        latent = (some[:, :4], nothing[:, :4]) if name == "SD15" else (some, nothing)
+        if name == "Wan21":
+            latent = tuple(t[:, :, None] for t in latent)
+        model = types.SimpleNamespace(latent_format=form, process_latent_in=form.process_in)
+        assert torch.equal(scaled_in(model, latent[0]), form.process_in(latent[0]))
+        assert not scaled_in(model, latent[1]).any(), name
+
+
 @pytest.mark.parametrize("path", ["direct", "wrapped"])
 @pytest.mark.parametrize("where", ["frame", "model"])
 def test_one_bad_frame_among_fifty_disturbs_no_other(world, monkeypatch, where, path):
