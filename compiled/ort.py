@@ -77,6 +77,8 @@ class OnnxRuntime:
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
         options.intra_op_num_threads = torch.get_num_threads()
+        # its threads would go on turning after a call and take the cores from what comes next
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         kind, _, index = device.partition(":")
         providers: list[Any] = ["CPUExecutionProvider"]
         if kind == "cuda":
