@@ -1,25 +1,13 @@
 """What the live loop costs per frame, and what one queued prompt per frame costs, same graph.
 
-    COMFYUI_PATH=... python benchmarks/live_loop.py [--frames 300]
-
 The standard live graph, seven nodes (camera, encode, guider, noise levels, sampler, decode, view),
 around a UNet and an autoencoder that compute nothing: what is timed is the executor, the nodes and
-the loop. Both ways run interleaved on ComfyUI's own executor in one process. Prints a table and
-one line of JSON; times mean little between machines, ratios inside one run do.
+the loop. Both ways run interleaved on ComfyUI's own executor in one process. Part of bench.py.
 """
 
-import argparse
 import asyncio
-import importlib.util
-import json
-import logging
-import pathlib
-import platform
-import statistics
-import sys
 import time
 
-ROOT = pathlib.Path(__file__).resolve().parents[1]
 SIZE = 256
 STEPS = 2
 
@@ -107,15 +95,9 @@ def queued(comfy, work: dict, frames: int) -> list[float]:
     return times[20:]
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--frames", type=int, default=300)
-    args = parser.parse_args()
-    spec = importlib.util.spec_from_file_location("conftest", ROOT / "tests" / "conftest.py")
-    spec.loader.exec_module(importlib.util.module_from_spec(spec))
-    logging.disable(logging.INFO)
+def measure(frames: int) -> dict[str, list[float]]:
+    """Milliseconds of live frames and of queued prompts, in three turns."""
     import inprocess
-    import torch
     from livediffusion.live.still import stills
 
     camera = inprocess.camera(width=SIZE, height=SIZE, fps=120)["inputs"]
@@ -136,18 +118,7 @@ def main() -> None:
         ordinary = {**work, "view": {"class_type": "NullView", "inputs": {"image": ["decode", 0]}}}
         ordinary["camera"] = {"class_type": "LiveCamera", "inputs": camera}
         for _ in range(3):
-            times["live"] += asyncio.run(live(inprocess, comfy, work, args.frames))
+            times["live"] += asyncio.run(live(inprocess, comfy, work, frames))
             stills.put(("", "camera"), inprocess.jpeg(inprocess.flat(90, SIZE)))
-            times["queued"] += queued(comfy, ordinary, args.frames)
-    rows = {name: statistics.median(values) for name, values in times.items()}
-    p99 = {name: statistics.quantiles(values, n=100)[98] for name, values in times.items()}
-    for name, ms in rows.items():
-        ratio = ms / rows["queued"]
-        line = f"{name:<10}{ms:8.2f} ms median{p99[name]:8.2f} ms p99{ratio:8.2f} x queued"
-        sys.stdout.write(line + "\n")
-    where = {"machine": platform.processor() or platform.machine(), "torch": torch.__version__}
-    sys.stdout.write(json.dumps({"median_ms": rows, "p99_ms": p99, **where}) + "\n")
-
-
-if __name__ == "__main__":
-    main()
+            times["queued"] += queued(comfy, ordinary, frames)
+    return times

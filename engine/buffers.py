@@ -4,6 +4,8 @@ All lie at fixed addresses from one change of size or steps to the next, so that
 read and write them. `rows` is a slice, or a tensor of indices, of the n * F rows.
 """
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
@@ -13,6 +15,15 @@ from .space import Mix
 
 _COUNTED = 256  # ticks after which bad rows are counted, if nobody asks before
 Rows = slice | Tensor
+
+
+class Views(NamedTuple):
+    """Where a plan's rows lie in the buffers; None where only a copy has them side by side."""
+
+    x: Tensor | None  # [R, C, H, W]
+    source: Tensor | None
+    entering: Tensor | None  # x and source of the rows that enter, [2, b, C, H, W]
+    sources: Tensor | None  # the source alone
 
 
 class Buffers:
@@ -60,6 +71,7 @@ class Buffers:
         self.bad = torch.zeros(n * f, dtype=torch.int32, device=device)  # since the last tick
         self.unfused = place_unfit(self.state)
         self._sums = torch.zeros(_COUNTED, n * f, device=device)
+        self._sum_of = self._sums.unbind()
         self._sum_now = torch.zeros(n * f, device=device)
         self._summed = 0
         self._entry: tuple | None = None
@@ -73,6 +85,18 @@ class Buffers:
     def dropped(self) -> Tensor:
         """Rows with a non-finite value so far, int64 on the device."""
         return self.bad_rows + (~self._sums.isfinite()).sum() + (self.bad != 0).sum()
+
+    def views(self, plan: Plan) -> Views:
+        """Kept with the plan: making one takes as long as some operations."""
+        if plan.views is None:
+            x = source = target = sources = None
+            if isinstance(plan.rows, slice):
+                x, source = self.x[plan.rows], self.source[plan.rows]
+            if isinstance(plan.entering, slice):
+                target = self.state[:, plan.entering]
+                sources = target[1]
+            plan.views = Views(x, source, target, sources)
+        return plan.views
 
     def take(self, buffer: Tensor, rows: Rows) -> Tensor:
         """Rows of a tensor: a view, or a copy for a tensor of indices."""
@@ -114,7 +138,7 @@ class Buffers:
             self._entry = known = (noise, mix.noise, weighted)
         return known[2]
 
-    def admit(self, rows: Rows, source: Tensor, entry: Tensor | None, mix: Tensor) -> None:
+    def admit(self, plan: Plan, source: Tensor, entry: Tensor | None, mix: Tensor) -> None:
         """Frames enter at the noise level of slot 0.
 
         Args:
@@ -122,15 +146,14 @@ class Buffers:
             entry: see `entry`.
             mix: of the source in x, and 1, [2, 1, 1, 1, 1].
         """
-        if isinstance(rows, slice):
-            target = self.state[:, rows]
-            if entry is None:
-                torch.mul(source[None], mix, out=target)
-            else:
-                torch.addcmul(entry, source[None], mix, out=target)
-            return
-        both = source[None] * mix
-        self.state.index_copy_(1, rows, both if entry is None else both.add_(entry))
+        target = self.views(plan).entering
+        if target is None:
+            both = source[None] * mix
+            self.state.index_copy_(1, plan.entering, both if entry is None else both.add_(entry))
+        elif entry is None:
+            torch.mul(source[None], mix, out=target)
+        else:
+            torch.addcmul(entry, source[None], mix, out=target)
 
     def count(self, rows: Tensor, recorded: bool) -> None:
         """Count the non-finite ones of [R, C, H, W], at once where a recording does not come back.
@@ -142,16 +165,20 @@ class Buffers:
             torch.sum(rows.flatten(1), 1, out=self._sum_now[:r])
             self.bad_rows += (~self._sum_now.isfinite()).sum()
             return
-        torch.sum(rows.flatten(1), 1, out=self._sums[self._summed, :r])
+        here = self._sum_of[self._summed]
+        torch.sum(rows.flatten(1), 1, out=here if r == here.shape[0] else here[:r])
         self._summed += 1
         if self._summed == _COUNTED:
             self.bad_rows += (~self._sums.isfinite()).sum()
             self._sums.zero_()
             self._summed = 0
 
-    def heal(self, buffer: Tensor, rows: Rows) -> None:
-        """Non-finite values become 0."""
-        if isinstance(rows, slice):
+    def heal(self, buffer: Tensor, plan: Plan) -> None:
+        """Non-finite values of the rows that entered become 0."""
+        rows, views = plan.entering, self.views(plan)
+        if buffer is self.source and views.sources is not None:
+            views.sources.nan_to_num_(0.0, 0.0, 0.0)
+        elif isinstance(rows, slice):
             buffer[rows].nan_to_num_(0.0, 0.0, 0.0)
         else:
             self.put(buffer, rows, self.take(buffer, rows).nan_to_num_(0.0, 0.0, 0.0))

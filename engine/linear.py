@@ -203,14 +203,15 @@ def tick(work: "Work", guide: Linear, fold: Fold | None = None) -> tuple[Tensor,
         return _fused(work, guide, fold)
     if work.source is not None:
         entry = work.noise if work.recorded else own.entry(work.noise, plan.mix)
-        own.admit(plan.entering, work.source, entry, fold.mix)
-    x = own.take(own.x, plan.rows)
+        own.admit(plan, work.source, entry, fold.mix)
+    views = own.views(plan)
+    x = own.take(own.x, plan.rows) if views.x is None else views.x
     # what the model sees, once or twice, and x's own part of the step
     if fold.base is None:
         planes = torch.mul(x[None], fold.gain)
     else:
         planes = torch.addcmul(fold.base, x[None], fold.gain)
-    y, after = planes[:-1].flatten(0, 1), planes[-1]
+    y, after = planes if len(planes) == 2 else (planes[:-1].flatten(0, 1), planes[-1])
     if fold.which == "entered":
         y = torch.cat([y, own.take(y, plan.entered)])
     out = guide.model(y.to(guide.dtype), fold)
@@ -221,7 +222,8 @@ def tick(work: "Work", guide: Linear, fold: Fold | None = None) -> tuple[Tensor,
     elif fold.which == "entered":
         terms["output"] = out[: x.shape[0]]
     reference = _reference(work, guide, fold, terms, out)
-    terms |= {f"past{i}": own.take(past, plan.rows) for i, past in enumerate(own.past)}
+    for i, past in enumerate(own.past):
+        terms[f"past{i}"] = own.take(past, plan.rows)
     for name, weight in fold.weights["after"].items():
         after.addcmul_(terms[name], weight)
     denoised = None if work.finishes else _sum(fold.weights["denoised"], terms)
@@ -229,8 +231,8 @@ def tick(work: "Work", guide: Linear, fold: Fold | None = None) -> tuple[Tensor,
         own.push(plan.rows, _sum(fold.weights["kept"], terms).nan_to_num_(0.0, 0.0, 0.0))
     own.count(after, work.recorded)
     if reference is not None and work.source is not None:
-        own.heal(reference, plan.entering)
-    if isinstance(plan.rows, slice):
+        own.heal(reference, plan)
+    if views.x is not None:
         return torch.nan_to_num(after, 0.0, 0.0, 0.0, out=x), denoised
     own.put(own.x, plan.rows, after.nan_to_num_(0.0, 0.0, 0.0))
     return after, denoised
@@ -280,7 +282,8 @@ def _reference(work: "Work", guide: Linear, fold: Fold, terms: dict, out: Tensor
             _sum(fold.weights["entered"], fresh, buffer[plan.entering])
         else:
             own.put(buffer, plan.entering, _sum(fold.weights["entered"], fresh))
-    terms["reference"] = own.take(buffer, plan.rows)
+    source = own.views(plan).source if buffer is own.source else None
+    terms["reference"] = own.take(buffer, plan.rows) if source is None else source
     return buffer
 
 

@@ -63,6 +63,7 @@ class Plan:
     device: torch.device
     holds: list[Any] = field(default_factory=list)  # what the plan's key names by id
     fold: Fold | None = None  # of the guider's latest settings (engine.linear)
+    views: Any = None  # of the ring's buffers (engine.buffers.Views)
 
     @cached_property
     def sigma(self) -> Tensor:
@@ -102,7 +103,7 @@ class Plan:
 
     def at(self, entering: Tensor) -> "Plan":
         """The same layout with its entering rows told by a tensor; every place is full."""
-        return dataclasses.replace(self, entering=entering, entered=entering)
+        return dataclasses.replace(self, entering=entering, entered=entering, views=None)
 
     def _column(self, numbers: list[float]) -> Tensor:
         column = torch.tensor(numbers, dtype=torch.float32).to(self.device)

@@ -189,12 +189,11 @@ class Direct:
         concat = kwargs.pop("c_concat", None)
         if concat is not None:
             y = torch.cat([y, concat], dim=1)
-        patcher = getattr(model, "current_patcher", None)
-        transformer = {
-            **visit.options.get("transformer_options", {}),
-            "cond_or_uncond": ask.labels[:], "uuids": ask.uuids[:], "sigmas": fold.sigma,
-            "prefetch_dynamic_vbars": getattr(patcher, "is_dynamic", bool)(),
-        }  # fmt: skip
+        dynamic = getattr(model.current_patcher, "is_dynamic", None)
+        transformer = visit.options.get("transformer_options", {}).copy()
+        transformer["cond_or_uncond"], transformer["uuids"] = ask.labels[:], ask.uuids[:]
+        transformer["sigmas"] = fold.sigma
+        transformer["prefetch_dynamic_vbars"] = dynamic is not None and dynamic()
         self._calls.calls += 1
         self._calls.rows += y.shape[0]
         attached = engine_of(visit.guider.model_patcher)

@@ -237,7 +237,7 @@ class Stream:
             guider, model, kept.conds, kept.options, seed, kept.guidance, kept.batches
         )  # fmt: skip
         context = getattr(comfy.model_management, "cuda_device_context", contextlib.nullcontext)
-        with context(device):
+        with contextlib.nullcontext() if device.type == "cpu" else context(device):
             patcher.pre_run()
             guider.inner_model, guider.conds = model, kept.conds
             try:
