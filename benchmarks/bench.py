@@ -188,16 +188,16 @@ def whole(report: Report, device: Device, frames: int) -> None:
         report.bars.append(
             Bar(f"latents apart from the public class's, {name}", error, 1e-3, counted=True)
         )
-    auto, why = choice.chosen(choice.AUTO, kit.device)
     sides = {
         "public": rivals.Public(kit, n, mode),
         "AutoPipeline": rivals.AutoPipeline(kit, n),
         "queue": rivals.ComfyQueue(kit, n),
         "queue, 1 step": rivals.ComfyQueue(kit, 1),
-        "eager": rivals.Ours(kit, n, mode),
-        "auto": rivals.Ours(kit, n, mode, engine=auto),
+        "ours": rivals.Ours(kit, n, mode),
         "floor": rivals.Floor(kit, n, mode),
     }
+    if choice.missing("onnxruntime", kit.device) is None:
+        sides["ours, ort"] = rivals.Ours(kit, n, mode, engine="onnxruntime")
     fed = rivals.pictures(kit)
     ways = {key: lambda side=side: side.frames(fed) for key, side in sides.items()}
     try:
@@ -208,7 +208,6 @@ def whole(report: Report, device: Device, frames: int) -> None:
         sides["queue, 1 step"].close()
     names = {key: side.name for key, side in sides.items()}
     names["queue, 1 step"] += " of 1 step"
-    names["auto"] += " (auto)"
     rows = []
     for key, own in times.items():
         row = {"side": names[key], **own.row()}
@@ -219,12 +218,10 @@ def whole(report: Report, device: Device, frames: int) -> None:
             }
         fell = getattr(sides[key], "fallback", None)
         rows.append(row | ({"fell back": fell} if fell else {}))
-    report.add("whole frames, the embedded model", rows, f"n = {n}, {kit.size} x {kit.size}, {why}")
+    report.add("whole frames, the embedded model", rows, f"n = {n}, {kit.size} x {kit.size}")
     ms = {key: own.median for key, own in times.items() if not own.failed}
     for rival, least in (("public", 1.3), ("queue", 2.0)):
-        report.bars.append(
-            Bar(f"fps / {names[rival]}, auto engine", ms[rival] / ms["auto"], least=least)
-        )
+        report.bars.append(Bar(f"fps / {names[rival]}", ms[rival] / ms["ours"], least=least))
 
 
 def scale(report: Report, device: Device, frames: int) -> None:

@@ -59,10 +59,9 @@ def chosen(name: str, device: torch.device) -> tuple[str, str]:
             "an NVIDIA GPU is here, and recording the UNet takes a second; inductor and TensorRT "
             "are faster, but take minutes to build"
         )
-    absent = ort.missing()
-    if device.type == "cpu" and absent is None:
-        return "onnxruntime", "the model runs on the CPU, and ONNX Runtime is installed"
-    return "eager", absent or f"nothing else runs on {device.type} ({sys.platform})"
+    if device.type == "cpu":
+        return "eager", "on a CPU the others gain little (docs/engines.md)"
+    return "eager", f"nothing else runs on {device.type} ({sys.platform})"
 
 
 def make(name: str, device: torch.device) -> Engine:

@@ -22,6 +22,7 @@ from .evaluate import Calls, Visit, prepared, sharing
 from .unet import inference_dtype
 
 _OWN = ("apply_model", "_apply_model", "process_timestep")  # what a direct call does not make
+_WHOLE = (torch.int32, torch.int64)
 _LEVELS = 1024  # noise levels whose numbers are kept
 _BATCHES = 16
 _WHICH = {"off": "none", "self-negative": "none", "onetime-negative": "entered", "full": "all"}
@@ -88,8 +89,9 @@ class Ask:
         cond, self.labels, self.uuids = batch
         self.which, self.batch = which, batch
         dtype = inference_dtype(model)
+        # as comfy.model_base.convert_tensor has it
         self.cond = {
-            name: value.to(device, dtype if value.is_floating_point() else value.dtype)
+            name: value.to(device, value.dtype if value.dtype in _WHOLE else dtype)
             for name, value in cond.items()
             if isinstance(value, Tensor)
         }

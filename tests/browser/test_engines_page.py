@@ -24,7 +24,7 @@ def graph(freeu):
         1: ("LiveDemoModel", [20, 20], [240, 70], [], [], ends),
         2: ("CLIPTextEncode", [20, 160], [240, 100], ["blueprint"], [("clip", "CLIP")], cond),
         3: ("EmptyLatentImage", [20, 340], [240, 110], [64, 64, 1], [], latent),
-        4: ("LiveCompile", [320, 20], [300, 160], ["auto"], [("model", "MODEL")],
+        4: ("LiveCompile", [320, 20], [300, 160], ["onnxruntime"], [("model", "MODEL")],
             [("model", "MODEL")]),
         5: ("KSampler", [680, 20], [280, 260], values, sampler, latent),
         6: ("PreviewAny", [1000, 20], [200, 100], [], [("source", "*")], [("STRING", "STRING")]),
@@ -52,7 +52,7 @@ def test_the_node_says_what_runs_and_why_not(page, request):
     page.get("window.app.queuePrompt(0)")
     page.wait(
         """(app.graph.getNodeById(4).widgets || []).some((w) =>
-        String(w.value).startsWith('onnxruntime: the model runs on the CPU'))""",
+        String(w.value).startsWith('onnxruntime: chosen'))""",
         60,
     )
     page.get("window.app.loadGraphData(a)", graph(True))

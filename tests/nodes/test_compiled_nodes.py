@@ -84,21 +84,17 @@ def options(node, name):
 def test_auto_says_what_it_took_and_why():
     model = tiny.model()
     compiled, told = compile_(model)
-    assert told["engine"] == "onnxruntime"
-    assert told["why"] == "the model runs on the CPU, and ONNX Runtime is installed"
-    assert tiny.rms(sampled(compiled), sampled(model)) <= 1e-5
+    assert told["engine"] == "eager"
+    assert told["why"].startswith("on a CPU the others gain little")
+    assert torch.equal(sampled(compiled), sampled(model))
 
 
-def test_auto_without_anything_installed(monkeypatch):
-    """It is eager, and the node says what would be faster."""
+def test_what_is_not_installed_is_said(monkeypatch):
     from livediffusion.compiled import ort
 
     monkeypatch.setattr(ort.importlib.util, "find_spec", lambda name: None)
     model = tiny.model()
-    compiled, told = compile_(model)
-    assert told["engine"] == "eager"
-    assert "onnx and onnxruntime not installed: pip install" in told["why"]
-    assert torch.equal(sampled(compiled), sampled(model))
+    assert compile_(model)[1]["engine"] == "eager"
     with pytest.raises(ValueError, match=r"engine: onnxruntime cannot be used here\. onnx and"):
         compile_(model, "onnxruntime")
 
