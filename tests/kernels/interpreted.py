@@ -183,7 +183,7 @@ def alike(op, arguments):
         assert one.dtype == other.dtype and one.shape == other.shape
         assert torch.equal(one.isfinite(), other.isfinite())
         error = (one.double() - other.double()).nan_to_num(0.0).abs()
-        limit = {torch.float16: 1e-3, torch.bfloat16: 2**-7}.get(one.dtype, 2e-6)
+        limit = {torch.float16: 1e-3, torch.bfloat16: 2**-7}.get(one.dtype, 1e-6)
         assert error.max() <= limit * max(1.0, float(other.double().nan_to_num(0.0).abs().max()))
 
 
