@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-pytestmark = pytest.mark.comfy
+# a real network: on the primary ComfyUI only
+pytestmark = [pytest.mark.comfy, pytest.mark.slow]
 
 LOOKS = ("ink drawing", "neon night", "watercolor", "thermal camera", "golden sunset")
 

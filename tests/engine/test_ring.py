@@ -75,11 +75,14 @@ class Spy(TorchDispatchMode):
 MOST = {"off": 6, "full": 8, "self-negative": 14, "onetime-negative": 14}
 
 
-@pytest.mark.parametrize("n", [1, 2, 4])
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize(
-    ("rule", "direct"),
-    [*((rule, False) for rule in sorted(STEP_RULES)), ("lcm", True), ("unipc", True)],
+    ("rule", "n", "direct"),
+    [
+        *((rule, 4, False) for rule in sorted(STEP_RULES)),
+        *(("lcm", n, True) for n in (1, 2, 4)),
+        ("unipc", 4, True),
+    ],
 )
 def test_steady_state_allocates_no_buffers_and_never_waits(rule, mode, direct, n):
     ring, noise, c = Ring(2), SlotNoise(0, SHAPE), course(rule, n=n)
@@ -104,7 +107,7 @@ def test_steady_state_allocates_no_buffers_and_never_waits(rule, mode, direct, n
     for _ in range(8):
         tick()
     before, plans, counts = buffers(), len(ring._plans), set()
-    for _ in range(100):
+    for _ in range(40):
         with Spy() as spy:
             tick()
         if direct and rule == "lcm":
@@ -188,7 +191,7 @@ def test_kernels_get_what_they_need(monkeypatch, mode, rule, per_slot):
 
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("kind", [Model, Raw])
-@pytest.mark.parametrize("value", ["nan", "inf", "-inf"])
+@pytest.mark.parametrize("value", ["nan", "-inf"])
 def test_bad_rows_are_counted_and_never_stay(kind, mode, value):
     """Among 300 frames: the count is kept in a short buffer that is emptied now and then."""
     ring, model, noise, c = Ring(1), kind(), SlotNoise(0, SHAPE), course("dpmpp_2m", n=2)

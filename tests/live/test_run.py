@@ -441,7 +441,7 @@ def test_the_stats_tell_of_engines(running, tmp_path, monkeypatch):
         "1": inprocess.camera(source="file", file="film.gif", width=64, height=64),
         "2": inprocess.view(["10", 0]),
         "3": {"class_type": "LiveDemoModel", "inputs": {}},
-        "4": {"class_type": "LiveCompile", "inputs": {"model": ["3", 0], "engine": "auto"}},
+        "4": {"class_type": "LiveCompile", "inputs": {"model": ["3", 0], "engine": "onnxruntime"}},
         "5": {"class_type": "CLIPTextEncode", "inputs": prompt},
         "6": {"class_type": "LiveRCFGGuider", "inputs": guider},
         "7": {"class_type": "LiveStrength", "inputs": levels},
