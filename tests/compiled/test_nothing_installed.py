@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-pytestmark = pytest.mark.comfy
+pytestmark = [pytest.mark.comfy, pytest.mark.slow]
 
 TESTS = pathlib.Path(__file__).resolve().parents[1]
 SCRIPT = """

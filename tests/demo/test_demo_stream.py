@@ -50,6 +50,7 @@ def restyled(demo, frames, prompt, cfg=1.0, mode="self-negative"):
 @pytest.mark.parametrize("mode", ["self-negative", "onetime-negative"])
 def test_residual_guidance_of_1_4_is_stronger_than_1(demo, frames, mode):
     """It pushes the picture further from its input, for every look."""
+    frames = frames[:2]
     for look in LOOKS:
         moved = [
             float((restyled(demo, frames, look, cfg, mode) - frames).abs().mean())
@@ -59,7 +60,7 @@ def test_residual_guidance_of_1_4_is_stronger_than_1(demo, frames, mode):
 
 
 def test_two_prompts_give_visibly_different_pictures(demo, frames):
-    pictures = [restyled(demo, frames, look, 1.4) for look in LOOKS]
+    pictures = [restyled(demo, frames[:2], look, 1.4) for look in LOOKS]
     for i, a in enumerate(pictures):
         for j, b in enumerate(pictures[:i]):
             difference = float((a - b).abs().mean())

@@ -10,8 +10,10 @@ pytestmark = pytest.mark.comfy
 RULES = ("lcm", "euler", "dpmpp_2m", "unipc", "deis", "pfdiff-1_1", "pfdiff-3_1")
 STOCK = {"unipc": "uni_pc"}  # ComfyUI's names where ours differ
 # in one step the others are euler, but for ComfyUI's uni_pc, which does nothing at all
-STEPS = [(1, rule) for rule in RULES[:3]] + [(n, rule) for n in (2, 4) for rule in RULES]
-# all of them on the primary ComfyUI, one on the other
+STEPS = [(n, rule) for n in (1, 2, 4) for rule in RULES[:3]] + [
+    pytest.param(n, rule, marks=pytest.mark.slow) for n in (2, 4) for rule in RULES[3:]
+]
+# all of them on the primary ComfyUI, some on the other
 PREDICTIONS = ["epsilon", *(pytest.param(p, marks=pytest.mark.slow) for p in ("v", "flow"))]
 SEED = 7
 
@@ -124,7 +126,7 @@ def test_stream_equals_frame_by_frame(n, rule, prediction, mode):
 
 @pytest.mark.parametrize("mode", ["off", "full"])
 @pytest.mark.parametrize("prediction", PREDICTIONS)
-@pytest.mark.parametrize(("n", "rule"), [(n, rule) for n, rule in STEPS if rule in RULES[:3]])
+@pytest.mark.parametrize(("n", "rule"), STEPS[:9])
 def test_stream_batch_inside_sampler_custom_advanced(n, rule, prediction, mode):
     from comfy_extras.nodes_custom_sampler import SamplerCustomAdvanced
     from livediffusion.engine.noise import SlotNoise

@@ -458,6 +458,6 @@ def test_the_stats_tell_of_engines(running, tmp_path, monkeypatch):
         return client.stats
 
     (told,) = inprocess.live(work)["engines"]
-    assert told["engine"] == "onnxruntime" and told["why"].startswith("the model runs on the CPU")
+    assert told["engine"] == "onnxruntime" and told["why"] == "chosen"
     assert told["fallbacks"] == 0 and told["calls"] >= 8
     assert told["made"][0]["seconds"]["export"] > 0
