@@ -33,7 +33,10 @@ def at_once(comfyui, monkeypatch):
     ("mode", "rule", "ticks"),
     [
         *(pytest.param(mode, "lcm", 200, marks=pytest.mark.slow) for mode in MODES),
-        *(("self-negative", rule, 40) for rule in ("euler", "dpmpp_2m", "unipc")),
+        *(
+            pytest.param("self-negative", rule, 40, marks=pytest.mark.slow)
+            for rule in ("euler", "dpmpp_2m", "unipc")
+        ),
         ("onetime-negative", "lcm", 40),
     ],
 )

@@ -98,7 +98,7 @@ def basic(world, model, positive):
     return guider
 
 
-@pytest.mark.parametrize("kind", ["sd", "sdxl"])
+@pytest.mark.parametrize("kind", ["sd", pytest.param("sdxl", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("tokens", [(8, 8), (8, 16)], ids=["even", "long"])
 @pytest.mark.parametrize("name", GUIDERS)
 def test_all_paths_give_the_same(world, slow, monkeypatch, name, tokens, kind):
