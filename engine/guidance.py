@@ -20,12 +20,12 @@ Mode = Literal["self-negative", "onetime-negative", "full", "off"]
 MODES: tuple[Mode, ...] = ("self-negative", "onetime-negative", "full", "off")
 
 
-def residual_negative(x: Tensor, reference: Tensor, delta: float | Tensor) -> Tensor:
+def residual_negative(x: Tensor, reference: Tensor, delta: float) -> Tensor:
     """The virtual negative prediction. All [R, C, H, W]; delta 1 gives the reference itself."""
     return x - delta * (x - reference)
 
 
-def guided(denoised: Tensor, negative: Tensor, cfg: float | Tensor) -> Tensor:
+def guided(denoised: Tensor, negative: Tensor, cfg: float) -> Tensor:
     """Classifier-free guidance (Ho and Salimans 2022) on clean predictions, [R, C, H, W]."""
     return negative + (denoised - negative) * cfg
 
@@ -36,7 +36,7 @@ class Rows(Protocol):
     x: Tensor  # [R, C, H, W]
     sigma: Tensor  # [R]
     source: Tensor  # [R, C, H, W], clean latents the rows started from
-    entered: slice | Tensor  # the rows that are in slot 0
+    entered: slice  # the rows that are in slot 0
 
     def remember(self, negative: Tensor | None) -> Tensor:
         """Keep `negative` [E, C, H, W] as the entered rows' reference; returns all references."""
@@ -55,13 +55,12 @@ class Guidance:
             real negative prediction made while a frame is in slot 0 (F extra rows), `full` asks the
             model for the negative of every row (twice the rows), `off` takes the prompt as it is.
         cfg: guidance scale; 1 leaves the prediction as it is.
-        delta: magnitude of the virtual residual noise; only self- and onetime-negative use it. Both
-            may be tensors of one number, which a recorded tick reads anew at each replay.
+        delta: magnitude of the virtual residual noise; only self- and onetime-negative use it.
     """
 
     mode: Mode = "self-negative"
-    cfg: float | Tensor = 1.4
-    delta: float | Tensor = 1.0
+    cfg: float = 1.4
+    delta: float = 1.0
 
     def __post_init__(self) -> None:
         if self.mode not in MODES:
@@ -77,7 +76,7 @@ class Guidance:
             denoised, negative = predict(rows, "entered" if asks else "none")
             reference = rows.remember(negative)
             return denoised, residual_negative(rows.x, reference, self.delta)
-        if self.mode == "full" and (isinstance(self.cfg, Tensor) or self.cfg != 1.0):
+        if self.mode == "full" and self.cfg != 1.0:
             return predict(rows, "all")
         denoised, _ = predict(rows, "none")
         return denoised, None
