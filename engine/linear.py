@@ -10,7 +10,7 @@ The weights are worked out in double precision once per layout of rows and setti
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import torch
@@ -82,7 +82,6 @@ class Fold:
     dims: int
     key: tuple = ()
     holds: Any = None  # what the key names by id
-    known: dict[str, Any] = field(default_factory=dict)  # for whoever calls the model
 
     def __post_init__(self) -> None:
         parts, at = {}, 0

@@ -226,7 +226,7 @@ def _predict(visit: Visit, rows: Group, which: str) -> tuple[Tensor, Tensor | No
     return apply(visit, rows, which, batch)
 
 
-def asked(values: Tensor, entered: slice | Tensor, which: str) -> Tensor:
+def asked(values: Tensor, entered: slice, which: str) -> Tensor:
     """What a call is asked of x or sigma: [R, ...] for the prompt, and the negative's rows."""
     if which == "none":
         return values

@@ -5,6 +5,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .stream import SECONDS
+
 BLOCK = 1024  # values of a row that a program takes
 WARPS = 4
 
@@ -139,8 +141,6 @@ def stream_step(
     reference: Tensor | None, past: list[Tensor], kept: Tensor | None, own: Tensor | None,
     entering: Tensor, bad: Tensor,
 ) -> None:  # fmt: skip
-    from .stream import SECONDS
-
     rows, size = state.shape[1], state[0, 0].numel()
     # tensors that are not there are not read
     pasts = [*past, *[state] * (3 - len(past))]
