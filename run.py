@@ -28,7 +28,7 @@ import webbrowser
 
 ROOT = pathlib.Path(__file__).resolve().parent
 CACHE = pathlib.Path.home() / ".cache" / "livediffusion"
-PRIMARY, ALSO = "0.25.0", "0.8.0"
+PRIMARY, ALSO = "0.33.0", ("0.25.0", "0.8.0")
 REPOSITORY = "https://github.com/comfyanonymous/ComfyUI"
 PACK = "ComfyUI-LiveDiffusion"
 DEMO = f"/?template=live_webcam&source={PACK}"
@@ -350,13 +350,13 @@ def bench(args: argparse.Namespace, rest: list[str]) -> int:
 
 
 def test(args: argparse.Namespace, rest: list[str]) -> int:
-    """Lint, then the suite on one ComfyUI; without --comfyui, on the other one first, in short.
+    """Lint, then the suite on one ComfyUI; without --comfyui, on the older ones first, in short.
 
     Tests that look at the clock run alone, after the others have run on every core.
     """
     versions = [args.comfyui]
     if args.comfyui == PRIMARY and not rest and not os.environ.get("COMFYUI_PATH"):
-        versions += [ALSO] * (CACHE / "comfyui" / ALSO / "main.py").is_file()
+        versions += [v for v in ALSO if (CACHE / "comfyui" / v / "main.py").is_file()]
     python = environment(find_comfyui(args.comfyui), test=True)
     tools = python.parent
     if (code := subprocess.run([str(tools / "ruff"), "check", "."], cwd=ROOT).returncode) != 0:

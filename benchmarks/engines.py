@@ -61,9 +61,9 @@ class Way:
 
     def __init__(self, name: str, model, conditioning):
         from livediffusion.engine.guidance import Guidance
-        from livediffusion.host.engines import engine_of
-        from livediffusion.host.guider import RCFGGuider
-        from livediffusion.host.stream import Stream
+        from livediffusion.host.models.engines import engine_of
+        from livediffusion.host.sampling.guider import RCFGGuider
+        from livediffusion.host.sampling.stream import Stream
 
         self.name, self.stream = name, Stream()
         self.guider = RCFGGuider(model, Guidance("self-negative", 1.4, 0.5))
@@ -88,7 +88,7 @@ def models(only, base, place):
     import folder_paths
     from livediffusion.compiled import choice
     from livediffusion.compiled.trt import api, files
-    from livediffusion.host import engines, tensorrt
+    from livediffusion.host.models import engines, tensorrt
 
     device = comfy.model_management.get_torch_device()
     for name in (*choice.ENGINES, "tensorrt"):
@@ -133,7 +133,7 @@ def measure(args: argparse.Namespace, place: pathlib.Path) -> list[dict]:
     import comfy.model_management
     import torch
     from livediffusion.demo import loader
-    from livediffusion.host.stream import Settings
+    from livediffusion.host.sampling.stream import Settings
     from livediffusion.schedules.timesteps import from_strength
 
     base, clip, _ = loader.load()

@@ -301,9 +301,9 @@ class Ours:
     def __init__(self, kit: Kit, n: int, mode: str = "off", f: int = 1, engine: str = "eager",
                  recording: Callable | None = None, ahead: bool = False):  # fmt: skip
         from livediffusion.engine.guidance import Guidance
-        from livediffusion.host.engines import engine_of
-        from livediffusion.host.guider import RCFGGuider
-        from livediffusion.host.stream import Settings, Stream
+        from livediffusion.host.models.engines import engine_of
+        from livediffusion.host.sampling.guider import RCFGGuider
+        from livediffusion.host.sampling.stream import Settings, Stream
 
         self.name = f"LiveDiffusion, {engine}"
         self.kit, self.stream = kit, Stream(f)
@@ -320,8 +320,8 @@ class Ours:
 
     @torch.inference_mode()
     def frames(self, pictures: np.ndarray) -> np.ndarray:
-        from livediffusion.host import transfer
-        from livediffusion.host import vae as vaes
+        from livediffusion.host.frames import transfer
+        from livediffusion.host.frames import vae as vaes
         from livediffusion.live.pictures import landed, on_its_way, to_image
 
         images = [to_image(picture) for picture in pictures]
@@ -355,7 +355,7 @@ def _attached(kit: Kit, engine: str, recording: Callable | None):
     from livediffusion.compiled.cudagraph import CudaGraph
     from livediffusion.compiled.engine import Eager, Refused
     from livediffusion.compiled.inductor import Inductor
-    from livediffusion.host.engines import Attached, attach
+    from livediffusion.host.models.engines import Attached, attach
 
     class Unchanged(Eager):
         """The UNet as it is, and the whole tick may be recorded."""

@@ -136,8 +136,8 @@ def demo(samples: int, scales: list[float], strength: float) -> dict:
     import numpy as np
     import torch
     from livediffusion.demo import loader, looks, scenes
-    from livediffusion.host.hand_made import fitted, of_comfyui
-    from livediffusion.host.study import Subject
+    from livediffusion.host.learning.hand_made import fitted, of_comfyui
+    from livediffusion.host.learning.study import Subject
     from livediffusion.schedules.find import Ask, Model, evaluations, find, fine
     from livediffusion.schedules.timesteps import SPACINGS, from_strength
     from PIL import Image

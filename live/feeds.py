@@ -8,7 +8,7 @@ from collections.abc import Callable
 import numpy as np
 from torch import Tensor
 
-from ..host.transfer import send
+from ..host.frames.transfer import send
 from . import pacing
 from .codecs import CODECS
 from .film import stills

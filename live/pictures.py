@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ..host.transfer import Fetched, fetch
+from ..host.frames.transfer import Fetched, fetch
 
 FITS = ("crop", "pad", "stretch")
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ..host import engines
+from ..host.models import engines
 from ..host.registry import streams
 from . import pacing
 from .feeds import CameraFeed, Feed, FilmFeed, Frame

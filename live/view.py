@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from torch import Tensor
 
-from ..host.transfer import Fetched
+from ..host.frames.transfer import Fetched
 from .codecs import JPEG
 from .feeds import Frame
 from .mailbox import Closed, Slot

@@ -6,7 +6,7 @@ from server import PromptServer
 
 from ..compiled.choice import AUTO, ENGINES, chosen, make
 from ..compiled.engine import Refused
-from ..host.engines import Attached, attach, without
+from ..host.models.engines import Attached, attach, without
 from .compat import io, newer
 
 

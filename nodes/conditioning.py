@@ -1,7 +1,7 @@
 """Prompts as nodes."""
 
 from ..engine.blend import METHODS
-from ..host.prompts import blend_conditioning
+from ..host.sampling.prompts import blend_conditioning
 from .compat import io
 
 

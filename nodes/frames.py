@@ -1,9 +1,9 @@
 """Frames as nodes: into latents and back, and past the pipeline when nothing moves."""
 
 from ..engine.similarity import MEASURES
-from ..host import vae as vaes
+from ..host.frames import vae as vaes
+from ..host.frames.skip import FrameSkip, pipeline_recipe
 from ..host.registry import stream_key, streams
-from ..host.skip import FrameSkip, pipeline_recipe
 from .compat import io
 
 

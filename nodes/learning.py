@@ -11,11 +11,11 @@ import latent_preview
 import torch
 
 from ..engine.step_rules import STEP_RULES
-from ..host import fingerprint
-from ..host.check import checked_latent, noise_table
-from ..host.hand_made import BESIDE, fitted, of_comfyui
-from ..host.study import Subject
-from ..host.told import shifted
+from ..host.learning.hand_made import BESIDE, fitted, of_comfyui
+from ..host.learning.study import Subject
+from ..host.models import fingerprint
+from ..host.models.time_shift import shifted
+from ..host.sampling.check import checked_latent, noise_table
 from ..schedules import results
 from ..schedules.find import PICTURES, SOLVERS, TEACHER, Ask, Model, evaluations, find
 from ..schedules.optimized import SOLVERS as OPTIMIZED

@@ -6,11 +6,11 @@ import comfy.utils
 
 from ..engine.guidance import MODES, Guidance
 from ..engine.step_rules import STEP_RULES
-from ..host.check import checked_latent, checked_sigmas
-from ..host.guider import RCFGGuider
-from ..host.pfdiff import sample_pfdiff
 from ..host.registry import stream_key, streams
-from ..host.stream import Settings, Stream, StreamSampler
+from ..host.sampling.check import checked_latent, checked_sigmas
+from ..host.sampling.guider import RCFGGuider
+from ..host.sampling.pfdiff import sample_pfdiff
+from ..host.sampling.stream import Settings, Stream, StreamSampler
 from .compat import io, newer
 
 _STEP_RULE_TIP = (

@@ -1,7 +1,7 @@
 """Schedules as nodes: where the steps go."""
 
-from ..host.check import noise_table
-from ..host.hand_made import beside
+from ..host.learning.hand_made import beside
+from ..host.sampling.check import noise_table
 from ..schedules.optimized import SOLVERS, bound, from_optimized
 from ..schedules.timesteps import SPACINGS, from_indices, from_strength, parse_indices
 from .compat import io

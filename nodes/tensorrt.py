@@ -8,7 +8,7 @@ import comfy.utils
 from ..compiled.engine import Refused
 from ..compiled.trt import api, files
 from ..compiled.trt.building import PRECISIONS
-from ..host import tensorrt
+from ..host.models import tensorrt
 from .compat import io, newer
 from .compiled import engine_ui, teller
 

@@ -26,7 +26,7 @@ def lora(patcher, strength=0.8, seed=5):
 def controls(patcher, call, seed=3):
     """Residuals as a ControlNet of this UNet would give them, by Call's names."""
     from livediffusion.compiled.onnx_export import residual_shapes
-    from livediffusion.host.unet import ComfyUNet
+    from livediffusion.host.models.unet import ComfyUNet
 
     generator = torch.Generator().manual_seed(seed)
     shapes = residual_shapes(ComfyUNet(patcher.model.diffusion_model), call)

@@ -11,7 +11,7 @@ import torch
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 ALIAS = "livediffusion"
 CACHE = pathlib.Path.home() / ".cache" / "livediffusion" / "comfyui"
-PRIMARY = "0.25.0"
+PRIMARY = "0.33.0"
 CUDA = "LIVEDIFFUSION_CUDA"  # set by benchmarks/gpu.py: the tests marked cuda, on the GPU
 
 

@@ -27,7 +27,7 @@ def axis(family):
 def hands(family, steps):
     """ComfyUI's schedules and ours."""
     import comfy.model_sampling as ms
-    from livediffusion.host.hand_made import fitted, of_comfyui
+    from livediffusion.host.learning.hand_made import fitted, of_comfyui
 
     flow = family == "flow"
     kinds = (ms.ModelSamplingDiscreteFlow, ms.CONST) if flow else (ms.ModelSamplingDiscrete, ms.EPS)

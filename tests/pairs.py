@@ -9,7 +9,7 @@ SIGMAS = (10.0, 5.0, 2.0, 0.5, 0.0)
 def compiled(patcher, recording=replaying.Replaying):
     """The MODEL on a CUDA graph that needs no GPU, and its engine."""
     from livediffusion.compiled.cudagraph import CudaGraph
-    from livediffusion.host.engines import Attached, attach
+    from livediffusion.host.models.engines import Attached, attach
 
     said = []
     attached = Attached("cudagraph", "test", lambda: CudaGraph(recording), said.append)
@@ -19,7 +19,7 @@ def compiled(patcher, recording=replaying.Replaying):
 
 def guider(model, mode="self-negative", cfg=1.4, delta=1.0, prompt=1, tokens=8, pooled=None):
     from livediffusion.engine.guidance import Guidance
-    from livediffusion.host.guider import RCFGGuider
+    from livediffusion.host.sampling.guider import RCFGGuider
 
     made = RCFGGuider(model, Guidance(mode, cfg, delta))
     negative = tiny.conditioning(2, tokens, pooled)
@@ -31,7 +31,7 @@ class Pair:
     """A stream as it is, and the same one on a graph."""
 
     def __init__(self, patcher, frames_per_slot=1, recording=replaying.Replaying):
-        from livediffusion.host.stream import Stream
+        from livediffusion.host.sampling.stream import Stream
 
         self.plain, self.graph = Stream(frames_per_slot), Stream(frames_per_slot)
         self.graph.recorded._new = recording
@@ -57,6 +57,6 @@ class Pair:
 
 
 def settings(sigmas=SIGMAS, rule="lcm", seed=0, **more):
-    from livediffusion.host.stream import Settings
+    from livediffusion.host.sampling.stream import Settings
 
     return Settings(tuple(sigmas), rule, seed, **more)

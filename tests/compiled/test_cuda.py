@@ -26,7 +26,8 @@ MODES = ("off", "self-negative", "onetime-negative", "full")
 
 @pytest.fixture(autouse=True)
 def at_once(comfyui, monkeypatch):
-    from livediffusion.host import engines, ticks
+    from livediffusion.host.models import engines
+    from livediffusion.host.sampling import ticks
 
     monkeypatch.setattr(ticks, "REST", 0.0)
     monkeypatch.setattr(engines, "REST", 0.0)
@@ -126,7 +127,7 @@ def test_steady_state_never_waits_and_asks_for_no_memory(mode):
 def test_inductor_in_the_tick():
     """torch.compile inside the recorded tick, through a LoRA."""
     from livediffusion.compiled.inductor import Inductor
-    from livediffusion.host.engines import Attached, attach
+    from livediffusion.host.models.engines import Attached, attach
 
     torch._dynamo.reset()
     both = pair()
@@ -156,7 +157,7 @@ def test_other_engines(name, tmp_path, monkeypatch):
     import folder_paths
     from livediffusion.compiled import choice, ort
     from livediffusion.compiled.trt import api, files
-    from livediffusion.host import engines, tensorrt
+    from livediffusion.host.models import engines, tensorrt
 
     reason = ort.missing() if name == "onnxruntime" else api.missing()
     if reason:

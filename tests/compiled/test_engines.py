@@ -16,7 +16,7 @@ SIGMAS = (10.0, 5.0, 1.0, 0.0)
 
 @pytest.fixture(autouse=True)
 def inference(comfyui, monkeypatch):
-    from livediffusion.host import engines
+    from livediffusion.host.models import engines
 
     monkeypatch.setattr(engines, "REST", 0.0)
     with torch.inference_mode():
@@ -26,7 +26,7 @@ def inference(comfyui, monkeypatch):
 def on(patcher, name="onnxruntime", make=None):
     """The MODEL on an engine, and the engine."""
     from livediffusion.compiled import choice
-    from livediffusion.host.engines import Attached, attach
+    from livediffusion.host.models.engines import Attached, attach
 
     said = []
     attached = Attached(
@@ -103,7 +103,7 @@ def test_a_lora_after_the_node_is_baked_anew():
 
 
 def test_weights_that_change_all_the_time_are_not_baked(monkeypatch):
-    from livediffusion.host import engines
+    from livediffusion.host.models import engines
 
     monkeypatch.setattr(engines, "REST", 3600.0)
     base = tiny.model()
@@ -352,8 +352,8 @@ def test_inductor_keeps_up_with_the_weights():
 def test_streams_take_the_fast_path_with_an_engine(mode):
     """The engine's wrapper does not send a stream through ComfyUI's slow evaluation."""
     from livediffusion.engine.guidance import Guidance
-    from livediffusion.host.guider import RCFGGuider
-    from livediffusion.host.stream import Settings, Stream
+    from livediffusion.host.sampling.guider import RCFGGuider
+    from livediffusion.host.sampling.stream import Settings, Stream
 
     base = tiny.model()
     model, attached = on(base)

@@ -21,7 +21,8 @@ MODES = ("off", "self-negative", "onetime-negative", "full")
 @pytest.fixture(autouse=True)
 def at_once(comfyui, monkeypatch):
     """Weights count as settled at once; recordings are counted anew."""
-    from livediffusion.host import engines, ticks
+    from livediffusion.host.models import engines
+    from livediffusion.host.sampling import ticks
 
     monkeypatch.setattr(ticks, "REST", 0.0)
     monkeypatch.setattr(engines, "REST", 0.0)
@@ -164,7 +165,7 @@ def test_new_weights_at_the_same_place_reach_what_is_folded():
 def test_another_time_scale_is_not_a_stale_graph():
     """Nodes such as ModelSamplingDiscrete put another model_sampling in the model's place."""
     from comfy_extras.nodes_model_advanced import ModelSamplingDiscrete
-    from livediffusion.host.told import shifted
+    from livediffusion.host.models.time_shift import shifted
 
     base = tiny.model()
     pair = Pair(base)

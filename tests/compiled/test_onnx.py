@@ -27,7 +27,7 @@ def engine(patcher, asked):
     import comfy.model_management
     from livediffusion.compiled.engine import Shapes
     from livediffusion.compiled.ort import OnnxRuntime
-    from livediffusion.host.unet import ComfyUNet
+    from livediffusion.host.models.unet import ComfyUNet
 
     comfy.model_management.load_models_gpu([patcher], force_patch_weights=True)
     unet = ComfyUNet(patcher.model.diffusion_model)
@@ -61,7 +61,7 @@ def test_equals_eager(layout, control, comfyui):
 @pytest.mark.parametrize("layout", tiny.LAYOUTS)
 def test_half_precision(layout, control, comfyui):
     """Against eager float16, and against the truth, which is nearer."""
-    from livediffusion.host.unet import ComfyUNet
+    from livediffusion.host.models.unet import ComfyUNet
 
     patcher = tiny.model(layout=layout, prompt=1.0)
     exact = ComfyUNet(half(patcher))
@@ -139,7 +139,7 @@ def test_big_weights_lie_beside_the_graph(comfyui, tmp_path):
     """Past a limit, in a file of their own, as everything past 2 GB has to."""
     from livediffusion.compiled import onnx_export
     from livediffusion.compiled.ort import OnnxRuntime
-    from livediffusion.host.unet import ComfyUNet
+    from livediffusion.host.models.unet import ComfyUNet
 
     patcher = tiny.model()
     unet = ComfyUNet(patcher.model.diffusion_model)
@@ -165,7 +165,7 @@ def test_static_files_are_static(comfyui, tmp_path):
     """What is not asked to be open is fixed: rows here, and size and tokens."""
     import onnx
     from livediffusion.compiled import onnx_export
-    from livediffusion.host.unet import ComfyUNet
+    from livediffusion.host.models.unet import ComfyUNet
 
     patcher = tiny.model()
     unet = ComfyUNet(patcher.model.diffusion_model)
@@ -180,7 +180,7 @@ def test_static_files_are_static(comfyui, tmp_path):
 
 def test_what_cannot_be_exported_is_named(comfyui, tmp_path):
     from livediffusion.compiled.engine import Refused
-    from livediffusion.host.unet import ComfyUNet
+    from livediffusion.host.models.unet import ComfyUNet
 
     with pytest.raises(Refused, match="Linear is no UNet"):
         ComfyUNet(torch.nn.Linear(2, 2)).traceable(torch.float32)
@@ -193,7 +193,7 @@ def test_what_cannot_be_exported_is_named(comfyui, tmp_path):
 
 def test_a_failed_export_leaves_nothing_behind(comfyui, tmp_path, monkeypatch):
     from livediffusion.compiled import onnx_export
-    from livediffusion.host.unet import ComfyUNet
+    from livediffusion.host.models.unet import ComfyUNet
 
     patcher = tiny.model()
 

@@ -30,7 +30,7 @@ def inference(trt):
 @pytest.fixture
 def build():
     """Builds an engine for a model; returns its path."""
-    from livediffusion.host import tensorrt
+    from livediffusion.host.models import tensorrt
 
     def build(model, width=64, height=64, rows=4, tokens=77, controlnet=False, precision="fp32",
               name="x", report=lambda *told: None, **flags):  # fmt: skip
@@ -58,7 +58,7 @@ def sampled(model, rows=2, size=(8, 8), tokens=77, cfg=1.5, **extra):
 
 def loaded(path, model=None):
     from livediffusion.compiled.trt import files
-    from livediffusion.host import tensorrt
+    from livediffusion.host.models import tensorrt
 
     sidecar = files.check(path, tensorrt.here())
     if model is None:
@@ -67,7 +67,7 @@ def loaded(path, model=None):
 
 
 def engine(model):
-    from livediffusion.host.engines import engine_of
+    from livediffusion.host.models.engines import engine_of
 
     return engine_of(model)
 
@@ -291,7 +291,7 @@ def test_a_second_build_finds_the_first(build, trt, tmp_path):
 def test_everything_an_engine_depends_on_is_in_its_key(change, trt, monkeypatch):
     from livediffusion.compiled import onnx_export
     from livediffusion.compiled.trt import api
-    from livediffusion.host import tensorrt
+    from livediffusion.host.models import tensorrt
 
     base = tiny.model()
     settings = {"width": 64, "height": 64, "rows": 4, "tokens": 77, "controlnet": False,
@@ -329,7 +329,7 @@ def test_everything_an_engine_depends_on_is_in_its_key(change, trt, monkeypatch)
 )
 def test_an_engine_of_elsewhere_is_not_loaded(change, said, build):
     from livediffusion.compiled.trt import files
-    from livediffusion.host import tensorrt
+    from livediffusion.host.models import tensorrt
 
     path = build(tiny.model())
     with pytest.raises(files.Unfit, match=said):
@@ -368,7 +368,7 @@ def sidecar(text):
 )
 def test_a_damaged_engine_is_named_and_built_anew(damage, said, build, trt, caplog):
     from livediffusion.compiled.trt import files
-    from livediffusion.host import tensorrt
+    from livediffusion.host.models import tensorrt
 
     model = tiny.model()
     path = build(model)

@@ -29,7 +29,7 @@ def frames():
 
 def restyled(demo, frames, prompt, cfg=1.0, mode="self-negative"):
     """The clip graph of `run.py clip`, node by node."""
-    from livediffusion.host.stream import Settings, Stream
+    from livediffusion.host.sampling.stream import Settings, Stream
     from livediffusion.nodes.frames import LiveDecode, LiveEncode
     from livediffusion.nodes.sampling import LiveRCFGGuider
     from livediffusion.nodes.schedules import LiveStrength

@@ -17,8 +17,8 @@ def world():
     import comfy.ops
     import tiny
     from livediffusion.engine.guidance import Guidance
-    from livediffusion.host.guider import RCFGGuider
-    from livediffusion.host.stream import Settings, Stream
+    from livediffusion.host.sampling.guider import RCFGGuider
+    from livediffusion.host.sampling.stream import Settings, Stream
 
     config = dict(tiny.UNET)
     config.pop("out_channels")

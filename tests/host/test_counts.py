@@ -25,8 +25,8 @@ class Spy(TorchDispatchMode):
 def test_operations_per_tick_outside_the_unet(monkeypatch, rule, mode, n):
     import tiny
     from livediffusion.engine.guidance import Guidance
-    from livediffusion.host.guider import RCFGGuider
-    from livediffusion.host.stream import Settings, Stream
+    from livediffusion.host.sampling.guider import RCFGGuider
+    from livediffusion.host.sampling.stream import Settings, Stream
 
     model = tiny.model()
     monkeypatch.setattr(model.model.diffusion_model, "forward", lambda x, *args, **kwargs: x)

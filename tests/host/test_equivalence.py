@@ -117,7 +117,7 @@ def _one_by_one(prediction, mode, rule, n):
 @pytest.mark.parametrize("prediction", PREDICTIONS)
 @pytest.mark.parametrize(("n", "rule"), STEPS)
 def test_stream_equals_frame_by_frame(n, rule, prediction, mode):
-    from livediffusion.host.stream import Settings, Stream
+    from livediffusion.host.sampling.stream import Settings, Stream
 
     expected = _one_by_one(prediction, mode, rule, n)
     sigmas = tuple(_sigmas(prediction, n, rule).tolist())

@@ -17,8 +17,8 @@ MODES = ("self-negative", "onetime-negative", "full", "off")
 def world():
     import tiny
     from livediffusion.engine.guidance import Guidance
-    from livediffusion.host.guider import RCFGGuider
-    from livediffusion.host.stream import Settings, Stream
+    from livediffusion.host.sampling.guider import RCFGGuider
+    from livediffusion.host.sampling.stream import Settings, Stream
 
     return types.SimpleNamespace(
         tiny=tiny, model=tiny.model(), pooled=tiny.model(adm=12), Guidance=Guidance,
@@ -251,7 +251,7 @@ def test_steady_live_run_keeps_its_buffers(world):
 
 def test_an_empty_latent_is_left_as_comfyui_leaves_it():
     import comfy.latent_formats
-    from livediffusion.host.space import scaled_in
+    from livediffusion.host.sampling.space import scaled_in
 
     some, nothing = torch.ones(1, 16, 4, 4), torch.zeros(1, 16, 4, 4)
     for name in ("SD15", "SD3", "Wan21"):

@@ -15,10 +15,10 @@ def world():
     import comfy.samplers
     import tiny
     from livediffusion.engine.guidance import Guidance
-    from livediffusion.host import evaluate
-    from livediffusion.host.direct import Direct
-    from livediffusion.host.guider import RCFGGuider
-    from livediffusion.host.stream import Settings, Stream
+    from livediffusion.host.sampling import evaluate
+    from livediffusion.host.sampling.direct import Direct
+    from livediffusion.host.sampling.guider import RCFGGuider
+    from livediffusion.host.sampling.stream import Settings, Stream
 
     return types.SimpleNamespace(
         tiny=tiny, evaluate=evaluate, Direct=Direct, Guidance=Guidance, RCFGGuider=RCFGGuider,
@@ -74,7 +74,7 @@ def slow(world, monkeypatch):
     """Makes every model take the slow path."""
 
     def use():
-        monkeypatch.setattr("livediffusion.host.stream.fast_guidance", lambda *_: None)
+        monkeypatch.setattr("livediffusion.host.sampling.stream.fast_guidance", lambda *_: None)
 
     return use
 

@@ -94,7 +94,7 @@ def paper(world, z, n, mode):
 @pytest.mark.parametrize("mode", ["off", "self-negative", "onetime-negative", "full"])
 @torch.inference_mode()
 def test_equals_the_papers_equations(world, mode, n):
-    from livediffusion.host.stream import Settings, Stream
+    from livediffusion.host.sampling.stream import Settings, Stream
 
     latents = world.tiny.latents(5)
     settings = Settings(sigmas(world, n), "lcm", SEED, drain=True)
@@ -110,7 +110,7 @@ def test_is_a_guider_for_ordinary_samplers(world, mode, n):
     """SamplerCustomAdvanced with ComfyUI's own lcm gives what the stream gives."""
     import comfy.samplers
     from comfy_extras.nodes_custom_sampler import SamplerCustomAdvanced
-    from livediffusion.host.stream import Settings, Stream
+    from livediffusion.host.sampling.stream import Settings, Stream
 
     latents, noise = world.tiny.latents(3), slots(4)
     step = iter(range(1, 9))
@@ -160,7 +160,7 @@ class Pipe:
 @torch.inference_mode()
 def test_equals_the_public_package_where_that_is_right(world, theirs, ours):
     """streamdiffusion 0.1.1: n = 4, noise on, one frame per slot, nothing changed live."""
-    from livediffusion.host.stream import Settings, Stream
+    from livediffusion.host.sampling.stream import Settings, Stream
     from streamdiffusion import StreamDiffusion
 
     n, latents = 4, world.tiny.latents(7)
@@ -181,7 +181,7 @@ def test_equals_the_public_package_where_that_is_right(world, theirs, ours):
 
 def test_self_negative_at_one_step_is_bounded_where_the_public_package_is_not(world):
     """peers.md 2.8 row 3, over 200 frames of the same picture."""
-    from livediffusion.host.stream import Settings, Stream
+    from livediffusion.host.sampling.stream import Settings, Stream
     from streamdiffusion import StreamDiffusion
 
     z = world.tiny.latents(1)

@@ -19,7 +19,7 @@ def picture(seed):
 @pytest.fixture
 def late(comfyui, monkeypatch):
     """Copies that are done only when somebody waits for them: who does not wait sees it."""
-    from livediffusion.host import transfer
+    from livediffusion.host.frames import transfer
 
     class Ticket:
         def __init__(self, copy):
@@ -73,7 +73,7 @@ def test_a_picture_that_was_sent_is_used_where_it_is(late):
 
 
 def test_encoding_takes_the_picture_that_was_sent(late):
-    from livediffusion.host import vae
+    from livediffusion.host.frames import vae
     from livediffusion.live.pictures import to_image
 
     class Vae:
@@ -128,7 +128,7 @@ def test_a_picture_goes_with_its_image(late):
 
 
 def test_without_a_gpu_pictures_go_the_ordinary_way(comfyui):
-    from livediffusion.host import transfer
+    from livediffusion.host.frames import transfer
 
     image = torch.rand(1, *SHAPE)
     transfer.send(image, picture(0))

@@ -115,7 +115,7 @@ def test_what_does_not_work_here_is_named():
 
 
 def test_eager_takes_an_engine_off_again():
-    from livediffusion.host.engines import engine_of
+    from livediffusion.host.models.engines import engine_of
 
     compiled, _ = compile_(tiny.model(), "onnxruntime")
     assert engine_of(compiled) is not None
@@ -172,7 +172,7 @@ def test_a_mismatch_is_named_and_can_be_rebuilt(trt, monkeypatch):
     assert tiny.rms(sampled(loaded), sampled(model)) <= 1e-5
     # the old one stays for the machine that it is for
     from livediffusion.compiled.trt import files
-    from livediffusion.host import tensorrt
+    from livediffusion.host.models import tensorrt
 
     assert len(files.listed(tensorrt.folders())) == 2
 

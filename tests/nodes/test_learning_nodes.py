@@ -52,7 +52,7 @@ def model(prediction="epsilon", seed=0):
 @pytest.fixture
 def calls(monkeypatch):
     """How often the model is called, and a way to stop it."""
-    from livediffusion.host import study
+    from livediffusion.host.learning import study
 
     class Calls:
         made, last = 0, None
@@ -108,7 +108,7 @@ def test_what_is_promised_is_what_comfyuis_sampler_does(prediction, folder):
     import comfy.samplers
     import tiny
     from comfy_extras.nodes_custom_sampler import Guider_Basic, SamplerCustomAdvanced
-    from livediffusion.host.study import Subject
+    from livediffusion.host.learning.study import Subject
     from livediffusion.nodes.schedules import LiveStrength
 
     patcher = model(prediction)
@@ -175,7 +175,7 @@ def test_the_same_is_not_found_again(calls, folder):
 
 def test_whatever_changes_the_result_is_another_entry(calls, folder):
     import tiny
-    from livediffusion.host import fingerprint
+    from livediffusion.host.models import fingerprint
 
     learn()
     name = "diffusion_model.middle_block.0.in_layers.2.weight"
@@ -201,7 +201,7 @@ def test_a_model_is_known_again_in_another_session():
     """Another object with the same weights, patched and loaded or not, is the same model."""
     import comfy.model_management
     import tiny
-    from livediffusion.host import fingerprint
+    from livediffusion.host.models import fingerprint
 
     other = tiny.model("epsilon", 0)
     assert fingerprint.of_model(other) == fingerprint.of_model(model())
@@ -221,7 +221,7 @@ def test_a_model_is_known_again_in_another_session():
 
 @pytest.mark.parametrize("find", [learn, search])
 def test_cancel_keeps_the_best_and_the_next_run_goes_on(find, calls, folder):
-    from livediffusion.host import study
+    from livediffusion.host.learning import study
 
     whole = find()
     full, error = calls.made, only(folder)["errors"]["teacher"][0]
@@ -242,7 +242,7 @@ def test_cancel_keeps_the_best_and_the_next_run_goes_on(find, calls, folder):
 
 
 def test_cancelled_before_anything_was_found_leaves_nothing(calls, folder):
-    from livediffusion.host import study
+    from livediffusion.host.learning import study
 
     calls.last = 50
     with pytest.raises(study.comfy.model_management.InterruptProcessingException):
@@ -301,7 +301,7 @@ def test_a_file_from_somebody_else_is_used(calls, folder):
 
 def test_too_little_memory_makes_smaller_calls(monkeypatch, caplog):
     import comfy.samplers
-    from livediffusion.host import study
+    from livediffusion.host.learning import study
 
     plain = comfy.samplers.CFGGuider.__call__
     most = []
@@ -366,7 +366,7 @@ def test_one_step_is_a_schedule_too():
 
 
 def test_the_shift_is_told_between_the_levels_too():
-    from livediffusion.host.told import shifted
+    from livediffusion.host.models.time_shift import shifted
 
     sampling = model("flow").get_model_object("model_sampling")
     told = shifted(model("flow"), (0.9, 0.5, 0.1), (0.0, 0.2, -0.4)).get_model_object(
@@ -385,8 +385,8 @@ def test_the_shift_is_told_between_the_levels_too():
 
 
 def test_a_shifted_model_is_another_model():
-    from livediffusion.host import fingerprint
-    from livediffusion.host.told import shifted
+    from livediffusion.host.models import fingerprint
+    from livediffusion.host.models.time_shift import shifted
 
     one, other = (shifted(model(), (3.0, 1.0), (0.0, by)) for by in (0.1, 0.2))
     twice = shifted(one, (3.0, 1.0), (0.0, 0.1))

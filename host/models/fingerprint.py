@@ -19,10 +19,10 @@ def of_model(patcher) -> str:
 
     Remembered for as long as neither the model nor its patches change.
     """
-    told = patcher.patches_uuid, _settings(patcher)
+    what = patcher.patches_uuid, _settings(patcher)
     known = _known.get(patcher.model)
-    if known is not None and told in known:
-        return known[told]
+    if known is not None and what in known:
+        return known[what]
     digest = hashlib.sha256()
     config = getattr(patcher.model.model_config, "unet_config", None)
     _feed(digest, [type(patcher.model).__name__, repr(sorted((config or {}).items(), key=str))])
@@ -33,9 +33,9 @@ def of_model(patcher) -> str:
         _feed(digest, [name, weight if kept is None else kept.weight], whole=False)
     for name in sorted(patcher.patches, key=str):
         _feed(digest, [str(name), _patches(patcher.patches[name])], whole=False)
-    digest.update(told[1].encode())
+    digest.update(what[1].encode())
     text = digest.hexdigest()[:32]
-    _known.setdefault(patcher.model, {})[told] = text
+    _known.setdefault(patcher.model, {})[what] = text
     return text
 
 

@@ -5,8 +5,8 @@ from typing import Any
 
 from torch import Tensor
 
-from ..engine.similarity import Decision, Measure, SimilarityFilter
-from .graph import behind, link
+from ...engine.similarity import Decision, Measure, SimilarityFilter
+from ..graph import behind, link
 
 
 class FrameSkip:

@@ -51,7 +51,7 @@ class EnginePatcher(comfy.model_patcher.ModelPatcher):
         )
 
 
-def told(patcher) -> dict[str, Any]:
+def described(patcher) -> dict[str, Any]:
     """What a MODEL is besides its weights, as JSON; empty where it cannot be told."""
     model, config = patcher.model, patcher.model.model_config
     where = [_where(type(model)), _where(type(config))]
@@ -69,7 +69,7 @@ def told(patcher) -> dict[str, Any]:
 
 
 def made(family: dict[str, Any], dtype: torch.dtype) -> comfy.model_base.BaseModel:
-    """The BaseModel that was told.
+    """The BaseModel that was described.
 
     Raises:
         ValueError: this ComfyUI has no such model.

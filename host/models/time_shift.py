@@ -47,18 +47,18 @@ class Dial:
 
 def _patched(model, shift: Callable[[Tensor], Tensor], what: str):
     sampling = model.get_model_object(KEY)
-    told = copy.copy(sampling)
+    moved = copy.copy(sampling)
     # a fingerprint reads it
-    told.told = f"{getattr(sampling, 'told', '')} {what}"
+    moved.time_shift = f"{getattr(sampling, 'time_shift', '')} {what}"
     low, high = float(sampling.sigma_min), float(sampling.sigma_max)
 
-    class Told(type(sampling)):
+    class Shifted(type(sampling)):
         def timestep(self, sigma):
-            moved = sigma * torch.exp(shift(sigma.log()))
+            level = sigma * torch.exp(shift(sigma.log()))
             # the network knows no levels but these
-            return super().timestep(moved.clamp(low, high))
+            return super().timestep(level.clamp(low, high))
 
-    told.__class__ = Told
+    moved.__class__ = Shifted
     clone = model.clone()
-    clone.add_object_patch(KEY, told)
+    clone.add_object_patch(KEY, moved)
     return clone

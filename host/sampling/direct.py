@@ -13,13 +13,13 @@ import torch
 from comfy.model_base import BaseModel
 from torch import Tensor
 
-from ..engine.linear import Fold, Level, Linear
-from ..engine.plan import Plan
-from ..engine.ring import Work
+from ...engine.linear import Fold, Level, Linear
+from ...engine.plan import Plan
+from ...engine.ring import Work
+from ..models.engines import engine_of
+from ..models.unet import inference_dtype
 from .conditioning import Conds, Payload, plain, same_for_every_frame
-from .engines import engine_of
 from .evaluate import Calls, Visit, prepared, sharing
-from .unet import inference_dtype
 
 _OWN = ("apply_model", "_apply_model", "process_timestep")  # what a direct call does not make
 _WHOLE = (torch.int32, torch.int64)

@@ -11,10 +11,10 @@ import comfy.samplers
 import torch
 from torch import Tensor
 
-from ..engine.guidance import Guidance
-from ..engine.noise import SlotNoise
-from ..engine.ring import Ring, Tick
-from ..engine.step_rules import STEP_RULES, Course
+from ...engine.guidance import Guidance
+from ...engine.noise import SlotNoise
+from ...engine.ring import Ring, Tick
+from ...engine.step_rules import STEP_RULES, Course
 from .conditioning import Conds, Payload, payloads
 from .evaluate import Calls, Visit, count_into, evaluate, fast_guidance
 from .space import ModelSpace, scaled_in

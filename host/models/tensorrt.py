@@ -11,10 +11,10 @@ import folder_paths
 import torch
 from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 
-from ..compiled import onnx_export
-from ..compiled.engine import Call, Refused
-from ..compiled.trt import api, building, files
-from ..compiled.trt.engine import TensorRT
+from ...compiled import onnx_export
+from ...compiled.engine import Call, Refused
+from ...compiled.trt import api, building, files
+from ...compiled.trt.engine import TensorRT
 from . import fingerprint, skeleton
 from .engines import Attached, attach, fixed
 from .options import ENGINE
@@ -69,7 +69,7 @@ def wish(
             named[name] = torch.zeros(shape, dtype=dtype)
     return building.Wish(
         Call.of(named), precision, fingerprint.of_model(model), dynamic_size, refit,
-        skeleton.told(model),
+        skeleton.described(model),
     )  # fmt: skip
 
 
@@ -113,7 +113,7 @@ def again(sidecar: files.Sidecar, model) -> building.Wish:
     }
     return building.Wish(
         Call.of(named), made.precision, fingerprint.of_model(model),
-        "dynamic_size" in made.flags, "refit" in made.flags, skeleton.told(model),
+        "dynamic_size" in made.flags, "refit" in made.flags, skeleton.described(model),
     )  # fmt: skip
 
 

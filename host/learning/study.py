@@ -11,8 +11,8 @@ import comfy.samplers
 import torch
 from torch import Tensor
 
-from .space import ModelSpace, scaled_in
-from .told import Dial
+from ..models.time_shift import Dial
+from ..sampling.space import ModelSpace, scaled_in
 
 _ROWS = 16  # samples in one model call, at most
 

@@ -16,7 +16,7 @@ import comfy.model_management
 import torch
 from comfy.patcher_extension import CallbacksMP, WrappersMP
 
-from ..compiled.engine import Call, Engine, Refused, Shapes, residuals
+from ...compiled.engine import Call, Engine, Refused, Shapes, residuals
 from .options import ENGINE, empty, unet_parts
 from .unet import ComfyUNet
 
@@ -137,7 +137,7 @@ class Attached:
         except comfy.model_management.InterruptProcessingException:
             raise
         except Exception as error:
-            reason = told(error)
+            reason = reason_of(error)
             if not isinstance(error, Refused):
                 logging.debug("LiveDiffusion: %s failed", self.name, exc_info=True)
                 self._gave_up(key, reason)
@@ -240,7 +240,7 @@ class Attached:
         except Exception as error:
             engine.release()
             if not self.alone:
-                _remember(self._broken, key, told(error))
+                _remember(self._broken, key, reason_of(error))
             raise
         self._engines[key] = engine
         logging.info("LiveDiffusion: %s made for %s", self.name, shapes)
@@ -318,7 +318,7 @@ def engine_of(patcher) -> Attached | None:
     return found[0].__self__ if found else None
 
 
-def told(error: Exception) -> str:
+def reason_of(error: Exception) -> str:
     """Why it failed, for people."""
     return str(error) if isinstance(error, Refused) else f"{type(error).__name__}: {error}"
 

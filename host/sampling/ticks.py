@@ -14,16 +14,16 @@ import comfy.model_management
 from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 from torch import Tensor
 
-from ..compiled.cudagraph import addresses, fixed
-from ..compiled.graph import CudaRecording, Folded, Recording, fused_norms
-from ..compiled.tick import Recorded, layout
-from ..engine.linear import Fold, Linear, prepare
-from ..engine.ring import Guide, Through, Work
+from ...compiled.cudagraph import addresses, fixed
+from ...compiled.graph import CudaRecording, Folded, Recording, fused_norms
+from ...compiled.tick import Recorded, layout
+from ...engine.linear import Fold, Linear, prepare
+from ...engine.ring import Guide, Through, Work
+from ..models.engines import REST, Attached, engine_of, reason_of
+from ..models.options import unet_parts
+from ..models.unet import ComfyUNet, inference_dtype
 from .direct import Direct
-from .engines import REST, Attached, engine_of, told
 from .evaluate import Calls, Visit
-from .options import unet_parts
-from .unet import ComfyUNet, inference_dtype
 
 _WARM = 2  # ticks that a stream runs as it is before one is recorded
 _KEPT = 4  # recordings of other layouts that are kept
@@ -132,7 +132,7 @@ class Ticks:
                 raise
             except Exception as error:
                 self._failed.add(key)
-                attached.fall_back(f"the tick could not be recorded ({told(error)})")
+                attached.fall_back(f"the tick could not be recorded ({reason_of(error)})")
                 logging.debug("LiveDiffusion: recording failed", exc_info=True)
                 return None
             self._kept[key] = tick

@@ -4,7 +4,7 @@ import math
 
 from torch import Tensor
 
-from ..engine.blend import Method, blend
+from ...engine.blend import Method, blend
 
 
 def blend_conditioning(a: list, b: list, weight: float, method: Method) -> list:

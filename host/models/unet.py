@@ -7,7 +7,7 @@ import torch
 from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel, timestep_embedding
 from torch import Tensor
 
-from ..compiled.engine import Call, Refused
+from ...compiled.engine import Call, Refused
 
 
 class ComfyUNet:

@@ -6,7 +6,7 @@ import comfy.samplers
 import torch
 from torch import Tensor
 
-from ..engine.guidance import Guidance
+from ...engine.guidance import Guidance
 from .conditioning import merge_entries
 
 

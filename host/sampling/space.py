@@ -6,7 +6,7 @@ import torch
 from comfy.latent_formats import LatentFormat
 from torch import Tensor
 
-from ..engine.space import Mix
+from ...engine.space import Mix
 
 
 class ModelSpace:

@@ -16,11 +16,11 @@ import comfy.samplers
 import torch
 from torch import Tensor
 
-from ..engine.guidance import Guidance
-from ..engine.ring import TickRows
+from ...engine.guidance import Guidance
+from ...engine.ring import TickRows
+from ..models.options import ENGINE, empty, foreign
 from .conditioning import Conds, Payload, Traits, merge, merge_entries, plain, traits
 from .guider import RCFGGuider
-from .options import ENGINE, empty, foreign
 
 # functions that may look at one noise level for the whole batch, so they get one level at a time
 _ONE_LEVEL = (

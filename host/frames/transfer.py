@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
-from ..kernels import picture_in, picture_out
+from ...kernels import picture_in, picture_out
 
 _SPARE = 4  # pinned buffers kept for each size
 

@@ -1,0 +1,1 @@
+"""Pictures: through a VAE, to a GPU and back, and past both when nothing has changed."""

@@ -1,0 +1,1 @@
+"""Finding where the steps go, inside ComfyUI's own sampling."""
