@@ -10,7 +10,8 @@ from ..host.registry import stream_key, streams
 from ..host.sampling.check import checked_latent, checked_sigmas
 from ..host.sampling.guider import RCFGGuider
 from ..host.sampling.pfdiff import sample_pfdiff
-from ..host.sampling.stream import Settings, Stream, StreamSampler
+from ..host.sampling.sampler import StreamSampler
+from ..host.sampling.stream import Settings, Stream
 from .compat import io, newer
 
 _STEP_RULE_TIP = (

@@ -110,7 +110,7 @@ class Subject:
         negative = self.negative
         guider.set_conds(self.positive, [] if negative is None else negative)
         guider.set_cfg(1.0 if negative is None else self.cfg)
-        inside = _Inside(self, work, dial, heard)
+        inside = _StudyAsSampler(self, work, dial, heard)
         # ComfyUI makes room for this many rows
         rows = self.latents[:1].expand(min(self.count, _ROWS), *self.latents.shape[1:])
         top = float(self.model.get_model_object("model_sampling").sigma_max)
@@ -121,7 +121,7 @@ class Subject:
         return inside.result
 
 
-class _Inside(comfy.samplers.Sampler):
+class _StudyAsSampler(comfy.samplers.Sampler):
     def __init__(self, subject: Subject, work, dial: Dial, heard):
         self.subject, self.work, self.dial, self.heard = subject, work, dial, heard
         self.result: Any = None

@@ -1,11 +1,19 @@
 """ControlNet hints travel with their frame: the hints of a tick's rows, in row order."""
 
+from collections import OrderedDict
 from collections.abc import Sequence
 
 import torch
+from torch import Tensor
+from torch.utils.weak import WeakIdKeyDictionary
 
 _MODELS = ("control_model", "t2i_model")
 _SETTINGS = ("strength", "timestep_percent_range", "strength_type", "global_average_pooling")
+
+
+_NEAR = 16  # pictures of one batch that are kept on the device
+# a frame's hint is used by each of its ticks, so it goes to the device once
+_there: WeakIdKeyDictionary = WeakIdKeyDictionary()
 
 
 def chain(control) -> list:
@@ -15,6 +23,12 @@ def chain(control) -> list:
         out.append(control)
         control = control.previous_controlnet
     return out
+
+
+def same_for_every_frame(control) -> bool:
+    """True for one with at most one picture."""
+    pictures = [control.cond_hint_original, *control.extra_concat_orig]
+    return all(picture is None or picture.shape[0] == 1 for picture in pictures)
 
 
 def stack(controls: Sequence, indices: Sequence[int], model) -> object | None:
@@ -31,9 +45,9 @@ def stack(controls: Sequence, indices: Sequence[int], model) -> object | None:
     chains = [chain(c) for c in controls]
     if any(len(c) != len(chains[0]) for c in chains):
         return None
-    previous = None
+    previous, device = None, model.current_patcher.load_device
     for level in reversed(range(len(chains[0]))):
-        merged = _stack_one([c[level] for c in chains], indices)
+        merged = _stack_one([c[level] for c in chains], indices, device)
         if merged is None:
             return None
         previous = merged.set_previous_controlnet(previous)
@@ -41,7 +55,7 @@ def stack(controls: Sequence, indices: Sequence[int], model) -> object | None:
     return previous
 
 
-def _stack_one(controls: Sequence, indices: Sequence[int]):
+def _stack_one(controls: Sequence, indices: Sequence[int], device: torch.device):
     first = controls[0]
     for other in controls[1:]:
         if type(other) is not type(first):
@@ -59,13 +73,25 @@ def _stack_one(controls: Sequence, indices: Sequence[int]):
     if any(len(e) != len(extras[0]) for e in extras):
         return None
     merged = first.copy()
-    merged.cond_hint_original = _picked(hints, indices)
+    merged.cond_hint_original = _picked(hints, indices, device)
     merged.extra_concat_orig = [
-        _picked([e[j] for e in extras], indices) for j in range(len(extras[0]))
+        _picked([e[j] for e in extras], indices, device) for j in range(len(extras[0]))
     ]
     return merged
 
 
-def _picked(batches: Sequence[torch.Tensor], indices: Sequence[int]) -> torch.Tensor:
+def _picked(batches: Sequence[Tensor], indices: Sequence[int], device: torch.device) -> Tensor:
     at = [i % b.shape[0] for b, i in zip(batches, indices, strict=True)]
-    return torch.cat([b[i : i + 1] for b, i in zip(batches, at, strict=True)])
+    return torch.cat([_near(b, i, device) for b, i in zip(batches, at, strict=True)])
+
+
+def _near(pictures: Tensor, index: int, device: torch.device) -> Tensor:
+    picture = pictures[index : index + 1]
+    if pictures.device == device:
+        return picture
+    known = _there.setdefault(pictures, OrderedDict())
+    if index not in known or known[index].device != device:
+        known[index] = picture.to(device)
+        while len(known) > _NEAR:
+            known.popitem(last=False)
+    return known[index]

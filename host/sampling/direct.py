@@ -7,10 +7,10 @@ tick (one ungated entry per side, no mask, no ControlNet) hands it to engine.lin
 
 import weakref
 from collections import OrderedDict
+from collections.abc import Sequence
 from typing import Any
 
 import torch
-from comfy.model_base import BaseModel
 from torch import Tensor
 
 from ...engine.linear import Fold, Level, Linear
@@ -18,10 +18,9 @@ from ...engine.plan import Plan
 from ...engine.ring import Work
 from ..models.engines import engine_of
 from ..models.unet import inference_dtype
-from .conditioning import Conds, Payload, plain, same_for_every_frame
-from .evaluate import Calls, Visit, prepared, sharing
+from .evaluate import prepared
+from .visit import Calls, Visit
 
-_OWN = ("apply_model", "_apply_model", "process_timestep")  # what a direct call does not make
 _WHOLE = (torch.int32, torch.int64)
 _LEVELS = 1024  # noise levels whose numbers are kept
 _BATCHES = 16
@@ -75,7 +74,7 @@ class Levels:
         return Level(scale, a, b, float(sampling.timestep(level).float()))
 
 
-class Ask:
+class Asked:
     """What a plain tick asks of the model.
 
     Attributes:
@@ -108,73 +107,66 @@ class Direct:
     def __init__(self, calls: Calls):
         self._calls = calls
         self._levels: tuple[Any, Levels | None] = (lambda: None, None)
-        self._asks: OrderedDict[int, Ask] = OrderedDict()
+        self._asked: OrderedDict[int, Asked] = OrderedDict()
 
-    def admits(self, visit: Visit) -> bool:
-        """Whether the model may be called directly at all."""
-        model = visit.model
-        return visit.guidance is not None and all(
-            getattr(type(model), name, None) is getattr(BaseModel, name) and name not in vars(model)
-            for name in _OWN
-        )
-
-    def ask(self, visit: Visit, work: Work, steady: bool = False) -> Ask | None:
+    def asked(self, visit: Visit, work: Work, steady: bool = False) -> Asked | None:
         """What a tick asks of the model; None where it takes more than one plain call.
 
         Args:
             steady: ask the same whatever the scale of the guidance is.
         """
         frames = [p for place in work.places for p in place.payloads]
-        conds = frames[0].conds
-        if not all(p.conds is conds and p.simple and p.mask is None for p in frames):
-            conds = self._together(frames, visit.model)
-            if conds is None:
-                return None
+        if any(p.mask is not None or not p.conditioning.batch.direct for p in frames):
+            return None
+        joint = visit.joints.together([p.conditioning for p in frames], visit.model)
+        if joint is None or not joint.plain:
+            return None
         guidance = visit.guidance
         which, span = _WHICH[guidance.mode], work.plan.entered
         if (which == "all" and guidance.cfg == 1.0 and not steady) or (
             which == "entered" and work.source is None
         ):
             which = "none"
-        if which == "entered" and (
-            visit.traits.shared if conds is visit.conds else same_for_every_frame(conds)
-        ):
+        if which == "entered" and joint.rows is None:
             span = slice(0, span.stop - span.start)  # the same wherever a frame enters
-        batch = prepared(visit, conds, which, len(frames), span)
+        batch = prepared(joint, visit.model, which, len(frames), span)
         if batch is None or any(isinstance(value, list) for value in batch[0].values()):
             return None
-        known = self._asks.get(id(batch))
+        known = self._asked.get(id(batch))
         if known is None or known.batch is not batch:
-            known = self._asks[id(batch)] = Ask(which, batch, visit.model, work.plan.device)
-            while len(self._asks) > _BATCHES:
-                self._asks.popitem(last=False)
+            known = Asked(which, batch, visit.model, work.plan.device)
+            self._asked[id(batch)] = known
+            while len(self._asked) > _BATCHES:
+                self._asked.popitem(last=False)
         return known
 
-    @staticmethod
-    def _together(frames: list[Payload], model) -> Conds | None:
-        """The conditioning of frames that do not come with the same; None if they need several."""
-        if not all(p.simple and p.mask is None for p in frames):
-            return None
-        shared = sharing(frames, list(range(len(frames))), model)
-        return shared[0][1] if len(shared) == 1 and plain(shared[0][1]) else None
+    def linear(self, visit: Visit, levels: Sequence[float]) -> bool:
+        """Whether the model is linear at these noise levels (engine.linear)."""
+        known = self._meant_by(visit.model.model_sampling)
+        try:
+            for sigma in levels:
+                known(sigma)
+        except NotLinear:
+            return False
+        return True
 
     def guide(
-        self, visit: Visit, work: Work, ask: Ask, cond: dict[str, Tensor] | None = None
+        self, visit: Visit, work: Work, asked: Asked, cond: dict[str, Tensor] | None = None
     ) -> Linear | None:
         """The guide of a tick, or None where the model is not linear at its noise levels.
 
         Args:
-            cond: read instead of the ask's tensors.
+            cond: read instead of the tensors that are asked for.
         """
         levels = self._meant_by(visit.model.model_sampling)
         try:
             levels.ready(work.plan)
         except NotLinear:
             return None
-        given = ask.cond if cond is None else cond
+        given = asked.cond if cond is None else cond
         return Linear(
-            visit.guidance, ask.which, levels,
-            lambda y, fold: self._call(visit, ask, given, y, fold), inference_dtype(visit.model),
+            visit.guidance, asked.which, levels,
+            lambda y, fold: self._call(visit, asked, given, y, fold), inference_dtype(visit.model),
         )  # fmt: skip
 
     def _meant_by(self, sampling) -> Levels:
@@ -184,16 +176,16 @@ class Direct:
             self._levels = weakref.ref(sampling), levels
         return levels
 
-    def _call(self, visit: Visit, ask: Ask, cond: dict[str, Tensor], y: Tensor, fold: Fold):
+    def _call(self, visit: Visit, asked: Asked, cond: dict[str, Tensor], y: Tensor, fold: Fold):
         """What BaseModel._apply_model calls, with what it would hand over."""
-        model, kwargs = visit.model, {**ask.still, **cond}
+        model, kwargs = visit.model, {**asked.still, **cond}
         kwargs["context"] = kwargs.pop("c_crossattn", None)
         concat = kwargs.pop("c_concat", None)
         if concat is not None:
             y = torch.cat([y, concat], dim=1)
         dynamic = getattr(model.current_patcher, "is_dynamic", None)
         transformer = visit.options.get("transformer_options", {}).copy()
-        transformer["cond_or_uncond"], transformer["uuids"] = ask.labels[:], ask.uuids[:]
+        transformer["cond_or_uncond"], transformer["uuids"] = asked.labels[:], asked.uuids[:]
         transformer["sigmas"] = fold.sigma
         transformer["prefetch_dynamic_vbars"] = dynamic is not None and dynamic()
         self._calls.calls += 1

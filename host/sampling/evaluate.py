@@ -1,132 +1,25 @@
 """One tick's rows through the user's model, exactly as ComfyUI would evaluate each frame alone.
 
-Two paths give equal results. The fast one calls the model once with rows prepared beforehand; it
-is taken only where a written-down predicate (`fast_guidance`) holds. Everything else goes through
-the guider itself, so LoRA hooks, ControlNet, attention patches, wrappers and cfg functions act.
-Where ComfyUI looks at the first row only (percent ranges, hooks, cfg functions), rows are split
-into calls whose first row speaks for all.
+Where the route says so (route.py), the model is called once with rows prepared beforehand.
+Everything else goes through the guider itself, so LoRA hooks, ControlNet, attention patches,
+wrappers and cfg functions act. Where something looks at the first row only (percent ranges, hooks,
+cfg functions), rows are split into calls whose first row speaks for all.
 """
 
 import dataclasses
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
 
-import comfy.patcher_extension
 import comfy.samplers
 import torch
 from torch import Tensor
 
-from ...engine.guidance import Guidance
 from ...engine.ring import TickRows
-from ..models.options import ENGINE, empty, foreign
-from .conditioning import Conds, Payload, Traits, merge, merge_entries, plain, traits
-from .guider import RCFGGuider
+from .payload import Payload
+from .route import Road
+from .rows import Joint, Sides, merge_entries
+from .visit import Visit
 
-# functions that may look at one noise level for the whole batch, so they get one level at a time
-_ONE_LEVEL = (
-    "sampler_cfg_function",
-    "sampler_pre_cfg_function",
-    "sampler_post_cfg_function",
-    "sampler_calc_cond_batch_function",
-    "context_handler",
-)
-_SAMPLING = (
-    "__call__",
-    "outer_predict_noise",
-    "predict_noise",
-    "inner_sample",
-    "outer_sample",
-    "sample",
-)
-_HUNG = ("wrappers", "callbacks")
-_KNOWN_OPTIONS = ("transformer_options", "to_load_options")
-
-
-@dataclass
-class Calls:
-    """Model calls and rows, counted where ComfyUI enters the model (BaseModel.apply_model)."""
-
-    calls: int = 0
-    rows: int = 0
-
-    def __call__(self, executor, x, *args, **kwargs):
-        self.calls += 1
-        self.rows += x.shape[0]
-        return executor(x, *args, **kwargs)
-
-
-@dataclass
-class Visit:
-    """A guider whose model is loaded and whose conditioning is processed.
-
-    Attributes:
-        guider: has inner_model set for the duration.
-        model: the loaded BaseModel.
-        conds: its processed conditioning.
-        options: model_options as a sampler receives them.
-        seed: as a sampler receives it.
-        guidance: what the fast path applies, or None where only the guider itself is right.
-    """
-
-    guider: Any
-    model: Any
-    conds: Conds
-    options: dict[str, Any]
-    seed: int | None
-    guidance: Guidance | None = None
-    batches: dict[tuple, tuple] = field(default_factory=dict)
-
-    @property
-    def traits(self) -> Traits:
-        """Of the conditioning, looked through once."""
-        known = self.batches.get(("traits",))
-        if known is None or known[0] is not self.conds:
-            # the model's functions must not see mixed noise levels
-            per_sigma = any(self.options.get(name) for name in _ONE_LEVEL)
-            known = self.conds, traits(self.conds, self.model, per_sigma)
-            self.batches[("traits",)] = known
-        return known[1]
-
-
-def fast_guidance(guider, conds: Conds, options: dict[str, Any]) -> Guidance | None:
-    """The guidance of a guider whose model may be called directly, else None.
-
-    Admitted: RCFGGuider, CFGGuider and guiders that change nothing of it; one plain entry per side
-    (`conditioning.plain`); no cfg, calc or model function, context handler or unknown option; no
-    patch, wrapper or callback but an engine's; no injection or additional model. LoRA needs no
-    care, being patched into the weights.
-    """
-    if not plain(conds) or "positive" not in conds:
-        return None
-    if any(options[name] for name in options.keys() - {*_KNOWN_OPTIONS}):
-        return None
-    if any(not _harmless(options.get(name, {})) for name in _KNOWN_OPTIONS):
-        return None
-    patcher = guider.model_patcher
-    if any(foreign(getattr(patcher, name)) for name in _HUNG):
-        return None
-    others = {k: v for k, v in patcher.additional_models.items() if k != ENGINE}
-    if not (empty(others) and empty(patcher.injections)):
-        return None
-    if type(guider) is RCFGGuider:
-        return guider.guidance
-    if not _stock(guider):
-        return None
-    if conds.keys() == {"positive", "negative"}:
-        return Guidance("full", guider.cfg)
-    return Guidance("off") if conds.keys() == {"positive"} and guider.cfg == 1.0 else None
-
-
-def _harmless(options: dict[str, Any]) -> bool:
-    """True for transformer_options in which there is nothing but an engine."""
-    inner = {k: v for k, v in options.items() if k not in ("sample_sigmas", *_HUNG)}
-    return empty(inner) and not any(foreign(options.get(name, {})) for name in _HUNG)
-
-
-def _stock(guider) -> bool:
-    """True for a guider that samples exactly as CFGGuider does, such as BasicGuider's."""
-    stock = comfy.samplers.CFGGuider
-    return all(getattr(type(guider), name, None) is getattr(stock, name) for name in _SAMPLING)
+_PREPARED = 32  # batches of one conditioning that are kept
 
 
 @dataclass
@@ -137,9 +30,10 @@ class Group:
     sigma: Tensor
     source: Tensor
     entered: slice
-    conds: Conds
+    joint: Joint
     index: list[int] | None = None  # rows of the tick; None means all
     whole: TickRows | None = None
+    levels: tuple[float, ...] | None = None  # of their course, where something may look at them
 
     def remember(self, negative: Tensor | None) -> Tensor:
         if self.index is None:
@@ -155,8 +49,9 @@ def evaluate(visit: Visit, rows: TickRows) -> Tensor:
     masked = any(p.mask is not None for p in payloads)
     if masked:
         mask, rows, source = _inpaint(visit, rows, payloads)
-    groups = _groups(visit, rows, payloads)
-    if len(groups) == 1:
+    if visit.route.road is Road.PER_FRAME:
+        out = _guided(visit, rows, payloads[0].conditioning.alone(visit.model))
+    elif len(groups := _groups(visit, rows, payloads)) == 1:
         out = _call(visit, groups[0])
     else:
         out = torch.empty_like(rows.x)
@@ -166,60 +61,68 @@ def evaluate(visit: Visit, rows: TickRows) -> Tensor:
 
 
 def _groups(visit: Visit, rows: TickRows, payloads: list[Payload]) -> list[Group]:
+    """The calls of a tick: rows that ComfyUI's look at its first row treats alike."""
+    per_level = visit.route.road is Road.PER_LEVEL
     buckets: dict[tuple, list[int]] = {}
     r = 0
     for place in rows.places:
         for payload in place.payloads:
-            buckets.setdefault(payload.gate(place.sigma), []).append(r)
+            gate, levels = payload.conditioning.gate(place.sigma), None
+            if per_level or payload.conditioning.batch.look:
+                gate, levels = (*gate, place.sigma), place.course.sigmas
+            buckets.setdefault((gate, levels), []).append(r)
             r += 1
-    shared: list[tuple[list[int], Conds]] = []
-    for index in buckets.values():
-        shared += sharing([payloads[i] for i in index], index, visit.model)
-    if len(shared) == 1:
-        return [Group(rows.x, rows.sigma, rows.source, rows.entered, shared[0][1], None, rows)]
+    calls: list[tuple[list[int], Joint, tuple | None]] = []
+    for (_, levels), index in buckets.items():
+        frames = [payloads[i].conditioning for i in index]
+        for part, joint in visit.joints.split(frames, index, visit.model):
+            calls.append((part, joint, levels))
+    if len(calls) == 1:
+        _, joint, levels = calls[0]
+        return [
+            Group(rows.x, rows.sigma, rows.source, rows.entered, joint, None, rows, levels)
+        ]
     out = []
-    for index, conds in shared:
+    for index, joint, levels in calls:
         entered = [j for j, i in enumerate(index) if rows.entered.start <= i < rows.entered.stop]
         span = slice(entered[0], entered[-1] + 1) if entered else slice(0, 0)
         x, sigma, source = rows.x[index], rows.sigma[index], rows.source[index]
-        out.append(Group(x, sigma, source, span, conds, index, rows))
-    return out
-
-
-def sharing(payloads: list[Payload], index: list[int], model) -> list[tuple[list[int], Conds]]:
-    """The rows that may share a call, and its conditioning."""
-    first = payloads[0]
-    if not first.controlled and all(p.key == first.key for p in payloads):
-        return [(index, first.conds)]
-    # controls are merged even where alike: ComfyUI cleans a run's own controls up after it
-    merged = merge(payloads, model)
-    if merged is not None:
-        return [(index, merged)]
-    by_key: dict[tuple, list[int]] = {}
-    for j, p in enumerate(payloads):
-        by_key.setdefault(p.key, []).append(j)
-    out = []
-    for rows in by_key.values():
-        alike = [payloads[j] for j in rows]
-        out.append(([index[j] for j in rows], merge(alike, model) or alike[0].conds))
+        out.append(Group(x, sigma, source, span, joint, index, rows, levels))
     return out
 
 
 def _call(visit: Visit, group: Group) -> Tensor:
-    if visit.guidance is not None and plain(group.conds):
+    if visit.guidance is not None and group.joint.plain:
         return visit.guidance(group, lambda rows, which: _predict(visit, rows, which))
-    guider = visit.guider
+    return _guided(visit, group, group.joint.sides, group.levels)
+
+
+def _guided(
+    visit: Visit, rows: Group | TickRows, sides: Sides, levels: tuple[float, ...] | None = None
+) -> Tensor:
+    """Clean predictions by the guider itself, [R, C, H, W].
+
+    Args:
+        sides: the conditioning of just these rows.
+        levels: of their course, where something may look at them.
+    """
+    guider, options = visit.guider, visit.options
+    if levels is not None:
+        # the frames of a call may be on another course than the newest
+        own = {"sample_sigmas": torch.tensor(levels, device=rows.x.device)}
+        transformer = {**options.get("transformer_options", {}), **own}
+        options = {**options, "transformer_options": transformer}
     before = guider.conds
-    guider.conds, guider.rows = group.conds, group
+    guider.conds, guider.rows = sides, rows
     try:
-        return guider(group.x, group.sigma, model_options=visit.options, seed=visit.seed)
+        return guider(rows.x, rows.sigma, model_options=options, seed=visit.seed)
     finally:
         guider.conds, guider.rows = before, None
 
 
 def _predict(visit: Visit, rows: Group, which: str) -> tuple[Tensor, Tensor | None]:
     """The fast path: what calc_cond_batch does for plain conditioning, prepared once per batch."""
-    batch = prepared(visit, rows.conds, which, rows.x.shape[0], rows.entered)
+    batch = prepared(rows.joint, visit.model, which, rows.x.shape[0], rows.entered)
     if batch is None:
         at = rows.entered if which == "entered" else slice(0, rows.x.shape[0])
         return _predict_apart(visit, rows, at)
@@ -253,27 +156,31 @@ def apply(visit: Visit, rows, which: str, batch: tuple) -> tuple[Tensor, Tensor 
 def _predict_apart(visit: Visit, rows: Group, at: slice) -> tuple[Tensor, Tensor]:
     """Two sides that cannot share a call (prompts of odd lengths) get one each."""
     denoised, _ = _predict(visit, rows, "none")
-    flipped = {"positive": rows.conds["negative"]}
-    asked = Group(rows.x[at], rows.sigma[at], rows.source[at], slice(0, 0), flipped)
+    negative = rows.joint.flipped(at)
+    asked = Group(rows.x[at], rows.sigma[at], rows.source[at], slice(0, 0), negative)
     return denoised, _predict(visit, asked, "none")[0]
 
 
-def prepared(visit: Visit, conds: Conds, which: str, r: int, span: slice) -> tuple | None:
-    """Model conditioning for r rows: (kwargs, cond_or_uncond, uuids).
+def prepared(joint: Joint, model, which: str, r: int, span: slice) -> tuple | None:
+    """Model conditioning for r rows of a plain joint: (kwargs, cond_or_uncond, uuids).
 
     None where the two sides cannot share a call.
+
+    Args:
+        which: negative rows in the call: none, those of the rows in `span` at its end, or all.
     """
+    if joint.rows not in (None, r):
+        raise AssertionError(f"conditioning of {joint.rows} rows for {r}")
     if which != "entered":
         span = slice(0, 0)
-    key = (id(conds), which, r, span.start, span.stop)
-    known = visit.batches.get(key)
-    if known is not None and known[0] is conds:
-        return known[1]
-    positive, negative = conds["positive"], conds.get("negative")
+    key = (which, r, span.start, span.stop)
+    if key in joint.prepared:
+        return joint.prepared[key]
+    positive, negative = joint.sides["positive"], joint.sides.get("negative")
     if which == "entered":
         sides = [*[positive] * r, *[negative] * (span.stop - span.start)]
         indices = [*range(r), *range(r)[span]]
-        entries, labels = merge_entries(sides, indices, visit.model), [0]
+        entries, labels = merge_entries(sides, indices, model), [0]
     else:
         entries = [negative[0], positive[0]] if which == "all" else positive
         labels = [1, 0] if which == "all" else [0]
@@ -286,9 +193,9 @@ def prepared(visit: Visit, conds: Conds, which: str, r: int, span: slice) -> tup
         ]
         if all(comfy.samplers.cond_equal_size(parts[0], c) for c in parts[1:]):
             batch = (comfy.samplers.cond_cat(parts), labels, [e["uuid"] for e in entries])
-    if len(visit.batches) > 32:
-        visit.batches.clear()
-    visit.batches[key] = (conds, batch)
+    joint.prepared[key] = batch
+    while len(joint.prepared) > _PREPARED:
+        del joint.prepared[next(iter(joint.prepared))]
     return batch
 
 
@@ -317,13 +224,3 @@ def _inpaint(visit: Visit, rows: TickRows, payloads: list[Payload]):
     x = rows.x * mask + known * (1.0 - mask)
     return mask, dataclasses.replace(rows, x=x), rows.source
 
-
-def count_into(calls: Calls, options: dict[str, Any]) -> None:
-    """Let `calls` see every entry into the model made with these options."""
-    comfy.patcher_extension.add_wrapper_with_key(
-        comfy.patcher_extension.WrappersMP.APPLY_MODEL,
-        "livediffusion.calls",
-        calls,
-        options,
-        is_model_options=True,
-    )

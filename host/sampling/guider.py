@@ -1,13 +1,13 @@
 """Residual guidance as a ComfyUI GUIDER: for the stream, and for every ordinary sampler."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import comfy.samplers
 import torch
 from torch import Tensor
 
 from ...engine.guidance import Guidance
-from .conditioning import merge_entries
+from .rows import merge_entries
 
 
 @dataclass
@@ -61,7 +61,12 @@ class RCFGGuider(comfy.samplers.CFGGuider):
                 self.inner_model, x, timestep, negative if full else None, positive,
                 self.guidance.cfg if full else 1.0, model_options=options, seed=seed,
             )  # fmt: skip
-        rows = self.rows or self._sampler_rows(x, timestep)
+        rows = self.rows
+        if rows is None:
+            rows = self._sampler_rows(x, timestep)
+        elif rows.x is not x:
+            # a wrapper has changed what comes in
+            rows = replace(rows, x=x, sigma=timestep)
 
         def predict(rows, which):
             return self._predict(rows, which, positive, negative, options)

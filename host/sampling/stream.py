@@ -1,9 +1,10 @@
-"""A stream: the ring, and what it needs of ComfyUI, kept from one prompt to the next."""
+"""A stream: the ring, and what it needs of ComfyUI, kept from one run to the next."""
 
 import contextlib
+import logging
 import weakref
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import comfy.model_management
@@ -11,16 +12,22 @@ import comfy.samplers
 import torch
 from torch import Tensor
 
-from ...engine.guidance import Guidance
 from ...engine.noise import SlotNoise
 from ...engine.ring import Ring, Tick
 from ...engine.step_rules import STEP_RULES, Course
-from .conditioning import Conds, Payload, payloads
-from .evaluate import Calls, Visit, count_into, evaluate, fast_guidance
+from . import alone
+from .evaluate import evaluate
+from .kept import Kept, Snapshot
+from .payload import Payload, payloads
+from .route import Road, Route, before, route
+from .rows import Batch, Joints
 from .space import ModelSpace, scaled_in
 from .ticks import Ticks
+from .visit import Calls, Visit, of_latents
 
 Progress = Callable[[int, int, Tensor], None]
+# what is done in the place of a sampler: (visit, latents in the model's scale, mask) to latents
+Sampled = Callable[[Visit, Tensor, Tensor | None], Tensor]
 
 
 @dataclass(frozen=True)
@@ -44,21 +51,17 @@ class Settings:
     add_noise: bool = True
 
 
-@dataclass
-class _Kept:
-    """A prepared guider, for as long as nothing it was prepared for has changed.
 
-    It holds neither the guider nor the model: ComfyUI may drop both between two runs.
+class Apart(Exception):
+    """The frames of a run must be sampled alone.
+
+    Args:
+        batch: their conditioning.
     """
 
-    guider: weakref.ref
-    shape: tuple[int, ...]
-    n: int  # slots that memory was asked for
-    patches: Any
-    conds: Conds
-    options: dict[str, Any]
-    guidance: Guidance
-    batches: dict[tuple, tuple]
+    def __init__(self, batch: Batch):
+        super().__init__("frames are sampled one by one")
+        self.batch = batch
 
 
 class Stream:
@@ -69,6 +72,7 @@ class Stream:
 
     Attributes:
         lag: runs since the newest frame of the last output came in.
+        route: of the last run.
     """
 
     def __init__(self, frames_per_slot: int = 1):
@@ -78,7 +82,10 @@ class Stream:
         self.frames = 0
         self.ticks = 0
         self.lag = 0
-        self._kept: _Kept | None = None
+        self.route: Route | None = None
+        self._alone = Ring(1)  # of the frame that is sampled by itself
+        self._joints = Joints()
+        self._kept: Kept | None = None
         self._course: Course | None = None
         self._steered: tuple[Any, Any] = (None, None)
         self._noise: SlotNoise | None = None
@@ -87,16 +94,22 @@ class Stream:
         self._family: tuple | None = None
         self._met: Callable = lambda: None
 
-    def stats(self) -> dict[str, int]:
-        """Counters since the stream began; reading them waits for the device."""
+    def stats(self) -> dict[str, Any]:
+        """Counters since the stream began, and the road; reading them waits for the device."""
         return {
             "frames": self.frames,
             "ticks": self.ticks,
             "calls": self.calls.calls,
             "rows": self.calls.rows,
-            "dropped": self.ring.dropped,
+            "dropped": self.ring.dropped + self._alone.dropped,
             "overtaken": self.ring.overtaken,
+            **self.roads(),
         }
+
+    def roads(self) -> dict[str, str]:
+        """The road that the last run took, and why not a faster one."""
+        known = self.route
+        return {} if known is None else {"road": str(known.road), "why": known.why}
 
     @torch.inference_mode()
     def run(
@@ -118,27 +131,43 @@ class Stream:
 
         Returns:
             [B, C, H, W] on the model's device. Draining: frame i of the output is frame i of the
-            input. Else: the frames that left, or the best estimate so far while none does.
+            input. Else: the frames that left, or the best estimate so far while none does. Frames
+            that are sampled alone (Road.PER_FRAME) leave in the run that they come in.
+
+        Raises:
+            ValueError: what cannot be right is wired; the text begins with an input's name.
         """
         if self._sigmas[0] != settings.sigmas:
             self._sigmas = settings.sigmas, torch.tensor(settings.sigmas, dtype=torch.float32)
         sigmas = self._sigmas[1]
 
         def work(visit: Visit, clean: Tensor, mask: Tensor | None) -> Tensor:
-            return self.through(visit, clean, settings, mask=mask, progress=progress)
+            return self.flow(visit, clean, settings, mask=mask, progress=progress)
 
         kept = self._kept
-        if kept is not None and mask is None and self._holds(kept, guider, latents, settings):
+        if kept is not None and mask is None and kept.holds(guider, latents, len(sigmas) - 1):
             kept.options["transformer_options"]["sample_sigmas"] = sigmas
             return self._again(kept, guider, latents, settings.seed, work)
         self._kept = None
-        # a sampler inside the guider's own sample(): loading, hooks, wrappers are all ComfyUI's
-        return guider.sample(
-            torch.zeros_like(latents), latents, _Inside(self, work), sigmas, denoise_mask=mask,
-            disable_pbar=True, seed=settings.seed,
-        )  # fmt: skip
+        noise = torch.zeros_like(latents)
+        if before(guider) is not None:
+            noise = alone.noise_of(latents, settings.seed, settings.add_noise)
+        inside, snapshot = AsSampler(self, work, apart=latents.shape[0] > 1), Snapshot(guider)
+        try:
+            # a sampler inside the guider's own sample(): loading, hooks, wrappers are ComfyUI's
+            out = guider.sample(
+                noise, latents, inside, sigmas, denoise_mask=mask, disable_pbar=True,
+                seed=settings.seed,
+            )  # fmt: skip
+        except Apart as apart:
+            batch = apart.batch
+        else:
+            if mask is None:
+                self._keep(inside.visit, snapshot, len(sigmas) - 1, tuple(latents.shape[1:]))
+            return out
+        return self._one_by_one(guider, latents, settings, batch, mask, progress)
 
-    def through(
+    def flow(
         self,
         visit: Visit,
         clean: Tensor,
@@ -158,17 +187,23 @@ class Stream:
         self._meet(visit.model)
         course = self._steer(visit.model, settings)
         slots = self._slot_noise(settings.seed, clean)
+        if visit.route.road is Road.DIRECT and not self.recorded.linear(visit, course.levels):
+            name = type(visit.model.model_sampling).__name__
+            visit.route = visit.route.at_least(Road.PREPARED, f"{name} is not linear")
+        self._take(visit.route)
         batch = clean.shape[0]
-        frames = payloads(visit.conds, batch, visit.traits, self._serial)
+        own = None
         if mask is not None:
             own = slots.slot(0).expand_as(clean) if noise is None else noise
-            frames = _with_mask(frames, mask, own)
+        frames = payloads(visit.batch, batch, self._serial, mask, own)
+        if visit.route.road is Road.PER_FRAME:
+            return self._sampled_alone(visit, clean, frames[0], course, slots, noise, progress)
         if settings.immediate:
             self._switch(frames[-1])
         f = self.ring.frames_per_slot
         total = -(-batch // f) + (course.n - 1 if settings.drain else 0)
         out: list[Tensor] = []
-        through = self.recorded.through(visit)
+        road = self.recorded.through(visit)
         for done in range(total):
             comfy.model_management.throw_exception_if_processing_interrupted()
             at = slice(done * f, (done + 1) * f)
@@ -180,7 +215,7 @@ class Stream:
                 course,
                 slots,
                 None if noise is None else noise[at],
-                through,
+                road,
             )
             self.ticks += 1
             if settings.drain:
@@ -193,53 +228,91 @@ class Stream:
         self.frames += batch
         return out[0] if len(out) == 1 else torch.cat(out)
 
-    def visit(self, guider, extra_args: dict[str, Any], n: int, shape: tuple[int, ...]) -> Visit:
+    def _sampled_alone(
+        self, visit: Visit, clean: Tensor, frame: Payload, course: Course, slots: SlotNoise,
+        noise: Tensor | None, progress: Progress | None,
+    ) -> Tensor:  # fmt: skip
+        """All steps of one frame, [1, C, H, W], in a sample() of its own."""
+        # what is in flight would come out behind it
+        self.ring.overtaken += sum(place.count for place in self.ring.in_flight)
+        self.ring.clear()
+        ring = self._alone
+        ring.clear()
+        tick = Tick()
+        for k in range(course.n):
+            comfy.model_management.throw_exception_if_processing_interrupted()
+            enters = (clean, [frame]) if k == 0 else (None, ())
+            tick = ring.tick(lambda rows: evaluate(visit, rows), *enters, course, slots, noise)
+            self.ticks += 1
+            if progress is not None:
+                progress(k + 1, course.n, tick.estimate)
+        self.frames += 1
+        self.lag = 0
+        return tick.finished[-1][1]
+
+    def _one_by_one(
+        self, guider, latents: Tensor, settings: Settings, batch: Batch, mask: Tensor | None,
+        progress: Progress | None,
+    ) -> Tensor:  # fmt: skip
+        """Each frame in a sample() of its own, in order, [B, C, H, W]."""
+        out: list[Tensor] = []
+        count = latents.shape[0]
+        for i in range(count):
+
+            def part(done: int, total: int, estimate: Tensor | None, i=i) -> None:
+                if progress is not None:
+                    progress(i * total + done, count * total, estimate)
+
+            def work(visit: Visit, clean: Tensor, mask: Tensor | None, i=i, part=part) -> Tensor:
+                alone.tell_place(visit, batch, i, count)
+                return self.flow(visit, clean, settings, mask=mask, progress=part)
+
+            frame = latents[i : i + 1]
+            out.append(guider.sample(
+                alone.noise_of(frame, settings.seed, settings.add_noise), frame,
+                AsSampler(self, work), self._sigmas[1], denoise_mask=alone.mask_of(mask, i),
+                disable_pbar=True, seed=settings.seed,
+            ))  # fmt: skip
+        return torch.cat(out)
+
+    def visit(
+        self, guider, extra_args: dict[str, Any], n: int, noise: Tensor, latents: Tensor,
+        mask: Tensor | None,
+    ) -> Visit:  # fmt: skip
         """A visit for a guider whose sample() is under way, with its calls counted here.
 
         Args:
+            extra_args: as its sampler receives them.
             n: number of slots.
-            shape: of one latent, (C, H, W).
+            noise, latents, mask: as its sampler receives them, [B, C, H, W].
         """
         model, options = guider.inner_model, extra_args["model_options"]
-        conds = {side: entries[:] for side, entries in guider.conds.items()}
-        guidance = fast_guidance(guider, conds, options)
+        seed = extra_args.get("seed")
+        sides = {side: entries[:] for side, entries in guider.conds.items()}
+        taken = of_latents(model, sides, noise, latents, mask, seed)
+        batch = Batch(sides, model, latents.shape, taken)
         rows = 2 * n * self.ring.frames_per_slot
-        if not _one_call_fits(model, guider.model_patcher, rows, shape):
-            guidance = None  # ComfyUI's own evaluation knows how to split a batch
-        count_into(self.calls, options)
-        return Visit(guider, model, conds, options, extra_args.get("seed"), guidance)
+        way = route(guider, model, options, batch, [rows, *latents.shape[1:]])
+        self.calls.into(options)
+        return Visit(guider, model, batch, options, seed, way, self._joints)
 
-    def keep(self, visit: Visit, n: int, shape: tuple[int, ...]) -> None:
-        """Use the prepared guider again, if the fast path holds for it."""
-        if visit.guidance is None:
+    def _keep(self, visit: Visit, snapshot: Snapshot, n: int, shape: tuple[int, ...]) -> None:
+        """Use the prepared guider again, where the road does without it and without the latents."""
+        if visit.guidance is None or visit.batch.of_latents:
             return
-        guider = visit.guider
-        self._kept = _Kept(
-            weakref.ref(guider), shape, n, guider.model_patcher.patches_uuid, visit.conds,
-            visit.options, visit.guidance, visit.batches,
-        )  # fmt: skip
-
-    def _holds(self, kept: _Kept, guider, latents: Tensor, settings: Settings) -> bool:
-        patcher = guider.model_patcher
-        return (
-            kept.guider() is guider
-            and kept.shape == tuple(latents.shape[1:])
-            and kept.n >= len(settings.sigmas) - 1
-            and kept.patches == patcher.patches_uuid
-            and _resident(patcher)
+        self._kept = Kept(
+            weakref.ref(visit.guider), snapshot, shape, n, visit.batch, visit.options, visit.route
         )
 
-    def _again(self, kept: _Kept, guider, latents: Tensor, seed: int, work) -> Tensor:
+    def _again(self, kept: Kept, guider, latents: Tensor, seed: int, work) -> Tensor:
         """What guider.sample does around a sampler, for a guider that is prepared already."""
         patcher = guider.model_patcher
         model, device = patcher.model, patcher.load_device
-        visit = Visit(
-            guider, model, kept.conds, kept.options, seed, kept.guidance, kept.batches
-        )  # fmt: skip
+        visit = Visit(guider, model, kept.batch, kept.options, seed, kept.route, self._joints)
         context = getattr(comfy.model_management, "cuda_device_context", contextlib.nullcontext)
         with contextlib.nullcontext() if device.type == "cpu" else context(device):
             patcher.pre_run()
-            guider.inner_model, guider.conds = model, kept.conds
+            guider.inner_model, guider.conds = model, {}
             try:
                 clean = scaled_in(model, latents.to(device, torch.float32))
                 return model.process_latent_out(work(visit, clean, None).to(torch.float32))
@@ -247,11 +320,18 @@ class Stream:
                 patcher.cleanup()
                 del guider.inner_model, guider.conds
 
+    def _take(self, way: Route) -> None:
+        """The run's road, told where it is another than before."""
+        if way != self.route:
+            logging.debug("LiveDiffusion: road %s%s", way.road, f": {way.why}" if way.why else "")
+        self.route = way
+
     def _meet(self, model) -> None:
         """Another model family cannot go on with the latents in flight."""
         if self._met() is model:
             return
         self._met = weakref.ref(model)
+        self._joints.clear()
         config = getattr(model, "model_config", None)
         family = (type(model), repr(getattr(config, "unet_config", None)))
         if self._family not in (None, family):
@@ -289,81 +369,29 @@ class Stream:
             place.payloads = [p.recondition(newest) for p in place.payloads]
 
 
-class _Inside(comfy.samplers.Sampler):
-    """Runs `work` where ComfyUI runs a sampler: model loaded, conditioning processed."""
-
-    def __init__(self, stream: Stream, work: Callable[[Visit, Tensor, Tensor | None], Tensor]):
-        self.stream = stream
-        self.work = work
-
-    def sample(
-        self, model_wrap, sigmas, extra_args, callback, noise, latent_image=None,
-        denoise_mask=None, disable_pbar=False,
-    ):  # fmt: skip
-        n, shape = len(sigmas) - 1, tuple(latent_image.shape[1:])
-        visit = self.stream.visit(model_wrap, extra_args, n, shape)
-        out = self.work(visit, latent_image, denoise_mask)
-        if denoise_mask is None:
-            self.stream.keep(visit, n, shape)
-        return out
-
-
-class StreamSampler(comfy.samplers.Sampler):
-    """The stream batch as a stateless SAMPLER: the latent batch is a clip, its noise its own.
+class AsSampler(comfy.samplers.Sampler):
+    """Runs `work` where ComfyUI runs a sampler: model loaded, conditioning processed.
 
     Args:
-        step_rule: a name in engine.step_rules.STEP_RULES.
-        frames_per_slot: F.
+        apart: frames that must be sampled alone are not sampled here: raises Apart.
     """
 
-    def __init__(self, step_rule: str, frames_per_slot: int):
-        self.step_rule = step_rule
-        self.frames_per_slot = frames_per_slot
+    def __init__(self, stream: Stream, work: Sampled, apart: bool = False):
+        self.stream = stream
+        self.work = work
+        self.apart = apart
+        self.visit: Visit | None = None
 
-    @torch.no_grad()
     def sample(
         self, model_wrap, sigmas, extra_args, callback, noise, latent_image=None,
         denoise_mask=None, disable_pbar=False,
     ):  # fmt: skip
-        seed = extra_args.get("seed")
-        settings = Settings(
-            tuple(sigmas.tolist()), self.step_rule, 0 if seed is None else seed, drain=True
+        visit = self.visit = self.stream.visit(
+            model_wrap, extra_args, len(sigmas) - 1, noise, latent_image, denoise_mask
         )
-        stream = Stream(self.frames_per_slot)
-        shape = tuple(latent_image.shape[1:])
-        visit = stream.visit(model_wrap, extra_args, len(sigmas) - 1, shape)
-
-        def report(done: int, total: int, estimate: Tensor) -> None:
-            if callback is not None:
-                callback(done - 1, estimate, estimate, total)
-
-        out = stream.through(visit, latent_image, settings, noise, denoise_mask, report)
-        if callback is not None:
-            callback(len(sigmas) - 2, out, out, len(sigmas) - 1)
-        return out
-
-
-def _resident(patcher) -> bool:
-    """True if exactly this patcher's weights are loaded, so that ComfyUI has nothing to do."""
-    loaded = comfy.model_management.current_loaded_models
-    return (
-        patcher.model.current_weight_patches_uuid == patcher.patches_uuid
-        and patcher.current_loaded_device() == patcher.load_device
-        and any(entry.model is patcher for entry in loaded)
-    )
-
-
-def _one_call_fits(model, patcher, rows: int, shape: tuple[int, ...]) -> bool:
-    """ComfyUI's own estimate (comfy.samplers._calc_cond_batch) for a tick's most rows."""
-    free = comfy.model_management.get_free_memory(patcher.load_device)
-    return model.memory_required([rows, *shape]) * 1.5 < free
-
-
-def _with_mask(frames: list[Payload], mask: Tensor, noise: Tensor) -> list[Payload]:
-    return [
-        replace(p, mask=mask[i % mask.shape[0]][None], noise=noise[i : i + 1])
-        for i, p in enumerate(frames)
-    ]
+        if self.apart and visit.route.road is Road.PER_FRAME:
+            raise Apart(visit.batch)
+        return self.work(visit, latent_image, denoise_mask)
 
 
 def _as_many(tick: Tick, wanted: int) -> Tensor:

@@ -20,10 +20,10 @@ from ...compiled.weights import addresses, fixed
 from ...engine.linear import Fold, Linear, prepare
 from ...engine.ring import Guide, Through, Work
 from ..models.engines import REST, Attached, engine_of, reason_of
-from ..models.options import unet_parts
 from ..models.unet import ComfyUNet, inference_dtype
 from .direct import Direct
-from .evaluate import Calls, Visit
+from .route import Road
+from .visit import Calls, Visit
 
 _WARM = 2  # ticks that a stream runs as it is before one is recorded
 _KEPT = 4  # recordings of other layouts that are kept
@@ -56,21 +56,25 @@ class Ticks:
 
     def through(self, visit: Visit) -> Through | None:
         """How this run's ticks are done, or None for as the guide says."""
-        if not self._direct.admits(visit):
+        if visit.route.road is not Road.DIRECT:
             return None
         attached = self._recording_engine(visit)
 
         def through(work: Work, guide: Guide) -> tuple[Tensor, Tensor | None]:
             if attached is not None and work.full:
-                ask = self._direct.ask(visit, work, steady=True)
-                done = None if ask is None else self._tick(visit, attached, work, ask)
+                asked = self._direct.asked(visit, work, steady=True)
+                done = None if asked is None else self._tick(visit, attached, work, asked)
                 if done is not None:
                     return done
-            ask = self._direct.ask(visit, work)
-            direct = None if ask is None else self._direct.guide(visit, work, ask)
+            asked = self._direct.asked(visit, work)
+            direct = None if asked is None else self._direct.guide(visit, work, asked)
             return work(guide if direct is None else direct)
 
         return through
+
+    def linear(self, visit: Visit, levels: tuple[float, ...]) -> bool:
+        """See Direct.linear."""
+        return self._direct.linear(visit, levels)
 
     def _recording_engine(self, visit: Visit) -> Attached | None:
         """The engine that allows recordings of this MODEL's ticks, if there is one."""
@@ -79,8 +83,6 @@ class Ticks:
         if attached is None or not attached.capturable:
             return None
         if self._new is CudaRecording and patcher.load_device.type != "cuda":
-            return None
-        if unet_parts(patcher):
             return None
         self._same_weights(visit, attached)
         return attached

@@ -70,11 +70,16 @@ def each_alone(world, make, count=5, rule="euler"):
 
 
 @pytest.fixture
-def slow(world, monkeypatch):
-    """Makes every model take the slow path."""
+def at_least(world, monkeypatch):
+    """Makes every model take a slower road than it needs."""
+    from livediffusion.host.sampling import route, stream
 
-    def use():
-        monkeypatch.setattr("livediffusion.host.sampling.stream.fast_guidance", lambda *_: None)
+    def use(road, real=stream.route):
+        def slower(*args):
+            found = real(*args).at_least(road, "the test asks for it")
+            return found if road < route.Road.GUIDER else route.Route(found.road, found.why)
+
+        monkeypatch.setattr(stream, "route", slower)
 
     return use
 
@@ -101,35 +106,36 @@ def basic(world, model, positive):
 @pytest.mark.parametrize("kind", ["sd", pytest.param("sdxl", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("tokens", [(8, 8), (8, 16)], ids=["even", "long"])
 @pytest.mark.parametrize("name", GUIDERS)
-def test_all_paths_give_the_same(world, slow, monkeypatch, name, tokens, kind):
+def test_all_roads_give_the_same(world, at_least, monkeypatch, name, tokens, kind):
     """ComfyUI's own evaluation, one prepared call bit for bit, and the direct one to rounding."""
     model = world.model if kind == "sd" else world.pooled
     pooled = None if kind == "sd" else 12
     positive = world.tiny.conditioning(1, tokens[0], pooled)
     negative = world.tiny.conditioning(2, tokens[1], pooled)
     make = GUIDERS[name]
+    from livediffusion.host.sampling.route import Road
+
     calls = []
-    told = world.Direct._call
-    monkeypatch.setattr(
-        world.Direct, "_call", lambda *args: calls.append(1) or told(*args)
-    )  # fmt: skip
+    real = world.Direct._call
+    monkeypatch.setattr(world.Direct, "_call", lambda *args: calls.append(1) or real(*args))
     direct, stream = run(world, make(world, model, positive, negative))
     assert len(calls) == stream.ticks
-    monkeypatch.setattr(world.Direct, "admits", lambda self, visit: False)
+    assert stream.roads() == {"road": "direct", "why": ""}
+    at_least(Road.PREPARED)
     fast, stream = run(world, make(world, model, positive, negative))
     assert stream._kept is not None, "this model is admitted to the fast path"
-    slow()
+    at_least(Road.GUIDER)
     plain, stream = run(world, make(world, model, positive, negative))
     assert stream._kept is None
     assert torch.equal(fast, plain)
     assert world.tiny.rms(direct, plain) <= 1e-5
 
 
-def test_prepared_guider_is_used_again_and_gives_the_same(world):
+def test_prepared_guider_is_used_again_and_gives_the_same(world, monkeypatch):
     guider = stock(world, world.model, world.tiny.conditioning(1), world.tiny.conditioning(2))
     first, stream = run(world, guider)
     asked: list[int] = []
-    guider.sample = lambda *args, **kwargs: asked.append(1)
+    monkeypatch.setattr(world.samplers, "process_conds", lambda *args, **kwargs: asked.append(1))
     again, _ = run(world, guider, stream=stream)
     assert not asked
     assert torch.equal(first, again)
@@ -154,7 +160,7 @@ def test_attention_patch(world):
     stream = assert_slow_and_acting(
         world, lambda: rcfg(world, patched, cond), lambda: rcfg(world, world.model, cond)
     )
-    assert stream.calls.calls == stream.ticks, "patches keep the batch together"
+    assert stream.roads()["road"] == "per frame", "nobody knows what it looks at"
 
 
 @pytest.mark.parametrize("setter", ["cfg", "post", "pre"])
@@ -266,19 +272,16 @@ def test_lora_hook(world):
     )
 
 
-def test_scheduled_hook_is_refused_and_the_stream_goes_on(world):
-    stream = world.Stream()
-    plain = rcfg(world, world.model, world.tiny.conditioning(1))
-    settings = world.Settings(LEVELS, "euler", SEED)
-    frames = world.tiny.latents(6).split(1)
-    for frame in frames[:4]:
-        stream.run(plain, frame, settings)
-    with pytest.raises(ValueError, match=r"guider: .*keyframes"):
-        scheduled = hooked(world, (0.0, 0.0), (1.0, 0.6))
-        stream.run(rcfg(world, world.model, scheduled), frames[4], settings)
-    out = stream.run(plain, frames[5], settings)
-    want, _ = run(world, plain, count=2)
-    assert world.tiny.rms(out, want[1:]) <= 1e-5, "the second frame leaves as if nothing happened"
+def test_scheduled_hook(world):
+    """Keyframes are gone through in one direction: each frame goes through them alone."""
+    stream = assert_slow_and_acting(
+        world,
+        lambda: rcfg(world, world.model, hooked(world, (0.0, 0.0), (1.0, 0.2))),
+        lambda: rcfg(world, world.model, world.tiny.conditioning(1)),
+    )
+    assert stream.roads() == {
+        "road": "per frame", "why": "the conditioning has a hook with keyframes"
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("ends", [(0.0, 0.7), (0.7, 1.0), (0.5, 0.9)])

@@ -137,7 +137,8 @@ def test_clip_leaves_the_live_state_alone(world):
 def test_a_clip_reports_its_counts_and_a_live_run_is_silent(world):
     out = sample(world, "ui", latent={"samples": world.tiny.latents(5)}, mode="clip")
     assert out.ui["live"] == [
-        {"frames": 5, "ticks": 7, "calls": 7, "rows": 15, "dropped": 0, "overtaken": 0}
+        {"frames": 5, "ticks": 7, "calls": 7, "rows": 15, "dropped": 0, "overtaken": 0,
+         "road": "direct", "why": ""}
     ]
     assert sample(world, "ui").ui is None
 

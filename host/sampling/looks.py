@@ -1,0 +1,198 @@
+"""What acts on a model call besides the model, and how much of the call it looks at.
+
+A tick holds frames at different steps, so what a node has hung on a MODEL, a GUIDER or a
+CONDITIONING is right for every row only if it looks at each row for itself. Nothing tells that of
+a function but reading it: those below have been read, and tests/host/test_looks.py keeps them to
+it. Everything else is taken to look at the level, the step, the batch and the calls before.
+"""
+
+import functools
+import os
+import types
+from collections.abc import Iterator
+from enum import IntEnum
+from typing import Any
+
+import comfy.conds
+import comfy.controlnet
+import comfy.hooks
+import comfy.samplers
+import torch
+from comfy.patcher_extension import CallbacksMP
+
+from ..models.options import ENGINE
+
+
+class Look(IntEnum):
+    """What something looks at; the more, the fewer frames may share its call."""
+
+    ROWS = 0  # each row for itself
+    LEVEL = 1  # the noise level, which it takes from the first row
+    FRAME = 2  # anything: steps, calls, neighbours, or nobody knows
+
+
+COUNT = "livediffusion.calls"  # key of what counts model calls
+Found = tuple[Look, str]  # and what it is, for people
+
+# functions of ComfyUI's own nodes, by file and name
+_KNOWN = {
+    ("comfy_extras/nodes_freelunch.py", "output_block_patch"): Look.ROWS,
+    ("comfy_extras/nodes_hypernetwork.py", "__call__"): Look.ROWS,
+    ("comfy_extras/nodes_model_downscale.py", "output_block_patch"): Look.ROWS,
+    ("comfy_extras/nodes_model_downscale.py", "input_block_patch"): Look.LEVEL,
+    ("comfy_extras/nodes_model_advanced.py", "rescale_cfg"): Look.LEVEL,
+    ("comfy_extras/nodes_pag.py", "post_cfg_function"): Look.LEVEL,
+    # called for each place with that place's own levels (evaluate)
+    ("comfy_extras/nodes_differential_diffusion.py", "forward"): Look.ROWS,
+    ("comfy_extras/nodes_differential_diffusion.py", "<lambda>"): Look.ROWS,
+}
+_KNOWN_FOLDERS = ("comfy/weight_adapter/",)  # LoRA beside the weights instead of in them
+# ComfyUI's own way from a guider to the model
+_SEAM = (
+    "sampling_function", "cfg_function", "calc_cond_batch", "_calc_cond_batch",
+    "get_area_and_mult",
+)  # fmt: skip
+# callbacks that come while sampling; the others are about loading and copying
+_WHILE_SAMPLING = (
+    CallbacksMP.ON_PRE_RUN, CallbacksMP.ON_PREPARE_STATE, CallbacksMP.ON_CLEANUP,
+    CallbacksMP.ON_APPLY_HOOKS, CallbacksMP.ON_REGISTER_ALL_HOOK_PATCHES,
+)  # fmt: skip
+# parts of a model that say what its numbers mean, asked of the model at every level
+_PLAIN_PARTS = ("model_sampling", "latent_format", "manual_cast_dtype")
+_HUNG = ("wrappers", "callbacks")
+_WRITTEN = ("sample_sigmas", *_HUNG)  # in transformer_options by ComfyUI itself
+_CONDS = (
+    comfy.conds.CONDRegular, comfy.conds.CONDNoiseShape, comfy.conds.CONDCrossAttn,
+    comfy.conds.CONDConstant, comfy.conds.CONDList,
+)  # fmt: skip
+_ROOT = os.path.dirname(os.path.dirname(os.path.realpath(comfy.samplers.__file__)))
+
+
+def of_options(options: dict[str, Any]) -> Iterator[Found]:
+    """What acts through model_options."""
+    for name, value in options.items():
+        if name == "transformer_options":
+            yield from _of_transformer(value)
+        elif name not in ("to_load_options", "registered_hooks"):
+            # the same wrappers again; hooks are looked for in the conditioning
+            yield from _each(value, name)
+
+
+def of_patcher(patcher) -> Iterator[Found]:
+    """What acts through a MODEL besides its options."""
+    yield from _of_hung(patcher.wrappers, "wrappers")
+    yield from _of_hung(patcher.callbacks, "callbacks")
+    for injections in patcher.injections.values():
+        for injection in injections:
+            yield _look_of(injection.inject), "an injection into the model"
+    for name in patcher.object_patches:
+        if name not in _PLAIN_PARTS:
+            yield Look.FRAME, f"a node has replaced the model's {name}"
+
+
+def of_model(model) -> Iterator[Found]:
+    """What a model does otherwise than ComfyUI's, and what a pack has put in ComfyUI's place."""
+    for name in ("apply_model", "_apply_model"):
+        if name in vars(model) or not file_of(getattr(type(model), name)).startswith("comfy/"):
+            yield Look.FRAME, f"the model {type(model).__name__} has its own {name}"
+    for name in _SEAM:
+        if file_of(getattr(comfy.samplers, name)) != "comfy/samplers.py":
+            yield Look.FRAME, f"a pack has replaced ComfyUI's {name}"
+
+
+def of_entry(entry: dict[str, Any]) -> Iterator[Found]:
+    """What acts through an entry of a conditioning, processed or not."""
+    group = entry.get("hooks")
+    for hook in group.hooks if group is not None else ():
+        name = type(hook).__name__
+        if type(hook) is not comfy.hooks.WeightHook:
+            yield Look.FRAME, f"the conditioning has a hook ({name})"
+        elif len(hook.hook_keyframe.keyframes) > 1:
+            yield Look.FRAME, "the conditioning has a hook with keyframes"
+        else:
+            yield Look.LEVEL, "the conditioning has a hook on the weights"
+    control = entry.get("control")
+    while control is not None:
+        if type(control).__module__ != "comfy.controlnet":
+            yield Look.FRAME, f"a ControlNet of another pack ({type(control).__name__})"
+        if control.extra_hooks is not None:
+            yield Look.FRAME, "a ControlNet has hooks"
+        control = control.previous_controlnet
+    for name, cond in entry.get("model_conds", {}).items():
+        if type(cond) not in _CONDS:
+            yield Look.FRAME, f"a conditioning of its own kind ({name}: {type(cond).__name__})"
+
+
+def most(found: Iterator[Found]) -> Found:
+    """The one that looks at most; ROWS and "" where nothing is found."""
+    return max(found, key=lambda one: one[0], default=(Look.ROWS, ""))
+
+
+def _of_transformer(options: dict[str, Any]) -> Iterator[Found]:
+    for kind in _HUNG:
+        yield from _of_hung(options.get(kind, {}), kind)
+    for name, value in options.items():
+        if name not in _WRITTEN:
+            yield from _each(value, f"transformer_options.{name}")
+
+
+def _of_hung(hung: dict[str, dict[str, list]], kind: str) -> Iterator[Found]:
+    """Wrappers or callbacks by type and key, but for an engine's and the count of calls."""
+    for name, by_key in hung.items():
+        for key, functions in by_key.items():
+            if key in (ENGINE, COUNT):
+                continue
+            for function in functions:
+                look = _look_of(function)
+                if kind == "callbacks" and name not in _WHILE_SAMPLING:
+                    look = Look.ROWS
+                yield look, f"{_named(function)} is wrapped around the model ({name})"
+
+
+def _each(value: Any, name: str) -> Iterator[Found]:
+    """Every function in nested dicts and lists; plain data acts through the model alone."""
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            yield from _each(inner, f"{name}.{key}")
+    elif isinstance(value, list | tuple):
+        for inner in value:
+            yield from _each(inner, name)
+    elif isinstance(value, torch.Tensor):
+        yield Look.FRAME, f"a tensor in the model's options ({name})"
+    elif value is not None and not isinstance(value, str | int | float | torch.dtype):
+        yield _look_of(value), f"{_named(value)} patches the model ({name})"
+
+
+def _look_of(function: Any) -> Look:
+    code = _code(function)
+    if code is None:
+        return Look.FRAME
+    file = _relative(code.co_filename)
+    if file.startswith(_KNOWN_FOLDERS):
+        return Look.ROWS
+    return _KNOWN.get((file, code.co_name), Look.FRAME)
+
+
+def _code(function: Any) -> types.CodeType | None:
+    while isinstance(function, functools.partial):
+        function = function.func
+    function = getattr(function, "__func__", function)  # of a bound method
+    if not isinstance(function, types.FunctionType):
+        function = getattr(type(function), "__call__", None)  # noqa: B004 the function is wanted
+    return function.__code__ if isinstance(function, types.FunctionType) else None
+
+
+@functools.lru_cache(1024)
+def _relative(path: str) -> str:
+    """A source file as seen from ComfyUI's folder, with forward slashes."""
+    return os.path.relpath(os.path.realpath(path), _ROOT).replace(os.sep, "/")
+
+
+def file_of(function: Any) -> str:
+    """Where a function was written, from ComfyUI's folder; empty where nobody can tell."""
+    code = _code(function)
+    return "" if code is None else _relative(code.co_filename)
+
+
+def _named(thing: Any) -> str:
+    return getattr(thing, "__qualname__", type(thing).__name__).replace(".<locals>", "")

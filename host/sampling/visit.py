@@ -1,0 +1,114 @@
+"""A guider while its sample() is under way: model loaded, conditioning processed."""
+
+import weakref
+from dataclasses import dataclass, field
+from typing import Any
+
+import comfy.patcher_extension
+import comfy.samplers
+import torch
+from torch import Tensor
+
+from ...engine.guidance import Guidance
+from .looks import COUNT
+from .route import Route
+from .rows import Batch, Joints, Sides
+
+_PROBES = 64  # answers kept for one model
+_probed: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
+
+
+@dataclass
+class Calls:
+    """Model calls and rows, counted where ComfyUI enters the model (BaseModel.apply_model)."""
+
+    calls: int = 0
+    rows: int = 0
+
+    def __call__(self, executor, x, *args, **kwargs):
+        self.calls += 1
+        self.rows += x.shape[0]
+        return executor(x, *args, **kwargs)
+
+    def into(self, options: dict[str, Any]) -> None:
+        """See every entry into the model made with these model_options."""
+        comfy.patcher_extension.add_wrapper_with_key(
+            comfy.patcher_extension.WrappersMP.APPLY_MODEL, COUNT, self, options,
+            is_model_options=True,
+        )  # fmt: skip
+
+
+@dataclass
+class Visit:
+    """A guider whose model is loaded and whose conditioning is processed.
+
+    Attributes:
+        guider: has inner_model set for the duration.
+        model: the loaded BaseModel.
+        batch: the conditioning of the run's frames.
+        options: model_options as a sampler receives them.
+        seed: as a sampler receives it.
+        route: how its ticks go.
+        joints: of the stream.
+    """
+
+    guider: Any
+    model: Any
+    batch: Batch
+    options: dict[str, Any]
+    seed: int | None
+    route: Route
+    joints: Joints = field(default_factory=Joints)
+
+    @property
+    def guidance(self) -> Guidance | None:
+        """What a road without the guider applies itself."""
+        return self.route.guidance
+
+
+def of_latents(
+    model, sides: Sides, noise: Tensor, latents: Tensor, mask: Tensor | None, seed: int | None
+) -> bool:
+    """Whether a model takes something of its conditioning from the latents or the seed.
+
+    It is asked again with others, as comfy.samplers.process_conds asks it: what comes out the same
+    belongs to every frame.
+
+    Args:
+        sides: processed conditioning.
+        noise, latents, mask, seed: that it was processed with.
+    """
+    named = tuple((side, *[entry["uuid"] for entry in es]) for side, es in sides.items())
+    key = (named, tuple(latents.shape), mask is None)
+    known = _probed.setdefault(model, {})
+    if key not in known:
+        other = latents.flip(-1) * 0.7 + 0.1
+        with torch.random.fork_rng(devices=[]):
+            known[key] = any(
+                not _alike(entry, again)
+                for side, entries in sides.items()
+                for entry, again in zip(entries, comfy.samplers.encode_model_conds(
+                    model.extra_conds, entries[:], noise, noise.device, side, latent_image=other,
+                    denoise_mask=mask, seed=None if seed is None else seed + 1,
+                    latent_shapes=[latents.shape],
+                ), strict=True)
+            )  # fmt: skip
+        while len(known) > _PROBES:
+            del known[next(iter(known))]
+    return known[key]
+
+
+def _alike(entry: dict[str, Any], other: dict[str, Any]) -> bool:
+    mine, theirs = entry["model_conds"], other["model_conds"]
+    return mine.keys() == theirs.keys() and all(
+        type(mine[name]) is type(theirs[name]) and _equal(mine[name].cond, theirs[name].cond)
+        for name in mine
+    )
+
+
+def _equal(a: Any, b: Any) -> bool:
+    if isinstance(a, Tensor) and isinstance(b, Tensor):
+        return a.shape == b.shape and torch.equal(a, b)
+    if isinstance(a, list) and isinstance(b, list):
+        return len(a) == len(b) and all(map(_equal, a, b))
+    return a is b or a == b
