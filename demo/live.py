@@ -132,6 +132,7 @@ def table(stats: dict, seconds: float) -> str:
         ("dropped", f"{stats['dropped']}  (newer ones came first)"),
         ("skipped", f"{stats['skipped']}  (similarity filter)"),
         ("UNet calls", f"{stats['calls']}  ({stats['rows']} rows)"),
+        *(("road", f"{r['road']}{': ' * bool(r['why'])}{r['why']}") for r in stats["roads"] if r),
     ]
     return "\n".join(f"  {name:<12}{value}" for name, value in rows)
 

@@ -83,7 +83,7 @@ class Session:
         self._frame_rate, self._camera_rate = Rate(), Rate()
         self._latency, self._compute = Spread(), Spread()
         self._counts = dict.fromkeys(("frames", "skipped", "refused", "lost"), 0)
-        self._calls = {"calls": 0, "rows": 0}
+        self._calls: dict[str, Any] = {"calls": 0, "rows": 0, "roads": []}
         self._told_pace = 0
         self._prepare(split)
 
@@ -249,8 +249,7 @@ class Session:
             "compute_ms": _spread(self._compute, 1000),
             "frames": self._counts["frames"],
             "skipped": self._counts["skipped"],
-            "dropped": self._counts["lost"]
-            + coded
+            "dropped": self._counts["lost"] + coded
             + sum(f.slot.replaced + f.dropped for f in feeds),
             "refused": self._counts["refused"],
             "unsent": unsent + sum(v.slot.replaced for v in list(self.views.values())),
@@ -463,8 +462,7 @@ class Session:
         view.show(image, quality, record, origin, self.version)
 
     def _lag(self) -> int:
-        states = streams.owned(self.id)
-        return max((getattr(state, "lag", 0) for state in states), default=0)
+        return max((getattr(state, "lag", 0) for state in streams.owned(self.id)), default=0)
 
     def frame_done(self) -> None:
         """The frame went through the graph."""
@@ -473,10 +471,12 @@ class Session:
         self._frame_rate.add(now)
         self._counts["frames"] += 1
         self._counts["skipped"] += self._lent >= self.split.live & set(self.split.views)
-        counters = [s.calls for s in streams.owned(self.id) if hasattr(s, "calls")]
+        mine = [state for state in streams.owned(self.id) if hasattr(state, "roads")]
         self._calls = {
-            "calls": sum(c.calls for c in counters), "rows": sum(c.rows for c in counters)
-        }  # fmt: skip
+            "calls": sum(stream.calls.calls for stream in mine),
+            "rows": sum(stream.calls.rows for stream in mine),
+            "roads": [stream.roads() for stream in mine],
+        }
         if self.state in ("queued", "starting"):
             self.later(self.progress, "live")
 

@@ -140,9 +140,9 @@ class Direct:
                 self._asked.popitem(last=False)
         return known
 
-    def linear(self, visit: Visit, levels: Sequence[float]) -> bool:
-        """Whether the model is linear at these noise levels (engine.linear)."""
-        known = self._meant_by(visit.model.model_sampling)
+    def linear(self, model, levels: Sequence[float]) -> bool:
+        """Whether a BaseModel is linear at these noise levels (engine.linear)."""
+        known = self._meant_by(model.model_sampling)
         try:
             for sigma in levels:
                 known(sigma)

@@ -1,7 +1,6 @@
 """A prepared guider, for as long as nothing that it was prepared for has changed."""
 
 import weakref
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +11,6 @@ from ..models import weights
 from .route import Route
 from .rows import Batch
 
-_PLAIN = (str, int, float, bool, type(None))
 # what a guider has for the time of a sample() only, and what is looked at by itself
 _PASSING = frozenset({
     "inner_model", "conds", "loaded_models", "model_patcher", "rows", "_source", "_kept",
@@ -24,57 +22,68 @@ _HUNG = (
 
 
 class Snapshot:
-    """What a guider and its MODEL are: equal to a later one if nobody has changed either.
+    """What a guider and its MODEL are, to see whether anybody has changed either since.
 
-    Everything nested is looked at, numbers by value and objects by identity; none is held on to.
+    Everything nested is looked at, numbers by value and objects by identity; no object is held.
     """
 
     def __init__(self, guider):
-        patcher = guider.model_patcher
-        own = {name: value for name, value in vars(guider).items() if name not in _PASSING}
-        hung = {name: getattr(patcher, name) for name in _HUNG}
-        self._leaves = [_kept(leaf) for leaf in _flat({"guider": own, "patcher": hung})]
-        self._patcher = weakref.ref(patcher)
+        self._patcher = weakref.ref(guider.model_patcher)
+        self._leaves = [_unheld(leaf) for leaf in _leaves(guider)]
 
-    def same(self, other: "Snapshot") -> bool:
-        """Whether both saw the same."""
-        mine, theirs = self._leaves, other._leaves
-        return (
-            self._patcher() is other._patcher()
-            and len(mine) == len(theirs)
-            and all(map(_same, mine, theirs))
-        )
+    def fits(self, guider) -> bool:
+        """Whether the guider and its MODEL are as they were. Asked for each frame."""
+        if self._patcher() is not guider.model_patcher:
+            return False
+        now = _leaves(guider)
+        if len(now) != len(self._leaves):
+            return False
+        for then, leaf in zip(self._leaves, now, strict=True):
+            if then is leaf or (type(then) is weakref.ref and then() is leaf):
+                continue
+            if type(then) is not type(leaf) or type(leaf) not in _VALUES or then != leaf:
+                return False
+        return True
 
 
-def _flat(value: Any) -> Iterator[Any]:
-    if isinstance(value, dict):
-        yield len(value)
-        for key, inner in value.items():
-            yield key
-            yield from _flat(inner)
-    elif isinstance(value, list | tuple):
-        yield len(value)
+_VALUES = (str, int, float, bool, tuple)  # compared by value; a tuple is the keys of a dict
+
+
+def _leaves(guider) -> list[Any]:
+    out: list[Any] = []
+    for name, value in vars(guider).items():
+        if name not in _PASSING:
+            out.append(name)
+            _flatten(value, out)
+    patcher = guider.model_patcher
+    for name in _HUNG:
+        _flatten(getattr(patcher, name), out)
+    return out
+
+
+def _flatten(value: Any, out: list[Any]) -> None:
+    kind = type(value)
+    if kind is dict:
+        out.append(tuple(value))
+        for inner in value.values():
+            _flatten(inner, out)
+    elif kind is list or kind is tuple:
+        out.append(len(value))
         for inner in value:
-            yield from _flat(inner)
-    elif isinstance(value, Guidance):
-        yield from (value.mode, value.cfg, value.delta)
+            _flatten(inner, out)
+    elif kind is Guidance:
+        out += (value.mode, value.cfg, value.delta)
     else:
-        yield value
+        out.append(value)
 
 
-def _kept(leaf: Any) -> Any:
-    if isinstance(leaf, _PLAIN):
+def _unheld(leaf: Any) -> Any:
+    if type(leaf) in _VALUES:
         return leaf
     try:
         return weakref.ref(leaf)
     except TypeError:
         return leaf
-
-
-def _same(a: Any, b: Any) -> bool:
-    if isinstance(a, weakref.ref) and isinstance(b, weakref.ref):
-        return a() is b() and a() is not None
-    return a is b or (type(a) is type(b) and isinstance(a, _PLAIN) and a == b)
 
 
 @dataclass
@@ -107,5 +116,5 @@ class Kept:
             and self.shape == tuple(latents.shape[1:])
             and self.n >= n
             and weights.loaded(guider.model_patcher)
-            and self.snapshot.same(Snapshot(guider))
+            and self.snapshot.fits(guider)
         )

@@ -7,7 +7,7 @@ from torch import Tensor
 from .rows import Batch, Conditioning
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False, slots=True)
 class Payload:
     """What a frame brings besides its latent.
 

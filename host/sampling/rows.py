@@ -6,6 +6,7 @@ of any frames what one call takes, row by row in the order given.
 """
 
 import copy
+import functools
 import itertools
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -61,11 +62,13 @@ class Batch:
         self.plain = is_plain(sides)
         self.direct = self.plain and not self.ranges and not self.look
         self._shared = not of_latents and all(map(_same_for_every_frame, entries))
-        self._key: tuple = (next(_numbers),)
         if self._shared:
             # in the next run it may be the same conditioning again
-            named = tuple((side, tuple(e["uuid"] for e in es)) for side, es in sides.items())
-            self._key = (tuple(shape[1:]), named)
+            named = tuple((side, *[e["uuid"] for e in es]) for side, es in sides.items())
+            self._key: tuple = (_number(tuple(shape[1:]), named),)
+            self._any = Conditioning(self, 0, self._key)
+        else:
+            self._key = (next(_numbers),)
 
     def only(self, index: int, own: "Batch") -> "Batch":
         """The batch of a run with frame `index` alone, whose own conditioning is `own`."""
@@ -77,15 +80,23 @@ class Batch:
 
     def frame(self, index: int) -> "Conditioning":
         """Of frame `index` of the run, 0 <= index < B."""
+        if self._shared:
+            return self._any
         index += self._first
-        return Conditioning(self, index, self._key if self._shared else (*self._key, index))
+        return Conditioning(self, index, (*self._key, index))
 
     def _whole(self) -> Sides | None:
         """As ComfyUI gave it, where it holds for every frame that it is asked for."""
         return self._sides if self._shared or self._count == 1 else None
 
 
-@dataclass(frozen=True)
+@functools.lru_cache(256)
+def _number(shape: tuple[int, ...], named: tuple) -> int:
+    """Of a conditioning that is the same for every frame: a short name for its entries' ids."""
+    return next(_numbers)
+
+
+@dataclass(eq=False, slots=True)
 class Conditioning:
     """The conditioning of one frame; those of equal keys are alike."""
 
@@ -151,7 +162,7 @@ class Joints:
             ValueError: see Conditioning.alone.
         """
         first = frames[0]
-        shared = first.batch._shared and all(f.key == first.key for f in frames)
+        shared = first.batch._shared and all(f is first or f.key == first.key for f in frames)
         if shared:
             frames = [first]
         key = (shared, *[f.key for f in frames])

@@ -88,6 +88,7 @@ class Stream:
         self._kept: Kept | None = None
         self._course: Course | None = None
         self._steered: tuple[Any, Any] = (None, None)
+        self._linear = True  # the model, at the levels of the course
         self._noise: SlotNoise | None = None
         self._serial = 0
         self._sigmas: tuple[tuple[float, ...], Tensor | None] = ((), None)
@@ -145,7 +146,7 @@ class Stream:
             return self.flow(visit, clean, settings, mask=mask, progress=progress)
 
         kept = self._kept
-        if kept is not None and mask is None and kept.holds(guider, latents, len(sigmas) - 1):
+        if kept is not None and mask is None and kept.holds(guider, latents, len(settings.sigmas) - 1):
             kept.options["transformer_options"]["sample_sigmas"] = sigmas
             return self._again(kept, guider, latents, settings.seed, work)
         self._kept = None
@@ -163,7 +164,7 @@ class Stream:
             batch = apart.batch
         else:
             if mask is None:
-                self._keep(inside.visit, snapshot, len(sigmas) - 1, tuple(latents.shape[1:]))
+                self._keep(inside.visit, snapshot, len(settings.sigmas) - 1, tuple(latents.shape[1:]))
             return out
         return self._one_by_one(guider, latents, settings, batch, mask, progress)
 
@@ -187,7 +188,7 @@ class Stream:
         self._meet(visit.model)
         course = self._steer(visit.model, settings)
         slots = self._slot_noise(settings.seed, clean)
-        if visit.route.road is Road.DIRECT and not self.recorded.linear(visit, course.levels):
+        if not self._linear:
             name = type(visit.model.model_sampling).__name__
             visit.route = visit.route.at_least(Road.PREPARED, f"{name} is not linear")
         self._take(visit.route)
@@ -322,7 +323,7 @@ class Stream:
 
     def _take(self, way: Route) -> None:
         """The run's road, told where it is another than before."""
-        if way != self.route:
+        if way is not self.route and way != self.route:
             logging.debug("LiveDiffusion: road %s%s", way.road, f": {way.why}" if way.why else "")
         self.route = way
 
@@ -348,6 +349,7 @@ class Stream:
         course = Course(settings.sigmas, rule, ModelSpace(sampling), settings.add_noise)
         if self._course is None or not self._course.same_as(course):
             self._course = course
+        self._linear = self.recorded.linear(model, course.levels)
         self._steered = (asked, weakref.ref(sampling))
         return self._course
 

@@ -72,9 +72,9 @@ class Ticks:
 
         return through
 
-    def linear(self, visit: Visit, levels: tuple[float, ...]) -> bool:
+    def linear(self, model, levels: tuple[float, ...]) -> bool:
         """See Direct.linear."""
-        return self._direct.linear(visit, levels)
+        return self._direct.linear(model, levels)
 
     def _recording_engine(self, visit: Visit) -> Attached | None:
         """The engine that allows recordings of this MODEL's ticks, if there is one."""

@@ -457,7 +457,9 @@ def test_the_stats_tell_of_engines(running, tmp_path, monkeypatch):
         await client.stop()
         return client.stats
 
-    (told,) = inprocess.live(work)["engines"]
+    stats = inprocess.live(work)
+    assert stats["roads"] == [{"road": "direct", "why": ""}]
+    (told,) = stats["engines"]
     assert told["engine"] == "onnxruntime" and told["why"] == "chosen"
     assert told["fallbacks"] == 0 and told["calls"] >= 8
     assert told["made"][0]["seconds"]["export"] > 0

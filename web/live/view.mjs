@@ -94,7 +94,8 @@ export class View {
     this.line.textContent = figures(stats)
     this.line.title =
       `frames through the graph per second; from capture to here (median); ` +
-      `${stats.frames} frames, ${stats.calls} UNet calls, ${stats.refused} refused`
+      `${stats.frames} frames, ${stats.calls} UNet calls, ${stats.refused} refused` +
+      (stats.roads ?? []).map(({ road, why }) => `; sampled ${road}${why ? ` (${why})` : ''}`).join('')
   }
 
   /** A picture has come: on the screen with its next refresh. */
