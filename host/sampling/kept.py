@@ -1,7 +1,7 @@
 """A prepared guider, for as long as nothing that it was prepared for has changed."""
 
 import weakref
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor
@@ -15,75 +15,59 @@ from .rows import Batch
 _PASSING = frozenset({
     "inner_model", "conds", "loaded_models", "model_patcher", "rows", "_source", "_kept",
 })  # fmt: skip
-# what nodes hang on a MODEL
-_HUNG = (
-    "model_options", "object_patches", "wrappers", "callbacks", "injections", "additional_models",
-)  # fmt: skip
+# what nodes hang on a MODEL; and what holds models, so that it is not held here
+_HUNG = ("model_options", "object_patches", "wrappers", "callbacks")
+_BESIDE = ("injections", "additional_models")
 
 
 class Snapshot:
     """What a guider and its MODEL are, to see whether anybody has changed either since.
 
-    Everything nested is looked at, numbers by value and objects by identity; no object is held.
+    Everything nested is looked at: containers and numbers by value, objects by identity. What is
+    held on to is what a prepared guider's options and conditioning hold anyway.
     """
 
     def __init__(self, guider):
-        self._patcher = weakref.ref(guider.model_patcher)
-        self._leaves = [_unheld(leaf) for leaf in _leaves(guider)]
+        patcher = guider.model_patcher
+        self._patcher = weakref.ref(patcher)
+        self._own = _copied(_own(guider))
+        self._hung = _copied([getattr(patcher, name) for name in _HUNG])
+        self._beside = [[id(part) for part in _parts(getattr(patcher, n))] for n in _BESIDE]
 
     def fits(self, guider) -> bool:
         """Whether the guider and its MODEL are as they were. Asked for each frame."""
-        if self._patcher() is not guider.model_patcher:
+        patcher = guider.model_patcher
+        if self._patcher() is not patcher:
             return False
-        now = _leaves(guider)
-        if len(now) != len(self._leaves):
-            return False
-        for then, leaf in zip(self._leaves, now, strict=True):
-            if then is leaf or (type(then) is weakref.ref and then() is leaf):
-                continue
-            if type(then) is not type(leaf) or type(leaf) not in _VALUES or then != leaf:
+        try:
+            # compares element by element, and an element first by identity
+            if self._own != _own(guider):
                 return False
-        return True
+            if self._hung != [getattr(patcher, name) for name in _HUNG]:
+                return False
+        except (RuntimeError, ValueError):
+            return False  # two tensors in one place
+        return self._beside == [[id(part) for part in _parts(getattr(patcher, n))] for n in _BESIDE]
 
 
-_VALUES = (str, int, float, bool, tuple)  # compared by value; a tuple is the keys of a dict
+def _own(guider) -> dict[str, Any]:
+    own = {name: value for name, value in vars(guider).items() if name not in _PASSING}
+    if own.get("model_options") is guider.model_patcher.model_options:
+        del own["model_options"]  # looked at there
+    return own
 
 
-def _leaves(guider) -> list[Any]:
-    out: list[Any] = []
-    for name, value in vars(guider).items():
-        if name not in _PASSING:
-            out.append(name)
-            _flatten(value, out)
-    patcher = guider.model_patcher
-    for name in _HUNG:
-        _flatten(getattr(patcher, name), out)
-    return out
+def _copied(value: Any) -> Any:
+    """The containers anew, and in them the same objects."""
+    if isinstance(value, dict):
+        return {key: _copied(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)([_copied(inner) for inner in value])
+    return replace(value) if isinstance(value, Guidance) else value
 
 
-def _flatten(value: Any, out: list[Any]) -> None:
-    kind = type(value)
-    if kind is dict:
-        out.append(tuple(value))
-        for inner in value.values():
-            _flatten(inner, out)
-    elif kind is list or kind is tuple:
-        out.append(len(value))
-        for inner in value:
-            _flatten(inner, out)
-    elif kind is Guidance:
-        out += (value.mode, value.cfg, value.delta)
-    else:
-        out.append(value)
-
-
-def _unheld(leaf: Any) -> Any:
-    if type(leaf) in _VALUES:
-        return leaf
-    try:
-        return weakref.ref(leaf)
-    except TypeError:
-        return leaf
+def _parts(by_key: dict[str, list]) -> list:
+    return [part for parts in by_key.values() for part in parts] if by_key else []
 
 
 @dataclass

@@ -145,8 +145,8 @@ class Stream:
         def work(visit: Visit, clean: Tensor, mask: Tensor | None) -> Tensor:
             return self.flow(visit, clean, settings, mask=mask, progress=progress)
 
-        kept = self._kept
-        if kept is not None and mask is None and kept.holds(guider, latents, len(settings.sigmas) - 1):
+        kept, n = self._kept, len(settings.sigmas) - 1
+        if kept is not None and mask is None and kept.holds(guider, latents, n):
             kept.options["transformer_options"]["sample_sigmas"] = sigmas
             return self._again(kept, guider, latents, settings.seed, work)
         self._kept = None
@@ -164,7 +164,7 @@ class Stream:
             batch = apart.batch
         else:
             if mask is None:
-                self._keep(inside.visit, snapshot, len(settings.sigmas) - 1, tuple(latents.shape[1:]))
+                self._keep(inside.visit, snapshot, n, tuple(latents.shape[1:]))
             return out
         return self._one_by_one(guider, latents, settings, batch, mask, progress)
 
