@@ -12,6 +12,7 @@ from torch import Tensor
 from ..kernels.choice import place_unfit
 from .plan import Place, Plan
 from .space import Mix
+from .sums import weighted
 
 _COUNTED = 256  # ticks after which bad rows are counted, if nobody asks before
 Rows = slice | Tensor
@@ -36,6 +37,7 @@ class Buffers:
         history: tensors remembered with a frame.
         before: buffers of the same f and shape whose places go on, and where these lie there; they
             take the first places.
+        dropped: rows with a non-finite value that were counted before.
 
     Attributes:
         state: x and source of every row, [2, n * F, C, H, W]; `x` and `source` are views of it.
@@ -46,7 +48,7 @@ class Buffers:
 
     def __init__(
         self, n: int, f: int, shape: tuple[int, ...], device: torch.device, history: int,
-        before: "tuple[Buffers, list[int]] | None" = None,
+        before: "tuple[Buffers, list[int]] | None" = None, dropped: Tensor | int = 0,
     ):  # fmt: skip
         self.f, self.shape, self.device = f, shape, device
         old, at = before or (None, [])
@@ -66,8 +68,7 @@ class Buffers:
         self.reference: Tensor | None = None if kept is None else moved(kept)
         self._last = torch.zeros(shape, device=device) if old is None else old._last
         self.bad_rows = torch.zeros((), dtype=torch.int64, device=device)
-        if old is not None:
-            self.bad_rows += old.dropped
+        self.bad_rows += dropped.to(device) if isinstance(dropped, Tensor) else dropped
         self.bad = torch.zeros(n * f, dtype=torch.int32, device=device)  # since the last tick
         self.unfused = place_unfit(self.state)
         self._sums = torch.zeros(_COUNTED, n * f, device=device)
@@ -210,20 +211,11 @@ class Buffers:
 
     def step(self, plan: Plan, x: Tensor, denoised: Tensor) -> Tensor:
         """Every row takes its step; returns the new x, which is here too."""
-        after = denoised if plan.denoised is None else denoised * plan.denoised
-        if plan.x is not None:
-            after = torch.addcmul(after, x, plan.x)
-        for weight, past in zip(plan.past, self.past, strict=True):
-            after = torch.addcmul(after, self.take(past, plan.rows), weight)
-        if plan.noise is not None:
-            after = after + plan.noise
+        terms = {"x": x, "denoised": denoised, "noise": plan.noise}
+        terms |= {f"past{i}": self.take(past, plan.rows) for i, past in enumerate(self.past)}
+        after = weighted(plan.after, terms)
         if self.past:
-            kept = denoised
-            if plan.keep is not None:
-                of_x, of_denoised, of_past = plan.keep
-                kept = torch.addcmul(denoised * of_denoised, x, of_x)
-                kept = torch.addcmul(kept, self.take(self.past[0], plan.rows), of_past)
-            self.push(plan.rows, kept)
+            self.push(plan.rows, weighted(plan.kept, terms))
         self.put(self.x, plan.rows, after)
         return after
 

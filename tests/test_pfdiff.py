@@ -5,7 +5,7 @@ import math
 import analytic
 import pytest
 import torch
-from livediffusion.engine.sequential import through
+from livediffusion.engine.sequential import walk
 from livediffusion.engine.step_rules import STEP_RULES, Course
 
 CALLS = range(4, 11)
@@ -15,7 +15,7 @@ GRID = [(n, f) for n in analytic.TARGETS for f in analytic.FAMILIES]
 def solve(name, family, rule, sigmas):
     """A step rule on a closed-form denoiser: the end points and the number of calls."""
     course = Course(tuple(sigmas.tolist()), STEP_RULES[rule], analytic.Space(family))
-    calls = list(through(analytic.predictor(name, family), analytic.start(name, family), course))
+    calls = list(walk(analytic.predictor(name, family), analytic.start(name, family), course))
     return calls[-1].x, len(calls)
 
 

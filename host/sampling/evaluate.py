@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ...engine.guidance import Guidance
-from ...engine.ring import TickRows
+from ...engine.work import TickRows
 from ..models.options import ENGINE, empty, foreign
 from .conditioning import Conds, Payload, Traits, merge, merge_entries, plain, traits
 from .guider import RCFGGuider

@@ -17,8 +17,9 @@ from torch import Tensor
 from ...compiled.cudagraph import addresses, fixed
 from ...compiled.graph import CudaRecording, Folded, Recording, fused_norms
 from ...compiled.tick import Recorded, layout
-from ...engine.linear import Fold, Linear, prepare
-from ...engine.ring import Guide, Through, Work
+from ...engine.fold import Fold
+from ...engine.linear import Linear, prepare
+from ...engine.work import Guide, Road, Work
 from ..models.engines import REST, Attached, engine_of, reason_of
 from ..models.options import unet_parts
 from ..models.unet import ComfyUNet, inference_dtype
@@ -54,7 +55,7 @@ class Ticks:
         self._rests_until = 0.0
         self.captures = 0
 
-    def through(self, visit: Visit) -> Through | None:
+    def through(self, visit: Visit) -> Road | None:
         """How this run's ticks are done, or None for as the guide says."""
         if not self._direct.admits(visit):
             return None
