@@ -15,7 +15,7 @@ from .space import Mix
 from .sums import weighted
 
 _COUNTED = 256  # ticks after which bad rows are counted, if nobody asks before
-Rows = slice | Tensor
+Indices = slice | Tensor
 
 
 class Views(NamedTuple):
@@ -99,11 +99,11 @@ class Buffers:
             plan.views = Views(x, source, target, sources)
         return plan.views
 
-    def take(self, buffer: Tensor, rows: Rows) -> Tensor:
+    def take(self, buffer: Tensor, rows: Indices) -> Tensor:
         """Rows of a tensor: a view, or a copy for a tensor of indices."""
         return buffer[rows] if isinstance(rows, slice) else buffer.index_select(0, rows)
 
-    def put(self, buffer: Tensor, rows: Rows, values: Tensor) -> None:
+    def put(self, buffer: Tensor, rows: Indices, values: Tensor) -> None:
         if isinstance(rows, slice):
             buffer[rows].copy_(values)
         else:
@@ -120,7 +120,7 @@ class Buffers:
                 place.referenced = True
         return self.reference
 
-    def push(self, rows: Rows, kept: Tensor) -> None:
+    def push(self, rows: Indices, kept: Tensor) -> None:
         """Remember a tensor of each row; what is remembered already grows older."""
         for newer, older in zip(self.past[-2::-1], self.past[:0:-1], strict=True):
             older.copy_(newer)
@@ -201,13 +201,8 @@ class Buffers:
         return torch.where(self._wide(finite), denoised, source)
 
     def enter(self, plan: Plan, source: Tensor, noise: Tensor) -> None:
-        """Frames enter at the noise level of slot 0."""
-        clean = self.clean(source)
-        x = clean * plan.mix.source
-        if plan.mix.noise:
-            x = x + noise * plan.mix.noise
-        self.put(self.source, plan.entering, clean)
-        self.put(self.x, plan.entering, x)
+        """`admit`, for a plan's own weights and frames that may be bad."""
+        self.admit(plan, self.clean(source), self.entry(noise, plan.mix), plan.mix_weights)
 
     def step(self, plan: Plan, x: Tensor, denoised: Tensor) -> Tensor:
         """Every row takes its step; returns the new x, which is here too."""

@@ -9,18 +9,17 @@ guider, by putting what each part is a sum of into the next.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from .guidance import Guidance, guided, residual_negative
+from .guidance import Guidance, Which, guided, residual_negative
 from .plan import Plan
 from .step_rules import Weights
 from .sums import Sum
 from .upload import uploaded
 
-Which = Literal["none", "entered", "all"]
 Levels = Callable[[float], "Level"]
 _TERMS = {
     "off": (), "self-negative": ("reference",), "onetime-negative": ("reference",),

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from ..kernels import stream_enter, stream_step
-from .fold import Fold, Levels, Which, fold
-from .guidance import Guidance
+from .fold import Fold, Levels, fold
+from .guidance import Guidance, Which
 from .plan import Plan
 from .sums import weighted
 from .work import OwnWay, Work

@@ -85,6 +85,11 @@ class Plan:
         return self._columns([step.kept for _, step in self.steps])
 
     @cached_property
+    def mix_weights(self) -> Tensor:
+        """What an entering source weighs in x, and in the source kept, [2, 1, 1, 1, 1]."""
+        return self._column([self.mix.source, 1.0])[:, None]
+
+    @cached_property
     def index(self) -> Tensor:
         """`entering` as a tensor."""
         return torch.arange(self.entering.start, self.entering.stop, device=self.device)

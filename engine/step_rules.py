@@ -305,6 +305,8 @@ class Course:
     def __post_init__(self) -> None:
         if len(self.sigmas) < 2:
             raise ValueError(f"a course needs at least two noise levels, not {len(self.sigmas)}")
+        if min(self.sigmas[:-1]) <= 0:
+            raise ValueError(f"noise levels before the last must be above 0, not {self.sigmas}")
         levels = self.rule.levels(self.sigmas)
         object.__setattr__(self, "levels", levels)
         steps = tuple(self.rule.weights(self.sigmas, k, self.space) for k in range(len(levels)))

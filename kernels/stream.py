@@ -1,4 +1,4 @@
-"""The two ends of a tick around the UNet, each in one launch (engine.linear says what they mean).
+"""The two ends of a tick around the UNet, each in one launch (engine.fold says what the weights mean).
 
 Rows are those of all places, so entering rows lie side by side: `entering` names them in order.
 """

@@ -12,7 +12,7 @@ from livediffusion.engine.guidance import MODES, Guidance
 from livediffusion.engine.linear import Linear
 from livediffusion.engine.noise import SlotNoise
 from livediffusion.engine.ring import Ring
-from livediffusion.engine.step_rules import STEP_RULES
+from livediffusion.engine.step_rules import STEP_RULES, Course
 from livediffusion.kernels import stream_enter, stream_step
 from rings import SHAPE, SPACES, Model, Raw, alone, clip, course, frames, level, run
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -342,6 +342,8 @@ def test_wrong_number_of_frames_is_refused():
         Ring(0)
     with pytest.raises(ValueError, match="two noise levels"):
         course(n=0)
+    with pytest.raises(ValueError, match="above 0"):
+        Course((3.0, 0.0, 0.0), STEP_RULES["euler"], SPACES["ve"])
 
 
 @pytest.mark.parametrize("at", [0, 2, 7, 8])
