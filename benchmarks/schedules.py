@@ -23,15 +23,15 @@ def solvers() -> dict:
     """PFDiff against Euler at the same number of calls."""
     import analytic
     import grid
-    from livediffusion.engine.sequential import through
+    from livediffusion.engine.sequential import walk
     from livediffusion.engine.step_rules import STEP_RULES, Course
 
     def error(name, family, rule, steps):
         levels = tuple(analytic.uniform_t(family, steps).tolist())
         course = Course(levels, STEP_RULES[rule], analytic.Space(family))
         x = analytic.start(name, family, 256)
-        for place in through(analytic.predictor(name, family), x, course):
-            x = place.x
+        for state in walk(analytic.predictor(name, family), x, course):
+            x = state.x
         return analytic.rmse(x, analytic.reference(name, family, 256)), course.n
 
     rules = {"pfdiff-1_1": lambda n: 2 * n - 1, "pfdiff-2_1": lambda n: 3 * n - 2,

@@ -11,8 +11,9 @@ from typing import Any
 from torch import Tensor
 
 from ..engine.buffers import Buffers
-from ..engine.linear import Fold, Linear, tick
-from ..engine.ring import Work
+from ..engine.fold import Fold
+from ..engine.linear import Linear
+from ..engine.work import Work
 from .graph import Knobs, Recording
 
 _FRESH = frozenset({"source"})  # other values at each tick, even where the tensor is the same
@@ -47,7 +48,7 @@ class Recorded:
         )
         weights = fold.at(mine["dial"], mine.get("base"))
         asked = guide({name: mine[name] for name in knobs})
-        recording.capture(lambda: tick(still, asked, weights))
+        recording.capture(lambda: asked.carry_out(still, weights))
 
     @property
     def tensors(self) -> dict[str, Tensor]:

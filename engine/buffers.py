@@ -12,9 +12,10 @@ from torch import Tensor
 from ..kernels.choice import place_unfit
 from .plan import Place, Plan
 from .space import Mix
+from .sums import weighted
 
 _COUNTED = 256  # ticks after which bad rows are counted, if nobody asks before
-Rows = slice | Tensor
+Indices = slice | Tensor
 
 
 class Views(NamedTuple):
@@ -36,6 +37,7 @@ class Buffers:
         history: tensors remembered with a frame.
         before: buffers of the same f and shape whose places go on, and where these lie there; they
             take the first places.
+        dropped: rows with a non-finite value that were counted before.
 
     Attributes:
         state: x and source of every row, [2, n * F, C, H, W]; `x` and `source` are views of it.
@@ -46,7 +48,7 @@ class Buffers:
 
     def __init__(
         self, n: int, f: int, shape: tuple[int, ...], device: torch.device, history: int,
-        before: "tuple[Buffers, list[int]] | None" = None,
+        before: "tuple[Buffers, list[int]] | None" = None, dropped: Tensor | int = 0,
     ):  # fmt: skip
         self.f, self.shape, self.device = f, shape, device
         old, at = before or (None, [])
@@ -66,8 +68,7 @@ class Buffers:
         self.reference: Tensor | None = None if kept is None else moved(kept)
         self._last = torch.zeros(shape, device=device) if old is None else old._last
         self.bad_rows = torch.zeros((), dtype=torch.int64, device=device)
-        if old is not None:
-            self.bad_rows += old.dropped
+        self.bad_rows += dropped.to(device) if isinstance(dropped, Tensor) else dropped
         self.bad = torch.zeros(n * f, dtype=torch.int32, device=device)  # since the last tick
         self.unfused = place_unfit(self.state)
         self._sums = torch.zeros(_COUNTED, n * f, device=device)
@@ -98,11 +99,11 @@ class Buffers:
             plan.views = Views(x, source, target, sources)
         return plan.views
 
-    def take(self, buffer: Tensor, rows: Rows) -> Tensor:
+    def take(self, buffer: Tensor, rows: Indices) -> Tensor:
         """Rows of a tensor: a view, or a copy for a tensor of indices."""
         return buffer[rows] if isinstance(rows, slice) else buffer.index_select(0, rows)
 
-    def put(self, buffer: Tensor, rows: Rows, values: Tensor) -> None:
+    def put(self, buffer: Tensor, rows: Indices, values: Tensor) -> None:
         if isinstance(rows, slice):
             buffer[rows].copy_(values)
         else:
@@ -119,7 +120,7 @@ class Buffers:
                 place.referenced = True
         return self.reference
 
-    def push(self, rows: Rows, kept: Tensor) -> None:
+    def push(self, rows: Indices, kept: Tensor) -> None:
         """Remember a tensor of each row; what is remembered already grows older."""
         for newer, older in zip(self.past[-2::-1], self.past[:0:-1], strict=True):
             older.copy_(newer)
@@ -200,30 +201,16 @@ class Buffers:
         return torch.where(self._wide(finite), denoised, source)
 
     def enter(self, plan: Plan, source: Tensor, noise: Tensor) -> None:
-        """Frames enter at the noise level of slot 0."""
-        clean = self.clean(source)
-        x = clean * plan.mix.source
-        if plan.mix.noise:
-            x = x + noise * plan.mix.noise
-        self.put(self.source, plan.entering, clean)
-        self.put(self.x, plan.entering, x)
+        """`admit`, for a plan's own weights and frames that may be bad."""
+        self.admit(plan, self.clean(source), self.entry(noise, plan.mix), plan.mix_weights)
 
     def step(self, plan: Plan, x: Tensor, denoised: Tensor) -> Tensor:
         """Every row takes its step; returns the new x, which is here too."""
-        after = denoised if plan.denoised is None else denoised * plan.denoised
-        if plan.x is not None:
-            after = torch.addcmul(after, x, plan.x)
-        for weight, past in zip(plan.past, self.past, strict=True):
-            after = torch.addcmul(after, self.take(past, plan.rows), weight)
-        if plan.noise is not None:
-            after = after + plan.noise
+        terms = {"x": x, "denoised": denoised, "noise": plan.noise}
+        terms |= {f"past{i}": self.take(past, plan.rows) for i, past in enumerate(self.past)}
+        after = weighted(plan.after, terms)
         if self.past:
-            kept = denoised
-            if plan.keep is not None:
-                of_x, of_denoised, of_past = plan.keep
-                kept = torch.addcmul(denoised * of_denoised, x, of_x)
-                kept = torch.addcmul(kept, self.take(self.past[0], plan.rows), of_past)
-            self.push(plan.rows, kept)
+            self.push(plan.rows, weighted(plan.kept, terms))
         self.put(self.x, plan.rows, after)
         return after
 

@@ -42,8 +42,9 @@ class Rows(Protocol):
         """Keep `negative` [E, C, H, W] as the entered rows' reference; returns all references."""
 
 
+Which = Literal["none", "entered", "all"]
 # predict(rows, which): the positive predictions [R, ...], the negative ones of the rows asked for
-Predict = Callable[[Rows, Literal["none", "entered", "all"]], tuple[Tensor, Tensor | None]]
+Predict = Callable[[Rows, Which], tuple[Tensor, Tensor | None]]
 
 
 @dataclass

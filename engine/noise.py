@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from .upload import uploaded
+
 
 class SlotNoise:
     """One Gaussian picture per slot, the same for every frame that passes: it keeps a stream calm.
@@ -27,5 +29,5 @@ class SlotNoise:
         """Noise of slot k, [C, H, W], float32."""
         while len(self._slots) <= k:
             drawn = torch.randn((1, *self.shape), generator=self._generator, device="cpu")
-            self._slots.append(drawn[0].to(self.device))
+            self._slots.append(uploaded(drawn[0], self.device))
         return self._slots[k]

@@ -8,12 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .linear import Fold
 from .noise import SlotNoise
 from .space import Mix
-from .step_rules import Course, Keep, Weights
-
-_PREDICTION = Keep()
+from .step_rules import Course, Weights
+from .sums import Sum
+from .upload import uploaded
 
 
 @dataclass
@@ -62,7 +61,7 @@ class Plan:
     dims: int  # of a latent
     device: torch.device
     holds: list[Any] = field(default_factory=list)  # what the plan's key names by id
-    fold: Fold | None = None  # of the guider's latest settings (engine.linear)
+    fold: Any = None  # of the guider's latest settings (engine.fold.Fold)
     views: Any = None  # of the ring's buffers (engine.buffers.Views)
 
     @cached_property
@@ -71,30 +70,24 @@ class Plan:
         return self._column([sigma for sigma, _ in self.steps]).flatten()
 
     @cached_property
-    def x(self) -> Tensor | None:
-        """Weights of x, [R, 1, 1, 1]; None where all are 0."""
-        weights = [w.x for _, w in self.steps]
-        return self._column(weights) if any(weights) else None
+    def after(self) -> dict[str, Tensor | None]:
+        """Weights of the step (Weights.after) for all rows, for engine.sums.weighted.
+
+        Columns [R, 1, 1, 1]; None where all are 1, and for the noise, which is weighted already. A
+        term that has no weight in any row is left out.
+        """
+        columns = self._columns([step.after for _, step in self.steps])
+        return {name: None if name == "noise" else column for name, column in columns.items()}
 
     @cached_property
-    def denoised(self) -> Tensor | None:
-        """Weights of the prediction; None where all are 1."""
-        weights = [w.denoised for _, w in self.steps]
-        return self._column(weights) if any(w != 1 for w in weights) else None
+    def kept(self) -> dict[str, Tensor | None]:
+        """The same for what is remembered (Weights.kept)."""
+        return self._columns([step.kept for _, step in self.steps])
 
     @cached_property
-    def past(self) -> list[Tensor]:
-        """Weights of what is remembered, newest first."""
-        each = [(*w.past, *[0.0] * (self.history - len(w.past))) for _, w in self.steps]
-        return [self._column([past[i] for past in each]) for i in range(self.history)]
-
-    @cached_property
-    def keep(self) -> list[Tensor] | None:
-        """What x, prediction and past weigh in what is remembered; None remembers predictions."""
-        each = [w.keep for _, w in self.steps]
-        if all(keep == _PREDICTION for keep in each):
-            return None
-        return [self._column([keep[i] for keep in each]) for i in range(3)]
+    def mix_weights(self) -> Tensor:
+        """What an entering source weighs in x, and in the source kept, [2, 1, 1, 1, 1]."""
+        return self._column([self.mix.source, 1.0])[:, None]
 
     @cached_property
     def index(self) -> Tensor:
@@ -105,8 +98,17 @@ class Plan:
         """The same layout with its entering rows told by a tensor; every place is full."""
         return dataclasses.replace(self, entering=entering, entered=entering, views=None)
 
+    def _columns(self, sums: list[Sum]) -> dict[str, Tensor | None]:
+        columns: dict[str, Tensor | None] = {}
+        # in one order whatever the layout: a frame's rounding does not depend on its neighbours
+        for name in dict.fromkeys(name for each in sums for name in each):
+            weights = [each.get(name, 0.0) for each in sums]
+            if any(weights):
+                columns[name] = self._column(weights) if set(weights) != {1.0} else None
+        return columns
+
     def _column(self, numbers: list[float]) -> Tensor:
-        column = torch.tensor(numbers, dtype=torch.float32).to(self.device)
+        column = uploaded(torch.tensor(numbers, dtype=torch.float32), self.device)
         return column.view(-1, *[1] * self.dims)
 
 
@@ -139,10 +141,11 @@ def plan(
             [p.noise.slot(p.k + 1) * w.noise if w.noise else zero for p, w in per_row]
         )
     contiguous = index == list(range(index[0], index[0] + len(index)))
+    rows = slice(index[0], index[-1] + 1)
     return Plan(
         places=at,
         spans=spans,
-        rows=slice(index[0], index[-1] + 1) if contiguous else torch.tensor(index, device=device),
+        rows=rows if contiguous else uploaded(torch.tensor(index), device),
         entering=entering,
         entered=span,
         steps=[(p.sigma, w) for p, w in per_row],

@@ -6,92 +6,19 @@ linear combination of buffers that keep their addresses.
 """
 
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from . import linear
 from .buffers import Buffers
-from .linear import Linear
 from .noise import SlotNoise
 from .plan import Place, Plan, plan
 from .step_rules import Course
+from .work import Guide, Way, Work
 
 _PLANS = 64  # row layouts kept; a steady stream of n slots needs n
-
-
-@dataclass
-class TickRows:
-    """The rows of one model call, as guidance and the host see them (engine.guidance.Rows)."""
-
-    x: Tensor
-    sigma: Tensor
-    source: Tensor
-    entered: slice
-    places: list[Place]
-    spans: list[slice]
-    _buffers: Buffers
-    _plan: Plan
-
-    def remember(self, negative: Tensor | None, offsets: Sequence[int] | None = None) -> Tensor:
-        """Keep the entered rows' reference; returns the references of all rows, [R, C, H, W].
-
-        Args:
-            negative: [E, C, H, W], or None to keep what is there.
-            offsets: which of the entered rows it belongs to; None means all.
-        """
-        buffers, plan = self._buffers, self._plan
-        reference = buffers.references(self.places, plan)
-        if negative is not None:
-            here = plan.entering
-            if offsets is not None:
-                own = [here.start + i for i in offsets]
-                here = torch.tensor(own, device=negative.device)
-            known = buffers.take(buffers.source, here)
-            buffers.put(reference, here, buffers.finite(negative, known))
-        return buffers.take(reference, plan.rows)
-
-
-@dataclass
-class Work:
-    """What a tick does on the device: a function of the ring's buffers and of this.
-
-    Attributes:
-        source: latents that enter, [b, C, H, W], or None.
-        noise: theirs, [b or 1, C, H, W].
-        plan: of all rows.
-        places: in the plan's order.
-        finishes: frames leave after this tick.
-        full: they do, F enter, and every place holds F.
-        recorded: this is recorded, so Python sees it once only.
-    """
-
-    buffers: Buffers
-    source: Tensor | None
-    noise: Tensor | None
-    plan: Plan
-    places: list[Place]
-    finishes: bool
-    full: bool
-    recorded: bool = False
-
-    def __call__(self, guide: "Guide") -> tuple[Tensor, Tensor | None]:
-        """Rows after the step, and the clean predictions, [R, C, H, W].
-
-        The rows may be the ring's own; the predictions may be None while frames leave.
-        """
-        if isinstance(guide, Linear):
-            return linear.tick(self, guide)
-        buffers, plan = self.buffers, self.plan
-        if self.source is not None:
-            buffers.enter(plan, self.source, self.noise)
-        x, source = (buffers.take(own, plan.rows) for own in (buffers.x, buffers.source))
-        rows = TickRows(x, plan.sigma, source, plan.entered, self.places, plan.spans, buffers, plan)
-        denoised = buffers.finite(guide(rows), source)
-        return buffers.step(plan, x, denoised), denoised
 
 
 @dataclass
@@ -107,10 +34,6 @@ class Tick:
     finished: list[tuple[list[Any], Tensor]] = field(default_factory=list)
     estimate: Tensor | None = None
     rows: int = 0
-
-
-Guide = Callable[[TickRows], Tensor] | Linear
-Through = Callable[[Work, Guide], tuple[Tensor, Tensor | None]]
 
 
 class Ring:
@@ -129,6 +52,7 @@ class Ring:
         self._places: list[Place | None] = []
         self._ticks = 0
         self._plans: OrderedDict[tuple, Plan] = OrderedDict()
+        self._newest: tuple[Course, SlotNoise] | None = None  # of the frames that entered last
 
     @property
     def in_flight(self) -> list[Place]:
@@ -152,7 +76,7 @@ class Ring:
         course: Course | None = None,
         noise: SlotNoise | None = None,
         entry_noise: Tensor | None = None,
-        through: Through | None = None,
+        road: Way | None = None,
     ) -> Tick:
         """One model call for all frames in flight; the frames given enter first.
 
@@ -163,7 +87,7 @@ class Ring:
             course: the way the entering frames will take.
             noise: the slots' noise, for entering and for re-noising.
             entry_noise: noise of the entering frames instead of slot 0's, [b, C, H, W].
-            through: does the work on the device, `work(guide)`, in its own way.
+            road: does the work on the device, `work(guide)`, in its own way.
 
         Raises:
             Whatever `guide` raises; the frames that entered are gone then, the others untouched.
@@ -186,7 +110,7 @@ class Ring:
         )
         work = Work(self.buffers, source, entry_noise, plan, places, finishes, full)
         try:
-            after, denoised = work(guide) if through is None else through(work, guide)
+            after, denoised = work(guide) if road is None else road(work, guide)
         except BaseException:
             # nothing has moved yet: without the frame that entered, the ring is as it was before
             if entered is not None:
@@ -203,6 +127,7 @@ class Ring:
         self._fit(tuple(source.shape[1:]), source.device, course)
         at = self._places.index(None)
         self._places[at] = Place(course, noise, payloads, self._ticks)
+        self._newest = course, noise
         return at
 
     def _fit(self, shape, device, course) -> None:
@@ -221,7 +146,8 @@ class Ring:
         before = None
         if keep is not None:
             before = self.buffers, [self._places.index(p) for p in keep]
-        self.buffers = Buffers(n, self.frames_per_slot, shape, device, history, before)
+        dropped = 0 if self.buffers is None else self.buffers.dropped
+        self.buffers = Buffers(n, self.frames_per_slot, shape, device, history, before, dropped)
         keep = keep or []
         self._places = [*keep, *[None] * (n - len(keep))]
         self._plans.clear()
@@ -232,6 +158,7 @@ class Ring:
         )
         known = self._plans.get(key)
         if known is None:
+            self._forget()
             own = self.buffers
             known = self._plans[key] = plan(
                 self._places, [i for i, *_ in key], entered, own.f, len(own.past), own.shape,
@@ -242,6 +169,17 @@ class Ring:
         else:
             self._plans.move_to_end(key)
         return known
+
+    def _forget(self) -> None:
+        """Drop the plans that name a course or noise which no frame has and none entered with last.
+
+        Each holds its rows' noise, weighted; with a new seed per frame none of them comes again.
+        """
+        taken = [(place.course, place.noise) for place in self._places if place]
+        alive = {id(part) for pair in [*taken, self._newest] for part in pair}
+        for key, known in list(self._plans.items()):
+            if any(id(part) not in alive for pair in known.holds for part in pair):
+                del self._plans[key]
 
     def _advance(self, plan: Plan, places: list[Place], after: Tensor, denoised) -> Tick:
         tick = Tick(rows=after.shape[0])

@@ -21,3 +21,17 @@ class NoiseSpace(Protocol):
 
     def unmix(self, sigma: float) -> float:
         """Factor that makes a clean latent of an x left at noise level `sigma` (1 at sigma 0)."""
+
+
+class AsItComes:
+    """The space of an x that comes with its noise and is returned at its last level, as in
+    k-diffusion's samplers: nothing is mixed, which rules out rules that draw fresh noise."""
+
+    def mix(self, sigma: float) -> Mix:
+        raise NotImplementedError("fresh noise asks for the space of a model family")
+
+    def entry(self, sigma: float) -> Mix:
+        return Mix(1.0, 0.0)
+
+    def unmix(self, sigma: float) -> float:
+        return 1.0

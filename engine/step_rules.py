@@ -2,10 +2,8 @@
 
 Every rule here is linear in what the stream batch keeps with a frame: its x, the model's clean
 prediction, what it remembers and the slot's noise. The weights depend on the noise levels alone, so
-they are worked out in double precision on the CPU, and the ring applies any rule by the same lines:
-
-    x' = x * w.x + denoised * w.denoised + sum_i past[i] * w.past[i] + noise * w.noise
-    past' = [x * keep.x + denoised * keep.denoised + past[0] * keep.past, past[0], past[1], ...]
+they are worked out in double precision on the CPU. `Weights.after` and `Weights.kept` are the step:
+whoever takes one hands them to engine.sums, with tensors of those names or with what these are.
 """
 
 import math
@@ -16,6 +14,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 from .space import Mix, NoiseSpace
+from .sums import Sum
 
 
 class Keep(NamedTuple):
@@ -34,6 +33,18 @@ class Weights(NamedTuple):
     noise: float = 0.0
     past: tuple[float, ...] = ()
     keep: Keep = Keep()
+
+    @property
+    def after(self) -> Sum:
+        """The x that a step leads to, of x, denoised, noise, past0 (the newest), past1, ..."""
+        past = {f"past{i}": weight for i, weight in enumerate(self.past)}
+        return Sum({"x": self.x, "denoised": self.denoised, "noise": self.noise, **past})
+
+    @property
+    def kept(self) -> Sum:
+        """What becomes past0; what was it becomes past1, and so on."""
+        keep = self.keep
+        return Sum({"x": keep.x, "denoised": keep.denoised, "past0": keep.past})
 
 
 class StepRule(Protocol):
@@ -210,9 +221,12 @@ class PFDiff:
     """PFDiff-k_h over Euler (Wang et al. 2025, arXiv 2408.08822, Algorithm 1): k + 1 steps of the
     schedule share a call.
 
-    The noise seen last carries x over h steps to a springboard; the model is called there, and what
-    it sees carries x over k + 1 steps. The first step is an ordinary one. A frame's x is the
-    springboard; it remembers the x that the springboard starts from.
+    The noise seen last, e, carries x over h steps to a springboard; the model is called there, and
+    the noise that it sees carries x over k + 1 steps. The first step is an ordinary one. All steps
+    along one noise lie on a line c + level * e. A frame's x is the springboard, and it remembers c,
+    the line's end at level 0: it has a clean latent's size, so that float32 loses nothing of it
+    where levels are in the thousands. With the prediction d at a springboard the noise turns to
+    e' = e + (c - d) / call; both lines meet at the level `at`, so c' = c + at * (e - e').
 
     Args:
         k: steps skipped per call, at least 1.
@@ -236,18 +250,21 @@ class PFDiff:
             at = to
         return blocks
 
+    def calls(self, n: int) -> list[int]:
+        """Which of n + 1 levels the model is called at."""
+        return [call for _, call, _ in self._blocks(n)]
+
     def levels(self, sigmas: tuple[float, ...]) -> tuple[float, ...]:
-        return tuple(sigmas[call] for _, call, _ in self._blocks(len(sigmas) - 1))
+        return tuple(sigmas[call] for call in self.calls(len(sigmas) - 1))
 
     def weights(self, sigmas: tuple[float, ...], k: int, space: NoiseSpace) -> Weights:
         blocks = self._blocks(len(sigmas) - 1)
         at, call, to = (sigmas[i] for i in blocks[k])
         following = sigmas[blocks[k + 1][1]] if k + 1 < len(blocks) else to
-        # of the noise (x - denoised) / sigma at the springboard
-        there, on = (to - at) / call, (following - at) / call
-        if k == 0:
-            return Weights(1 + on, -on, past=(0.0,), keep=Keep(1 + there, -there))
-        return Weights(on, -on, past=(1.0,), keep=Keep(there, -there, 1.0))
+        # c' = d * turn + c * (1 - turn), and x' = c' + following * e' with e' = (x - d) / call
+        turn, ratio = at / call, following / call
+        keep = Keep(0.0, turn, 1.0 - turn)
+        return Weights(ratio, turn - ratio, past=(1.0 - turn,), keep=keep)
 
 
 STEP_RULES: dict[str, StepRule] = {
@@ -288,6 +305,8 @@ class Course:
     def __post_init__(self) -> None:
         if len(self.sigmas) < 2:
             raise ValueError(f"a course needs at least two noise levels, not {len(self.sigmas)}")
+        if min(self.sigmas[:-1]) <= 0:
+            raise ValueError(f"noise levels before the last must be above 0, not {self.sigmas}")
         levels = self.rule.levels(self.sigmas)
         object.__setattr__(self, "levels", levels)
         steps = tuple(self.rule.weights(self.sigmas, k, self.space) for k in range(len(levels)))

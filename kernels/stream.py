@@ -1,6 +1,7 @@
-"""The two ends of a tick around the UNet, each in one launch (engine.linear says what they mean).
+"""The two ends of a tick around the UNet, each in one launch.
 
-Rows are those of all places, so entering rows lie side by side: `entering` names them in order.
+What the weights mean is engine.fold's: no op knows of guidance or step rules. Rows are those of all
+places, so entering rows lie side by side: `entering` names them in order.
 """
 
 import torch

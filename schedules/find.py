@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from ..engine.sequential import through
+from ..engine.sequential import walk
 from ..engine.space import NoiseSpace
 from ..engine.step_rules import STEP_RULES, Course
 from .axis import Axis
@@ -87,8 +87,8 @@ def fine(model: Model, x: Tensor, strength: float) -> Tensor:
     levels = tuple(from_strength(model.table, steps, strength).tolist())
     course = Course(levels, STEP_RULES[_FINE_RULE], model.space)
     ends = x
-    for place in through(model.predict, x, course):
-        ends = place.x
+    for state in walk(model.predict, x, course):
+        ends = state.x
     return ends
 
 

@@ -7,7 +7,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from ..engine.sequential import Place, stepped
+from ..engine.sequential import State, stepped
 from ..engine.space import NoiseSpace
 from ..engine.step_rules import Course, StepRule
 
@@ -58,12 +58,12 @@ class Run(NamedTuple):
 
     course: Course
     shifts: tuple[float, ...]
-    places: list[Place]
+    states: list[State]
     denoised: list[Tensor]
 
     @property
     def ends(self) -> Tensor:
-        return self.places[-1].x
+        return self.states[-1].x
 
 
 @dataclass
@@ -95,22 +95,22 @@ class Pupil:
         if len(shifts) != course.n:
             raise ValueError(f"{len(shifts)} shifts for {course.n} model calls")
         calls = list(zip(course.levels, shifts, strict=True))
-        same, places, denoised = 0, [Place(self.x)], []
+        same, states, denoised = 0, [State(self.x)], []
         if like is not None:
             before = list(zip(like.course.levels, like.shifts, strict=True))
             while same < course.n and (
                 calls[same] == before[same] and course.steps[same] == like.course.steps[same]
             ):
                 same += 1
-            places, denoised = like.places[: same + 1], like.denoised[:same]
+            states, denoised = like.states[: same + 1], like.denoised[:same]
             if same < course.n and calls[same] == before[same]:
                 denoised = like.denoised[: same + 1]
         for k in range(same, course.n):
             if len(denoised) == k:
-                denoised.append(self.predict(places[k].x, *calls[k]))
+                denoised.append(self.predict(states[k].x, *calls[k]))
                 self.calls += 1
-            places.append(stepped(places[k], denoised[k], course, k))
-        return Run(course, shifts, places, denoised)
+            states.append(stepped(states[k], denoised[k], course, k))
+        return Run(course, shifts, states, denoised)
 
     def terms(self, steps: Steps) -> Tensor:
         """The goal's terms at the end of the steps; infinite where the solver runs away."""

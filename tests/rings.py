@@ -3,7 +3,8 @@
 import math
 
 import torch
-from livediffusion.engine.linear import Level, Linear
+from livediffusion.engine.fold import Level
+from livediffusion.engine.linear import Linear
 from livediffusion.engine.noise import SlotNoise
 from livediffusion.engine.ring import Ring
 from livediffusion.engine.space import Mix
@@ -91,7 +92,7 @@ class Raw(Model):
     """The same model, known by its raw output only (engine.linear)."""
 
     def guide(self, guidance):
-        def through(work, _):
+        def road(work, _):
             prompt = [float(p) for place in work.places for p in place.payloads]
             r = len(prompt)
             which = {"full": "all", "onetime-negative": "entered"}.get(guidance.mode, "none")
@@ -112,7 +113,7 @@ class Raw(Model):
 
             return work(Linear(guidance, which, level, call))
 
-        return through
+        return road
 
 
 def unipc_update(x, given, sigmas, k, order, arrived=None):
@@ -220,7 +221,7 @@ def alone(source, prompt, the_course, noise, guidance):
 def run(ring, model, guidance, *args):
     """A tick of either kind of model."""
     guide = model.guide(guidance)
-    return ring.tick(guide, *args, through=guide if isinstance(model, Raw) else None)
+    return ring.tick(guide, *args, road=guide if isinstance(model, Raw) else None)
 
 
 def clip(sources, prompts, the_course, guidance, per_slot, model=None, noise=None):

@@ -2,6 +2,7 @@
 
 import ast
 import fnmatch
+import graphlib
 import pathlib
 import re
 import subprocess
@@ -141,6 +142,66 @@ def test_a_wrong_arrow_would_be_seen(tmp_path, monkeypatch):
     absolute, relative = imports(pathlib.Path("engine/x.py"))
     assert absolute == {"comfy", "aiohttp"}
     assert relative == {("host",), ("nodes",), ("engine", "ring"), ("host", "vae")}
+
+
+def circle(paths: list[pathlib.Path]) -> list[str]:
+    """Modules that import each other in a circle, first and last the same; [] where none do.
+
+    Every relative import counts: for type checkers and inside functions, too.
+    """
+    modules = {path.with_suffix("").parts for path in paths}
+    graph: dict[str, set[str]] = {}
+    for path in paths:
+        here = graph.setdefault(path.with_suffix("").as_posix(), set())
+        for node in ast.walk(tree(path)):
+            if not isinstance(node, ast.ImportFrom) or not node.level:
+                continue
+            base = path.parts[:-1][: len(path.parts) - node.level]
+            base += tuple((node.module or "").split(".")) if node.module else ()
+            for name in (alias.name for alias in node.names):
+                homes = ((*base, name), base, (*base, name, "__init__"), (*base, "__init__"))
+                here |= {"/".join(next(home for home in homes if home in modules))}
+    try:
+        graphlib.TopologicalSorter(graph).prepare()
+    except graphlib.CycleError as error:
+        return error.args[1]
+    return []
+
+
+def test_no_module_imports_itself_by_others():
+    """Layers, inside a room as between rooms: what is below can be read without what is above."""
+    assert circle([*PACK, pathlib.Path("__init__.py")]) == []
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "from .ring import Ring\n",
+        "from . import ring\n",
+        "from . import other, ring as r\n",
+        "from ..engine.ring import Ring\n",
+        "from .. import live\n",
+        "from .parts import part\n",
+        "from .parts.part import thing\n",
+        "def f():\n    from .ring import Ring\n",
+        "if TYPE_CHECKING:\n    from .ring import Ring\n",
+    ],
+)
+def test_a_circle_would_be_seen(tmp_path, monkeypatch, line):
+    sources = {
+        "engine/__init__.py": "", "engine/plan.py": line, "engine/fold.py": "from . import plan\n",
+        "engine/ring.py": "from .fold import fold\n", "engine/other.py": "import torch\n",
+        "engine/parts/__init__.py": "", "engine/parts/part.py": "from ..ring import Ring\n",
+        "live/__init__.py": "from ..engine.ring import Ring\n",
+    }  # fmt: skip
+    for name, text in sources.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text, encoding="utf-8")
+    monkeypatch.setitem(globals(), "ROOT", tmp_path)
+    paths = [pathlib.Path(name) for name in sources]
+    assert {"engine/plan", "engine/fold", "engine/ring"} <= set(circle(paths))
+    (tmp_path / "engine" / "plan.py").write_text("from .other import other\n", encoding="utf-8")
+    assert circle(paths) == []
 
 
 def test_the_root_imports_nothing_at_load():

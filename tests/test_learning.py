@@ -11,7 +11,7 @@ import grid
 import numpy as np
 import pytest
 import torch
-from livediffusion.engine.sequential import through
+from livediffusion.engine.sequential import walk
 from livediffusion.engine.step_rules import STEP_RULES, Course
 from livediffusion.schedules.axis import Axis
 from livediffusion.schedules.frechet import Pictures, features, frechet, moments
@@ -121,7 +121,7 @@ def test_calls_made_before_are_not_made_again():
 def test_a_rule_with_fresh_noise_is_refused():
     course = Course(LEVELS, STEP_RULES["lcm"], analytic.Space("VP"))
     with pytest.raises(ValueError, match="fresh noise"):
-        list(through(lambda x, sigma: x, torch.ones(1, 2), course))
+        list(walk(lambda x, sigma: x, torch.ones(1, 2), course))
 
 
 @pytest.mark.parametrize("flow", [False, True])
@@ -152,7 +152,7 @@ def test_the_frechet_distance_is_the_exact_one():
     course = Course(tuple(levels.tolist()), STEP_RULES["euler"], analytic.Space("VP"))
 
     def solve(x):
-        *_, last = through(analytic.predictor("power law", "VP"), x, course)
+        *_, last = walk(analytic.predictor("power law", "VP"), x, course)
         return last.x
 
     exact = analytic.exact_frechet("VP", solve)
@@ -164,7 +164,7 @@ def test_the_frechet_distance_is_the_exact_one():
     # more steps come nearer
     fine = Course(tuple(analytic.uniform_t("VP", 16).tolist()), STEP_RULES["euler"],
                   analytic.Space("VP"))  # fmt: skip
-    *_, last = through(
+    *_, last = walk(
         analytic.predictor("power law", "VP"), analytic.start("power law", "VP", 10_000, 7), fine
     )
     assert frechet(moments(last.x), truth) < 0.5 * exact

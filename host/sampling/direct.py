@@ -13,9 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...engine.linear import Fold, Level, Linear
+from ...engine.fold import Fold, Level
+from ...engine.linear import Linear
 from ...engine.plan import Plan
-from ...engine.ring import Work
+from ...engine.work import Work
 from ..models.engines import engine_of
 from ..models.unet import inference_dtype
 from .evaluate import prepared
@@ -32,7 +33,7 @@ class NotLinear(Exception):
 
 
 class Levels:
-    """What a model means at each noise level, asked of its model_sampling (engine.linear.Level)."""
+    """What a model means at each noise level, asked of its model_sampling (engine.fold.Level)."""
 
     def __init__(self, sampling: Any):
         self._sampling = weakref.ref(sampling)

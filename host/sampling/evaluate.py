@@ -13,7 +13,7 @@ import comfy.samplers
 import torch
 from torch import Tensor
 
-from ...engine.ring import TickRows
+from ...engine.work import TickRows
 from .payload import Payload
 from .route import Road
 from .rows import Joint, Sides, merge_entries

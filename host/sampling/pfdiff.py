@@ -1,7 +1,11 @@
-"""PFDiff as a sampler of its own, written as k-diffusion writes samplers."""
+"""PFDiff as a sampler of its own, called as k-diffusion calls samplers."""
 
 import torch
 from torch import Tensor
+
+from ...engine.sequential import walk
+from ...engine.space import AsItComes
+from ...engine.step_rules import Course, PFDiff
 
 
 @torch.no_grad()
@@ -9,7 +13,7 @@ def sample_pfdiff(
     model, x: Tensor, sigmas: Tensor, extra_args=None, callback=None, disable=None,
     k: int = 1, h: int = 1,
 ) -> Tensor:  # fmt: skip
-    """PFDiff-k_h over Euler (Wang et al. 2025, arXiv 2408.08822, Algorithm 1).
+    """PFDiff-k_h over Euler (engine.step_rules.PFDiff).
 
     n steps take 1 + ceil((n - 1) / (k + 1)) model calls.
 
@@ -17,27 +21,24 @@ def sample_pfdiff(
         model: gives the clean prediction of x at a noise level.
         x: [B, ...], noised to sigmas[0].
         sigmas: n + 1 descending noise levels.
+        callback: called after each model call with x and denoised there, sigma and its place i.
         k: steps skipped per call, at least 1.
         h: steps to the springboard, 1 to k.
     """
     extra_args = {} if extra_args is None else extra_args
     ones, n = x.new_ones([x.shape[0]]), len(sigmas) - 1
+    if n < 1:
+        return x
+    rule = PFDiff(k, h)
+    calls = iter(rule.calls(n))
 
-    def noise_at(point: Tensor, i: int) -> Tensor:
+    def predict(point: Tensor, level: float) -> Tensor:
+        i = next(calls)
         denoised = model(point, sigmas[i] * ones, **extra_args)
         if callback is not None:
             callback({"x": point, "i": i, "sigma": sigmas[i], "sigma_hat": sigmas[i],
                       "denoised": denoised})  # fmt: skip
-        return (point - denoised) / sigmas[i]
+        return denoised
 
-    # the first step is an ordinary one
-    noise, at = noise_at(x, 0), min(1, n)
-    x = x + (sigmas[at] - sigmas[0]) * noise
-    while at < n:
-        to = min(at + k + 1, n)
-        call = min(at + h, to - 1)
-        springboard = x + (sigmas[call] - sigmas[at]) * noise
-        noise = noise_at(springboard, call)
-        x = x + (sigmas[to] - sigmas[at]) * noise
-        at = to
-    return x
+    *_, end = walk(predict, x, Course(tuple(sigmas.tolist()), rule, AsItComes()))
+    return end.x

@@ -204,7 +204,7 @@ class Stream:
         f = self.ring.frames_per_slot
         total = -(-batch // f) + (course.n - 1 if settings.drain else 0)
         out: list[Tensor] = []
-        road = self.recorded.through(visit)
+        road = self.recorded.road(visit)
         for done in range(total):
             comfy.model_management.throw_exception_if_processing_interrupted()
             at = slice(done * f, (done + 1) * f)

@@ -17,8 +17,9 @@ from torch import Tensor
 from ...compiled.graph import CudaRecording, Folded, Recording, fused_norms
 from ...compiled.tick import Recorded, layout
 from ...compiled.weights import addresses, fixed
-from ...engine.linear import Fold, Linear, prepare
-from ...engine.ring import Guide, Through, Work
+from ...engine.fold import Fold
+from ...engine.linear import Linear, prepare
+from ...engine.work import Guide, Way, Work
 from ..models.engines import REST, Attached, engine_of, reason_of
 from ..models.unet import ComfyUNet, inference_dtype
 from .direct import Direct
@@ -54,13 +55,13 @@ class Ticks:
         self._rests_until = 0.0
         self.captures = 0
 
-    def through(self, visit: Visit) -> Through | None:
+    def road(self, visit: Visit) -> Way | None:
         """How this run's ticks are done, or None for as the guide says."""
         if visit.route.road is not Road.DIRECT:
             return None
         attached = self._recording_engine(visit)
 
-        def through(work: Work, guide: Guide) -> tuple[Tensor, Tensor | None]:
+        def road(work: Work, guide: Guide) -> tuple[Tensor, Tensor | None]:
             if attached is not None and work.full:
                 asked = self._direct.asked(visit, work, steady=True)
                 done = None if asked is None else self._tick(visit, attached, work, asked)
@@ -70,7 +71,7 @@ class Ticks:
             direct = None if asked is None else self._direct.guide(visit, work, asked)
             return work(guide if direct is None else direct)
 
-        return through
+        return road
 
     def linear(self, model, levels: tuple[float, ...]) -> bool:
         """See Direct.linear."""
