@@ -5,11 +5,11 @@ import time
 from collections.abc import Callable, Hashable
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from .engine import Call, Refused, Shapes, UNet
+from .engine import Call, Shapes, UNet
 from .graph import CudaRecording, Folded, Knobs, Recording, fused_norms
+from .weights import addresses, fixed
 
 _WARM = 2  # runs before recording, in which libraries set themselves up
 
@@ -106,26 +106,3 @@ class CudaGraph:
             self._recording.release()
         self._recording = self._folded = self._unet = self._out = None
         self._stale = False
-
-
-def addresses(module: torch.nn.Module) -> tuple[int, ...]:
-    """Where the weights lie."""
-    return tuple(t.data_ptr() for t in (*module.parameters(), *module.buffers()))
-
-
-def fixed(module: torch.nn.Module, device: str | torch.device) -> None:
-    """Weights whose addresses a graph may rely on.
-
-    Raises:
-        Refused: some are elsewhere, or are cast and moved call by call.
-    """
-    device = torch.device(device)
-    for name, weight in module.named_parameters():
-        if weight.device.type != device.type:
-            raise Refused(
-                f"the weights are not all on {device} ({name} is on {weight.device}): start "
-                "ComfyUI with --highvram, or free memory"
-            )
-    for name, part in module.named_modules():
-        if getattr(part, "weight_function", None) or getattr(part, "bias_function", None):
-            raise Refused(f"{name}: weights are patched call by call, for lack of memory")

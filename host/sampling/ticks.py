@@ -14,9 +14,9 @@ import comfy.model_management
 from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 from torch import Tensor
 
-from ...compiled.cudagraph import addresses, fixed
 from ...compiled.graph import CudaRecording, Folded, Recording, fused_norms
 from ...compiled.tick import Recorded, layout
+from ...compiled.weights import addresses, fixed
 from ...engine.linear import Fold, Linear, prepare
 from ...engine.ring import Guide, Through, Work
 from ..models.engines import REST, Attached, engine_of, reason_of
