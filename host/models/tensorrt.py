@@ -15,6 +15,7 @@ from ...compiled import onnx_export
 from ...compiled.engine import Call, Refused
 from ...compiled.trt import api, building, files
 from ...compiled.trt.engine import TensorRT
+from ...compiled.weights import whole
 from . import fingerprint, skeleton
 from .engines import Attached, attach, fixed
 from .options import ENGINE
@@ -189,6 +190,7 @@ class _Weights:
                 "a LoRA was added after the engine was built: put it before Live TensorRT Build, "
                 "or build with refit on"
             )
+        whole(base.diffusion_model)
         weights = dict(base.diffusion_model.named_parameters())
         patched = {
             str(key).removeprefix("diffusion_model.") for key in base.current_patcher.patches

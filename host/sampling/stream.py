@@ -18,7 +18,7 @@ from ...engine.step_rules import STEP_RULES, Course
 from .conditioning import Conds, Payload, payloads
 from .evaluate import Calls, Visit, count_into, evaluate, fast_guidance
 from .space import ModelSpace, scaled_in
-from .ticks import Ticks
+from .ticks import Recordings
 
 Progress = Callable[[int, int, Tensor], None]
 
@@ -74,7 +74,7 @@ class Stream:
     def __init__(self, frames_per_slot: int = 1):
         self.ring = Ring(frames_per_slot)
         self.calls = Calls()
-        self.recorded = Ticks(self.calls)
+        self.recorded = Recordings(self.calls)
         self.frames = 0
         self.ticks = 0
         self.lag = 0

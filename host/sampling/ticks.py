@@ -1,7 +1,4 @@
-"""How a stream's ticks are done: directly, recorded, or as its guide says.
-
-Also what makes a recording stale.
-"""
+"""The recordings of a stream's ticks: when one is made, when it ends, when a tick takes it."""
 
 import contextlib
 import logging
@@ -11,17 +8,21 @@ from collections import OrderedDict
 from collections.abc import Callable
 
 import comfy.model_management
+import torch
 from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 from torch import Tensor
 
+from ...compiled.engine import WeightsAway
 from ...compiled.graph import CudaRecording, Folded, Recording, fused_norms
-from ...compiled.tick import Recorded, layout
-from ...compiled.weights import addresses, fixed
+from ...compiled.tick import RecordedTick, layout
+from ...compiled.weights import fixed
 from ...engine.linear import Fold, Linear, prepare
 from ...engine.ring import Guide, Through, Work
+from ...kernels import stream_enter, stream_step
 from ..models.engines import REST, Attached, engine_of, reason_of
 from ..models.options import unet_parts
 from ..models.unet import ComfyUNet, inference_dtype
+from ..models.weights import weights_version
 from .direct import Direct
 from .evaluate import Calls, Visit
 
@@ -30,8 +31,8 @@ _KEPT = 4  # recordings of other layouts that are kept
 _FOLDS = 64  # time embeddings kept; a steady stream of n slots needs n
 
 
-class Ticks:
-    """The ticks of one stream.
+class Recordings:
+    """The recorded ticks of one stream.
 
     A tick is recorded where its MODEL's engine allows it, every slot is full, and one plain call
     serves all rows. A plain call that is not recorded is made directly; every other tick runs
@@ -46,10 +47,13 @@ class Ticks:
         self._calls = calls
         self._new = recording
         self._direct = Direct(calls)
-        self._kept: OrderedDict[tuple, _Tick] = OrderedDict()
+        self._kept: OrderedDict[tuple, _FoldedTick] = OrderedDict()
         self._seen: dict[tuple, int] = {}
         self._failed: set[tuple] = set()
         self._weights: tuple | None = None
+        self._away = False  # they are where no tick can be recorded on them
+        self._followed = False  # the next tick need not ask where they are
+        self._engine: Callable = lambda: None
         self._sampling: Callable = lambda: None
         self._rests_until = 0.0
         self.captures = 0
@@ -76,14 +80,12 @@ class Ticks:
         """The engine that allows recordings of this MODEL's ticks, if there is one."""
         patcher = visit.guider.model_patcher
         attached = engine_of(patcher)
-        if attached is None or not attached.capturable:
-            return None
+        if attached is not None and not attached.capturable:
+            attached = None
         if self._new is CudaRecording and patcher.load_device.type != "cuda":
-            return None
-        if unet_parts(patcher):
-            return None
+            attached = None
         self._same_weights(visit, attached)
-        return attached
+        return None if unet_parts(patcher) else attached
 
     def release(self) -> None:
         """Forget every recording."""
@@ -92,27 +94,35 @@ class Ticks:
         self._seen.clear()
         self._failed.clear()
 
-    def _same_weights(self, visit: Visit, attached: Attached) -> None:
-        """Recordings end when ComfyUI puts other weights in place, or the same ones elsewhere."""
+    def _same_weights(self, visit: Visit, attached: Attached | None) -> None:
+        """Recordings end when ComfyUI puts other weights in place, or the same ones elsewhere; also
+        with the MODEL's engine."""
+        self._followed = True
         model = visit.model
-        if self._sampling() is not model.model_sampling:
-            # its tables and factors are part of what was recorded
+        if self._engine() is not attached or self._sampling() is not model.model_sampling:
+            # tables and factors of model_sampling are part of what was recorded
             self.release()
+            self._engine = (lambda: None) if attached is None else weakref.ref(attached)
             self._sampling = weakref.ref(model.model_sampling)
-        known = self._weights
-        now = (id(model), getattr(model, "current_weight_patches_uuid", None), attached.epoch)
-        if known is not None and known[0] == now:
+        if attached is None:
+            self._weights = None
             return
-        at = addresses(model.diffusion_model)
-        if known is not None and (known[1] != at or known[0][0] != now[0]):
+        before = self._weights
+        now = id(model), attached.epoch, weights_version(visit.guider.model_patcher)
+        if before == now:
+            return
+        self._weights, self._away = now, False
+        if before is not None and (before[0] != now[0] or before[2].at != now[2].at):
             self.release()
             self._rests_until = time.monotonic() + REST
         for tick in self._kept.values():
             tick.stale = True
-        self._weights = (now, at)
 
     def _tick(self, visit, attached, work, ask) -> tuple[Tensor, Tensor | None] | None:
-        """The recorded tick; None where there is none yet, or none can be made."""
+        """A tick whose layout is recorded, or settles; None where it is to be done as it is."""
+        if not self._followed:  # a node may have loaded a model since the last tick of this run
+            self._same_weights(visit, attached)
+        self._followed = False
         guide = self._direct.guide(visit, work, ask)
         if guide is None:
             return None
@@ -124,15 +134,21 @@ class Ticks:
         )  # fmt: skip
         tick = self._kept.get(key)
         if tick is None:
-            if not self._due(key):
+            if not self._may(key):
                 return None
+            self._seen[key] = self._seen.get(key, 0) + 1
+            if self._seen[key] <= _WARM:
+                # the very call that is going to be recorded, so that libraries know its shapes
+                return work(guide)
             try:
                 tick = self._record(visit, attached, work, ask, guide)
             except comfy.model_management.InterruptProcessingException:
                 raise
             except Exception as error:
-                self._failed.add(key)
-                attached.fall_back(f"the tick could not be recorded ({reason_of(error)})")
+                passing = self._away = isinstance(error, WeightsAway)
+                if not passing:
+                    self._failed.add(key)
+                attached.fall_back(f"the tick could not be recorded ({reason_of(error)})", passing)
                 logging.debug("LiveDiffusion: recording failed", exc_info=True)
                 return None
             self._kept[key] = tick
@@ -141,22 +157,19 @@ class Ticks:
         self._kept.move_to_end(key)
         self._calls.calls += 1
         self._calls.rows += tick.rows
-        attached.ran += 1
+        attached.done()
         attached.used = time.monotonic()
         return tick.run(visit, work, guide.fold(work.plan), ask.cond)
 
-    def _due(self, key: tuple) -> bool:
-        """True for a layout that has settled; weights that keep changing are never recorded."""
-        if key in self._failed or time.monotonic() < self._rests_until:
-            return False
-        self._seen[key] = self._seen.get(key, 0) + 1
-        return self._seen[key] > _WARM
+    def _may(self, key: tuple) -> bool:
+        """Whether this layout may be recorded now; weights that keep changing never are."""
+        return key not in self._failed and not self._away and time.monotonic() >= self._rests_until
 
-    def _record(self, visit: Visit, attached: Attached, work: Work, ask, guide) -> "_Tick":
+    def _record(self, visit: Visit, attached: Attached, work: Work, ask, guide) -> "_FoldedTick":
         started = time.perf_counter()
         fixed(visit.model.diffusion_model, work.plan.device)
         fold = guide.fold(work.plan)
-        tick = _Tick(visit, fold, ask.cond, folds=attached.name == "cudagraph")
+        tick = _FoldedTick(visit, fold, ask.cond, folds=attached.name == "cudagraph")
 
         def again(mine: dict[str, Tensor]) -> Linear:
             return self._direct.guide(visit, work, ask, {name: mine[name] for name in ask.cond})
@@ -165,8 +178,12 @@ class Ticks:
         attached.inside = True
         try:
             with tick.inside(), fused_norms(visit.model.diffusion_model):
-                tick.recorded = Recorded(work, fold, again, ask.cond, self._new())
-            tick.rows = self._calls.rows - before[1]
+                # compiles and loads what the warm ticks have not run, outside of the capture
+                shape = (fold.timestep.shape[0], *work.buffers.shape)
+                guide.model(torch.zeros(shape, dtype=guide.dtype, device=work.plan.device), fold)
+                warm = self._calls.rows
+                tick.recorded = RecordedTick(work, fold, again, ask.cond, self._new())
+            tick.rows = self._calls.rows - warm
         finally:
             attached.inside = False
             self._calls.calls, self._calls.rows = before
@@ -174,15 +191,16 @@ class Ticks:
         seconds = round(time.perf_counter() - started, 3)
         attached.notes["ticks"] = {
             "captures": self.captures, "seconds": seconds,
-            "kernels": work.buffers.unfused or "triton",
+            "kernels": work.buffers.unfused or stream_enter.failed or stream_step.failed
+            or "triton",
         }  # fmt: skip
         return tick
 
 
-class _Tick:
-    """A recorded tick and what it reads besides the ring's buffers."""
+class _FoldedTick:
+    """A recorded tick, and what the UNet has computed for it of prompt and time."""
 
-    recorded: Recorded
+    recorded: RecordedTick
     rows: int
 
     def __init__(self, visit: Visit, fold: Fold, cond: dict[str, Tensor], folds: bool):

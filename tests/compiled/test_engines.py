@@ -52,7 +52,7 @@ def sampled(model, rows=2, size=(8, 8), tokens=8, prompt=1, **extra):
 class Engine:
     """An engine of the test's own: fails when and how it is told."""
 
-    name, bakes, capturable = "own", True, False
+    name, bakes, capturable, placed, per_shape = "own", True, False, False, False
 
     def __init__(self, trouble=None, at="call"):
         self.trouble, self.at, self.released = trouble, at, 0
@@ -195,7 +195,9 @@ def test_what_only_the_unet_can_do_is_done_by_it(engine, how, said, caplog):
     assert attached.ran == 0 and attached.fell_back == 6
     assert said in attached.reason
     assert caplog.text.count("calls ran eager") == 1
-    assert tiny.rms(sampled(model), sampled(base)) <= 1e-5 and attached.ran == 3
+    assert tiny.rms(sampled(model), sampled(base)) <= 1e-5
+    # a shape has to come three times before it is recorded
+    assert (attached.ran, attached.unsettled) == ((3, 0) if engine == "onnxruntime" else (1, 2))
 
 
 @pytest.mark.parametrize("at", ["prepare", "call"])
