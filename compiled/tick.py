@@ -46,8 +46,8 @@ class RecordedTick:
             work, source=mine["source"], noise=mine.get("entry"), plan=plan, recorded=True
         )
         weights = fold.at(mine["dial"], mine.get("base"))
-        asked = guide({name: mine[name] for name in knobs})
-        recording.capture(lambda: tick(still, asked, weights))
+        held = guide({name: mine[name] for name in knobs})
+        recording.capture(lambda: tick(still, held, weights))
 
     @property
     def tensors(self) -> dict[str, Tensor]:

@@ -179,11 +179,11 @@ class _Weights:
 
     def __call__(self, base, engine: TensorRT) -> None:
         """Raises Refused where the engine cannot follow."""
-        asked = base.current_weight_patches_uuid
+        loaded = base.current_weight_patches_uuid
         if engine.loads != self._loads:
             self._loads, self._now = engine.loads, self._built  # as it was built
             self._changed = set()
-        if asked == self._now:
+        if loaded == self._now:
             return
         if not engine.refittable:
             raise Refused(
@@ -198,7 +198,7 @@ class _Weights:
         if self._built is not None:
             weights = {n: w for n, w in weights.items() if n in patched | self._changed}
         engine.refit(weights)
-        self._now = asked
+        self._now = loaded
         self._changed |= patched
 
 

@@ -52,7 +52,6 @@ class Recordings:
         self._failed: set[tuple] = set()
         self._weights: tuple | None = None
         self._away = False  # they are where no tick can be recorded on them
-        self._followed = False  # the next tick need not ask where they are
         self._engine: Callable = lambda: None
         self._sampling: Callable = lambda: None
         self._rests_until = 0.0
@@ -84,7 +83,7 @@ class Recordings:
             attached = None
         if self._new is CudaRecording and patcher.load_device.type != "cuda":
             attached = None
-        self._same_weights(visit, attached)
+        self._same_engine(visit, attached)
         return None if unet_parts(patcher) else attached
 
     def release(self) -> None:
@@ -94,21 +93,22 @@ class Recordings:
         self._seen.clear()
         self._failed.clear()
 
-    def _same_weights(self, visit: Visit, attached: Attached | None) -> None:
-        """Recordings end when ComfyUI puts other weights in place, or the same ones elsewhere; also
-        with the MODEL's engine."""
-        self._followed = True
-        model = visit.model
-        if self._engine() is not attached or self._sampling() is not model.model_sampling:
-            # tables and factors of model_sampling are part of what was recorded
-            self.release()
-            self._engine = (lambda: None) if attached is None else weakref.ref(attached)
-            self._sampling = weakref.ref(model.model_sampling)
-        if attached is None:
-            self._weights = None
+    def _same_engine(self, visit: Visit, attached: Attached | None) -> None:
+        """Recordings end with the MODEL's engine, and when its model_sampling is another."""
+        sampling = visit.model.model_sampling
+        if self._engine() is attached and self._sampling() is sampling:
             return
+        self.release()
+        self._weights = None
+        self._engine = (lambda: None) if attached is None else weakref.ref(attached)
+        # its tables and factors are part of what was recorded
+        self._sampling = weakref.ref(sampling)
+
+    def _same_weights(self, visit: Visit, attached: Attached) -> None:
+        """Recordings end when ComfyUI puts other weights in place, or the same ones elsewhere."""
+        self._same_engine(visit, attached)
         before = self._weights
-        now = id(model), attached.epoch, weights_version(visit.guider.model_patcher)
+        now = id(visit.model), attached.epoch, weights_version(visit.guider.model_patcher)
         if before == now:
             return
         self._weights, self._away = now, False
@@ -120,9 +120,8 @@ class Recordings:
 
     def _tick(self, visit, attached, work, ask) -> tuple[Tensor, Tensor | None] | None:
         """A tick whose layout is recorded, or settles; None where it is to be done as it is."""
-        if not self._followed:  # a node may have loaded a model since the last tick of this run
-            self._same_weights(visit, attached)
-        self._followed = False
+        # a node may have loaded a model since the last tick, even within a run
+        self._same_weights(visit, attached)
         guide = self._direct.guide(visit, work, ask)
         if guide is None:
             return None

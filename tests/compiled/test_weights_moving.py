@@ -178,6 +178,29 @@ def test_a_stream_says_so_too_and_is_recorded_again(device):
     assert pair.captures == 2 and pair.attached.reason is None
 
 
+def test_an_engine_is_not_refitted_with_weights_that_lack_their_patches():
+    """TensorRT takes a copy of what lies there."""
+    import types
+
+    import comfy.model_management
+    from livediffusion.compiled.engine import WeightsAway
+    from livediffusion.host.models.tensorrt import _Weights
+
+    model, refitted = lora(tiny.model()), []
+    engine = types.SimpleNamespace(loads=0, refittable=True, refit=refitted.append)
+    comfy.model_management.load_models_gpu([model])
+    model.pre_run()
+    moving.partly_unloaded(model, 60_000)
+    follow = _Weights(None)
+    with pytest.raises(WeightsAway, match="patched call by call"):
+        follow(model.model, engine)
+    assert refitted == []
+    comfy.model_management.load_models_gpu([model])
+    follow(model.model, engine)
+    assert len(refitted) == 1
+    model.cleanup()
+
+
 def test_moved_weights_are_left_alone_until_they_stay(monkeypatch):
     """Memory so short that they move every few frames: recording would never pay."""
     from livediffusion.host.models import engines
