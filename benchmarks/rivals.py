@@ -360,7 +360,7 @@ def _attached(kit: Kit, engine: str, recording: Callable | None):
     class Unchanged(Eager):
         """The UNet as it is, and the whole tick may be recorded."""
 
-        name, capturable = "graph", True
+        name, capturable, placed = "graph", True, True
 
     def make():
         if engine == "graph":

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .engine import Call, Shapes, UNet
 from .graph import CudaRecording, Folded, Knobs, Recording, fused_norms
-from .weights import addresses, fixed
+from .weights import fixed
 
 _WARM = 2  # runs before recording, in which libraries set themselves up
 
@@ -17,8 +17,8 @@ _WARM = 2  # runs before recording, in which libraries set themselves up
 class CudaGraph:
     """The UNet recorded once per shape and replayed (performance notes: docs/performance.md).
 
-    Weights are read where they lie, so a LoRA patched in place acts at once; where ComfyUI moves
-    them, it is recorded anew.
+    Weights are read where they lie, so a LoRA patched in place acts at once; it must not be called
+    any more once they lie elsewhere.
 
     Args:
         recording: makes what records.
@@ -27,15 +27,14 @@ class CudaGraph:
     name = "cudagraph"
     bakes = False
     capturable = True
+    placed = True
+    per_shape = True
 
     def __init__(self, recording: Callable[[], Recording] = CudaRecording):
         self._new = recording
         self._recording: Recording | None = None
-        self._unet: UNet | None = None
         self._stale = False
-        self._addresses: tuple[int, ...] = ()
         self.seconds = 0.0
-        self.captures = 0
 
     def scope(self, shapes: Shapes) -> Hashable:
         return shapes
@@ -44,11 +43,10 @@ class CudaGraph:
         """See Engine.prepare.
 
         Raises:
-            Refused: the weights are not all on the device.
+            WeightsAway: the weights are not all on the device.
         """
         started = time.perf_counter()
         fixed(unet.module, shapes.device)
-        self._unet = unet
         named = {
             name: tensor.to(shapes.device) for name, tensor in shapes.example().named().items()
         }
@@ -67,42 +65,25 @@ class CudaGraph:
                 return unet(call)
 
         self._out = self._recording.capture(work)
-        self._addresses = addresses(unet.module)
-        self.captures += 1
         self.seconds = time.perf_counter() - started
 
     def __call__(self, call: Call) -> Tensor:
-        if self._stale:
-            self._refresh(Shapes.of(call))
         named = call.named()
         new = self._knobs.fill(named, frozenset(named) - {"context"})
-        if self._folded is not None and "context" in new:
+        if self._folded is not None and (self._stale or "context" in new):
             self._folded.prompt(self._knobs.tensors["context"])
+        self._stale = False
         self._recording.replay()
         return self._out.clone()
 
     def moved(self) -> None:
         self._stale = True
 
-    def _refresh(self, shapes: Shapes) -> None:
-        """ComfyUI has touched the weights: record anew if they lie elsewhere."""
-        self._stale = False
-        if addresses(self._unet.module) != self._addresses:
-            unet = self._unet
-            self.release()
-            self.prepare(unet, shapes)
-        elif self._folded is not None:
-            self._folded.prompt(self._knobs.tensors["context"])
-
     def describe(self) -> dict[str, Any]:
-        return {
-            "engine": self.name,
-            "seconds": {"capture": round(self.seconds, 3)},
-            "captures": self.captures,
-        }
+        return {"engine": self.name, "seconds": {"capture": round(self.seconds, 3)}}
 
     def release(self) -> None:
         if self._recording is not None:
             self._recording.release()
-        self._recording = self._folded = self._unet = self._out = None
+        self._recording = self._folded = self._out = None
         self._stale = False

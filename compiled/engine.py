@@ -14,7 +14,11 @@ SIDES = ("input", "middle", "output")
 
 
 class Refused(Exception):
-    """An engine cannot run this call; the text says why and what to do."""
+    """An engine cannot be made or cannot run a call; the text says why and what to do."""
+
+
+class WeightsAway(Refused):
+    """It cannot for as long as the weights are where ComfyUI has put them, and no longer."""
 
 
 @dataclass(frozen=True)
@@ -142,11 +146,15 @@ class Engine(Protocol):
         name: as in LiveCompile.
         bakes: its weights are those at `prepare`; a change of them asks for another one.
         capturable: a CUDA graph of the whole tick may take its calls in.
+        placed: it reads the weights where they were at `prepare`, so it ends when they move.
+        per_shape: it is made for one shape, so only for shapes that keep coming.
     """
 
     name: str
     bakes: bool
     capturable: bool
+    placed: bool
+    per_shape: bool
 
     def prepare(self, unet: UNet, shapes: Shapes) -> None:
         """Make what runs calls of these shapes.
@@ -162,7 +170,7 @@ class Engine(Protocol):
         """The UNet's output, [R, C, H, W], in x's dtype and on its device."""
 
     def moved(self) -> None:
-        """The weights' addresses may have changed."""
+        """The weights may have other values, where they lie."""
 
     def describe(self) -> dict[str, Any]:
         """What it is and what making it took, for people; plain JSON values."""
@@ -177,6 +185,8 @@ class Eager:
     name = "eager"
     bakes = False
     capturable = False
+    placed = False
+    per_shape = False
 
     def scope(self, shapes: Shapes) -> Hashable:
         return ()
@@ -188,7 +198,7 @@ class Eager:
         return self._unet(call)
 
     def moved(self) -> None:
-        """Nothing to do: it has no addresses."""
+        """Nothing to do: it looks at them in each call."""
 
     def describe(self) -> dict[str, Any]:
         return {"engine": self.name}

@@ -30,25 +30,50 @@ class Recording(Protocol):
     def release(self) -> None: ...
 
 
+class _Pool:
+    """Memory that the recordings of a device share, for as long as one of them lives.
+
+    A pool that all its graphs have left cannot be captured into again (CUDACachingAllocator), so
+    its handle goes with the last recording that holds it.
+    """
+
+    def __init__(self) -> None:
+        self.handle = torch.cuda.graph_pool_handle()
+
+
+_pools: weakref.WeakValueDictionary[int, _Pool] = weakref.WeakValueDictionary()  # by device
+
+
 class CudaRecording:
-    """A torch.cuda.CUDAGraph. Capturing does no work, so the first replay is the first run."""
+    """A torch.cuda.CUDAGraph. Capturing does no work, so the first replay is the first run.
+
+    All recordings of a device share a pool of memory. A recording's intermediate results may thus
+    lie where another's do. That is right because no two run at the same time: ComfyUI runs one
+    prompt at a time, in one thread, and replays go to that thread's current stream. And nothing in
+    the pool is read by another recording, whatever the order: what a replay reads of before (knobs,
+    the ring, weights, what is folded) was made outside of any capture, and a result is the
+    tensor that `capture` returned, whose memory is nobody else's while it is held. Who drops it, as
+    a tick does whose rows end in the ring, has read it before the next replay is launched.
+    """
 
     def __init__(self) -> None:
         self._graph: Any = None
+        self._pool: _Pool | None = None
 
     def capture(self, work: Callable[[], Any]) -> Any:
+        pool = _pools.setdefault(torch.cuda.current_device(), _Pool())
         graph = torch.cuda.CUDAGraph()
         # thread_local: pictures are encoded and decoded in other threads meanwhile
-        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+        with torch.cuda.graph(graph, pool.handle, capture_error_mode="thread_local"):
             out = work()
-        self._graph = graph
+        self._graph, self._pool = graph, pool
         return out
 
     def replay(self) -> None:
         self._graph.replay()
 
     def release(self) -> None:
-        self._graph = None
+        self._graph = self._pool = None
 
 
 class Knobs:

@@ -3,6 +3,7 @@
 import shutil
 import sys
 import time
+import types
 from collections.abc import Hashable
 from typing import Any
 
@@ -41,6 +42,8 @@ class Inductor:
     name = "inductor"
     bakes = False
     capturable = True
+    placed = False
+    per_shape = True
 
     def __init__(self, backend: str = "inductor"):
         self._backend = backend
@@ -71,7 +74,7 @@ class Inductor:
         def forward(*tensors: Tensor) -> Tensor:
             return unet(Call.of(dict(zip(names, tensors, strict=True))))
 
-        self._compiled = torch.compile(forward, backend=self._backend, dynamic=False)
+        self._compiled = torch.compile(_own_code(forward), backend=self._backend, dynamic=False)
         named = shapes.example().named().values()
         self._compiled(*(tensor.to(device) for tensor in named))
         self.seconds = time.perf_counter() - started
@@ -87,3 +90,17 @@ class Inductor:
 
     def release(self) -> None:
         self._compiled = None
+
+
+def _own_code(function: types.FunctionType) -> types.FunctionType:
+    """The same function with a code object of its own.
+
+    torch counts compilations by code object and after eight of one (recompile_limit) runs it as it
+    is, without a word: the engines of all shapes, models and sessions would share them.
+    """
+    own = types.FunctionType(
+        function.__code__.replace(), function.__globals__, function.__name__,
+        function.__defaults__, function.__closure__,
+    )  # fmt: skip
+    own.__annotations__ = function.__annotations__
+    return own

@@ -34,6 +34,8 @@ class OnnxRuntime:
     name = "onnxruntime"
     bakes = True
     capturable = False
+    placed = False
+    per_shape = False
 
     def __init__(self) -> None:
         self._session = None

@@ -19,7 +19,7 @@ from .graph import Knobs, Recording
 _FRESH = frozenset({"source"})  # other values at each tick, even where the tensor is the same
 
 
-class Recorded:
+class RecordedTick:
     """One recorded tick.
 
     Args:
@@ -47,8 +47,8 @@ class Recorded:
             work, source=mine["source"], noise=mine.get("entry"), plan=plan, recorded=True
         )
         weights = fold.at(mine["dial"], mine.get("base"))
-        asked = guide({name: mine[name] for name in knobs})
-        recording.capture(lambda: asked.carry_out(still, weights))
+        held = guide({name: mine[name] for name in knobs})
+        recording.capture(lambda: held.carry_out(still, weights))
 
     @property
     def tensors(self) -> dict[str, Tensor]:
@@ -71,10 +71,12 @@ class Recorded:
 
 def layout(work: Work, fold: Fold) -> tuple[Any, ...]:
     """Ticks of equal layouts can share a recording, as far as the ring is concerned."""
-    entry = work.buffers.entry(work.noise, work.plan.mix)
+    own = work.buffers
+    entry = own.entry(work.noise, work.plan.mix)
+    # the addresses alone do not tell: buffers of another size may come to lie at the same ones
     return (
         fold.form, fold.which, fold.base is None, None if entry is None else tuple(entry.shape),
-        where(work.buffers),
+        tuple(own.shape), where(own),
     )  # fmt: skip
 
 

@@ -6,7 +6,7 @@ import weakref
 import torch
 from torch import Tensor, nn
 
-from .engine import Refused
+from .engine import WeightsAway
 
 _layouts: weakref.WeakKeyDictionary[nn.Module, "_Layout"] = weakref.WeakKeyDictionary()
 
@@ -67,15 +67,27 @@ def fixed(module: nn.Module, device: str | torch.device) -> None:
     """Weights whose addresses a graph may rely on.
 
     Raises:
-        Refused: some are elsewhere, or are cast and moved call by call.
+        WeightsAway: some are elsewhere, or are cast and moved call by call.
     """
     device = torch.device(device)
+    whole(module)
     for name, weight in module.named_parameters():
         if weight.device.type != device.type:
-            raise Refused(
+            raise WeightsAway(
                 f"the weights are not all on {device} ({name} is on {weight.device}): start "
                 "ComfyUI with --highvram, or free memory"
             )
+
+
+def whole(module: nn.Module) -> None:
+    """Weights that are what is computed with.
+
+    Raises:
+        WeightsAway: some are patched call by call, so they lie there without their patches.
+    """
     for name, part in module.named_modules():
         if getattr(part, "weight_function", None) or getattr(part, "bias_function", None):
-            raise Refused(f"{name}: weights are patched call by call, for lack of memory")
+            raise WeightsAway(
+                f"{name}: some weights are not on the device and are patched call by call, for "
+                "lack of memory. Free some, or start ComfyUI with --highvram"
+            )

@@ -57,6 +57,11 @@ def place_unfit(*tensors: Tensor) -> str:
     return triton_missing() or gpu_unfit(device.index)
 
 
+def capturing() -> bool:
+    """Whether a CUDA graph is being captured on the current stream, or was until it broke."""
+    return torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()
+
+
 def extent(tensor: Tensor) -> int:
     """Elements from the first of a tensor to its last in memory; 0 for an empty one."""
     if tensor.numel() == 0:
@@ -69,6 +74,7 @@ class Op:
     """An op with its two ways. Called like its reference; made by `op`.
 
     Attributes:
+        failed: why the kernel was given up in this process; empty while it was not.
         reference: the plain torch function, the truth.
         unfit: takes the op's arguments, says which of its constraints they break.
         custom: the same as `torch.ops.livediffusion.<name>`.
@@ -81,7 +87,7 @@ class Op:
         self.reference = reference
         self.unfit = unfit
         self._module = module
-        self._failed = ""
+        self.failed = ""
 
         @functools.wraps(reference)
         def run(*args, **kwargs):
@@ -101,7 +107,7 @@ class Op:
     def why_not(self, *args, **kwargs) -> str:
         """Why Triton does not run these arguments, in words; empty when it does."""
         tensors = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
-        return place_unfit(*tensors) or self._failed or self.unfit(*args, **kwargs)
+        return place_unfit(*tensors) or self.failed or self.unfit(*args, **kwargs)
 
     def __call__(self, *args, **kwargs):
         if torch.compiler.is_compiling():
@@ -119,10 +125,13 @@ class Op:
         except torch.cuda.OutOfMemoryError:
             raise
         except Exception as error:
+            if capturing():
+                # the capture may be what it failed by, and is lost: outside of one it may well run
+                raise
             failed = f"Triton failed: {type(error).__name__}: {error}"
         # where the arguments or the GPU are at fault this fails as well, and says so
         result = self.reference(*args, **kwargs)
-        self._failed = failed
+        self.failed = failed
         log.warning("%s runs without its kernel from now on. %s", self.__name__, failed)
         return result
 

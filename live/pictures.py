@@ -57,7 +57,11 @@ def fitted(picture: np.ndarray, shape: Shape) -> np.ndarray:
 def to_image(picture: np.ndarray) -> Tensor:
     """[H, W, 3] uint8 to ComfyUI's IMAGE, [1, H, W, 3] float 0..1."""
     # numpy, because torch would start a pool of threads for each worker thread
-    return torch.from_numpy(np.multiply(picture, np.float32(1 / 255), dtype=np.float32))[None]
+    values = np.multiply(picture, np.float32(1 / 255), dtype=np.float32)
+    # nodes run in inference_mode, whose tensors do not count what is written into them
+    # (host.frames.transfer.near asks); others do, in inference_mode as well
+    with torch.inference_mode(False):
+        return torch.from_numpy(values)[None]
 
 
 def on_its_way(image: Tensor) -> Fetched | Tensor:

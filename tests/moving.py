@@ -4,7 +4,6 @@ What lies in the memory that they leave is overwritten, as another model's weigh
 """
 
 
-
 def elsewhere(patcher, part=""):
     """Every weight to other memory, as if it had been unloaded and loaded again; calls nobody.
 

@@ -1,12 +1,13 @@
 """A CUDA graph without a GPU: records the operations of some work and repeats them.
 
-As with a real graph, no Python runs at a replay, operations read and write the tensors they were
-recorded with, and waiting for a value is an error while recording.
+As with a real graph, no Python runs at a replay, operations read and write the memory they were
+recorded with, wherever the tensors have gone since, and waiting for a value is an error while
+recording.
 """
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 _WAITS = ("_local_scalar_dense", "aten.item", "nonzero", "lift_fresh")
 
@@ -28,7 +29,9 @@ class _Recorder(TorchDispatchMode):
             if argument.alias_info is not None and argument.alias_info.is_write:
                 self.written.append((value, value.clone()))
         out = func(*args, **(kwargs or {}))
-        self.steps.append((func, args, kwargs or {}, out))
+        step = args, kwargs or {}, out
+        # aliases: a tensor whose data is set later has other memory then
+        self.steps.append((func, *tree_map_only(torch.Tensor, torch.Tensor.detach, step)))
         return out
 
 

@@ -31,6 +31,8 @@ class TensorRT:
     name = "tensorrt"
     bakes = True
     capturable = False
+    placed = False
+    per_shape = False
 
     def __init__(self, path: pathlib.Path, sidecar: files.Sidecar, device: torch.device):
         self.path = path

@@ -165,11 +165,12 @@ def send(image: Tensor, picture: np.ndarray) -> None:
     """Begin to bring a picture to where models run, beside the IMAGE that was made of it.
 
     Args:
-        image: [1, H, W, 3] on the CPU, as any node takes it; `near` finds the picture by it.
+        image: [1, H, W, 3] on the CPU, as any node takes it; `near` finds the picture by it. Made
+            in inference_mode, it does not count what is written into it, and goes the ordinary way.
         picture: [H, W, 3] uint8.
     """
     way = lanes(comfy.model_management.get_torch_device())
-    if way is not None:
+    if way is not None and not image.is_inference():
         _sent[image] = (image._version, *way.send(picture))
 
 

@@ -8,7 +8,7 @@ import contextlib
 import logging
 import time
 import weakref
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Callable
 from typing import Any
 
@@ -16,12 +16,16 @@ import comfy.model_management
 import torch
 from comfy.patcher_extension import CallbacksMP, WrappersMP
 
-from ...compiled.engine import Call, Engine, Refused, Shapes, residuals
+from ...compiled.engine import Call, Engine, Refused, Shapes, WeightsAway, residuals
 from .options import ENGINE, empty, unet_parts
 from .unet import ComfyUNet
+from .weights import weights_version
 
 _KEPT = 4  # engines of other shapes that are kept; of those with weights of their own, half
-REST = 1.0  # seconds that changed weights must stay before an engine is made anew
+REST = 1.0  # seconds that changed or moved weights must stay before an engine is made anew
+# how often the newest calls must have come in a shape before an engine is made for it: a ring that
+# fills or drains asks once for each number of rows, a step of a sampler for a few shapes in turns
+_SETTLED, _NEWEST = 3, 8
 # what ComfyUI itself writes into transformer_options; anything else may steer the UNet
 _HARMLESS = frozenset({
     "cond_or_uncond", "uuids", "sigmas", "sample_sigmas", "wrappers", "callbacks",
@@ -44,11 +48,13 @@ class Attached:
 
     Attributes:
         name: of the engine.
-        fell_back: calls that the UNet itself ran.
+        fell_back: calls that the UNet itself ran because the engine could not.
         ran: calls that the engine ran.
-        reason: of the newest fallback, or None.
+        unsettled: calls that the UNet itself ran in shapes that had not come often enough.
+        reason: of the newest fallback, or None; where weights were away, until they are back.
         used: when the newest call came (time.monotonic).
-        epoch: grows whenever ComfyUI loads or unloads the weights.
+        epoch: grows whenever ComfyUI says that it loads or unloads the weights; when it moves them
+            it says nothing (host.models.weights).
         inside: True while a graph of the whole tick records or measures: calls pass through.
     """
 
@@ -66,6 +72,7 @@ class Attached:
         self.alone = alone
         self.ran = 0
         self.fell_back = 0
+        self.unsettled = 0
         self.reason: str | None = None
         self.epoch = 0
         self.used = 0.0
@@ -75,11 +82,17 @@ class Attached:
         self._accept = accept
         self._template = make()
         self.capturable = self._template.capturable
+        self.placed = self._template.placed
         self._tell = tell
         self._base = None
         self._engines: OrderedDict[tuple, Engine] = OrderedDict()
         self._broken: OrderedDict[tuple, str] = OrderedDict()
-        self._asked: OrderedDict[tuple, float] = OrderedDict()  # when it was first asked for
+        self._since: OrderedDict[tuple, float] = OrderedDict()  # when it was first called for
+        self._newest: deque[tuple] = deque(maxlen=_NEWEST)
+        self._weights: tuple | None = None  # those that the engines were made on
+        self._away: str | None = None  # why no engine can be made on them
+        self._rests_until = 0.0
+        self._passing = False  # the reason of the newest fallback will not last
         self._said: set[str] = set()
         _attached.add(self)
 
@@ -90,6 +103,7 @@ class Attached:
             "why": self.why,
             "calls": self.ran,
             "fallbacks": self.fell_back,
+            "unsettled": self.unsettled,
             "reason": self.reason,
             "made": [engine.describe() for engine in self._engines.values()],
             **self.notes,
@@ -123,41 +137,65 @@ class Attached:
         if self.inside and self.name == "cudagraph":
             return executor(x, timesteps, context, y, control, options, **kwargs)
         self.used = time.monotonic()
-        key = None
+        key = failure = None
         try:
             self._admit(executor, options, kwargs)
             call = Call(x, timesteps.float(), context, y, residuals(control, x.shape[0]))
-            key = self._key(Shapes.of(call), executor.class_obj)
-            engine = self._engine(key, Shapes.of(call), executor.class_obj)
-            if self._accept is not None:
-                self._accept(self._base, engine)
-            out = engine(call)
-            self.ran += 1
-            return out
+            module = executor.class_obj
+            if self.placed:
+                self._follow(module)
+            key = self._key(Shapes.of(call), module)
+            engine = self._engine(key, Shapes.of(call), module) if self._wanted(key) else None
+            if engine is not None:
+                if self._accept is not None:
+                    self._accept(self._base, engine)
+                out = engine(call)
+                self.done()
+                return out
+            self.unsettled += 1
         except comfy.model_management.InterruptProcessingException:
             raise
         except Exception as error:
-            reason = reason_of(error)
             if not isinstance(error, Refused):
                 logging.debug("LiveDiffusion: %s failed", self.name, exc_info=True)
-                self._gave_up(key, reason)
-        self.fall_back(reason)
+                self._gave_up(key, reason_of(error))
+            failure = error
+        if failure is None:
+            return executor(x, timesteps, context, y, control, options, **kwargs)
+        reason = reason_of(failure)
+        self.fall_back(reason, isinstance(failure, WeightsAway))
         if self.alone:
             raise RuntimeError(f"{self.name}: {reason}")
         return executor(x, timesteps, context, y, control, options, **kwargs)
 
     def _gave_up(self, key: tuple | None, reason: str) -> None:
-        """An engine that has failed is not asked again for the same weights and shapes."""
+        """An engine that has failed is not called again for the same weights and shapes."""
         engine = self._engines.pop(key, None)
         if engine is not None:
             engine.release()
         if not self.alone:  # without a UNet to fall back to, it may as well be tried again
-            _remember(self._broken, key, reason)
+            _remember(self._broken, self._as_loaded(key), reason)
         comfy.model_management.soft_empty_cache()
 
-    def fall_back(self, reason: str) -> None:
-        """Say why the UNet itself runs: in the log once, on the node while it lasts."""
+    def _as_loaded(self, key: tuple | None) -> tuple:
+        """What fails while ComfyUI is short of memory may do when it is not, and the other way."""
+        return key, getattr(self._base, "model_lowvram", False)
+
+    def done(self) -> None:
+        """The engine has run a call, alone or in a recorded tick."""
+        self.ran += 1
+        if self._passing:
+            self.reason, self._passing = None, False
+            self._tell(self.line())
+
+    def fall_back(self, reason: str, passing: bool = False) -> None:
+        """Say why the UNet itself runs: in the log once, on the node while it lasts.
+
+        Args:
+            passing: it is over when the engine runs again.
+        """
         self.fell_back += 1
+        self._passing = passing
         if reason != self.reason:
             self.reason = reason
             self._tell(self.line())
@@ -184,8 +222,41 @@ class Attached:
         if unpatch_all:
             self.release()
 
+    def _follow(self, module: torch.nn.Module) -> None:
+        """Engines end when the weights move, whether or not ComfyUI has said so.
+
+        Raises:
+            WeightsAway: they are where no engine can use them.
+        """
+        patcher = getattr(self._base, "current_patcher", None)
+        if patcher is None:
+            raise Refused("the UNet was called outside of ComfyUI's sampling")
+        before, now = self._weights, (module, weights_version(patcher))
+        if before is None or before[0]() is not module or before[1] != now[1]:
+            self._weights, self._away = (weakref.ref(module), now[1]), None
+            if before is not None and (before[0]() is not module or before[1].at != now[1].at):
+                self.release()
+                self._rests_until = time.monotonic() + REST
+            else:
+                self._touched()
+        if self._away is not None:
+            raise WeightsAway(self._away)
+        if time.monotonic() < self._rests_until:
+            self._newest.clear()
+            raise WeightsAway("the weights have just moved; it is recorded anew once they stay")
+
+    def _wanted(self, key: tuple) -> bool:
+        """False for a shape that has not come often enough for an engine of its own."""
+        if not self._template.per_shape or key in self._engines or self.inside:
+            return True
+        self._newest.append(key)
+        return self._newest.count(key) >= _SETTLED
+
     def _moved(self) -> None:
         self.epoch += 1
+        self._touched()
+
+    def _touched(self) -> None:
         for engine in self._engines.values():
             engine.moved()
 
@@ -223,11 +294,12 @@ class Attached:
         if known is not None:
             self._engines.move_to_end(key)
             return known
-        if key in self._broken:
-            raise Refused(self._broken[key])
+        broken = self._broken.get(self._as_loaded(key))
+        if broken is not None:
+            raise Refused(broken)
         now = time.monotonic()
-        first = self._asked.get(key, now)
-        _remember(self._asked, key, first)
+        first = self._since.get(key, now)
+        _remember(self._since, key, first)
         # weights that change all the time, as by a slider of a LoRA, are not baked
         if any(other[:2] == key[:2] for other in self._engines) and now - first < REST:
             raise Refused("the weights have just changed; it is made anew once they stay")
@@ -239,8 +311,10 @@ class Attached:
             engine.prepare(ComfyUNet(module), shapes)
         except Exception as error:
             engine.release()
-            if not self.alone:
-                _remember(self._broken, key, reason_of(error))
+            if isinstance(error, WeightsAway):
+                self._away = str(error) if self.placed else None
+            elif isinstance(error, Refused) and not self.alone:
+                _remember(self._broken, self._as_loaded(key), str(error))
             raise
         self._engines[key] = engine
         logging.info("LiveDiffusion: %s made for %s", self.name, shapes)

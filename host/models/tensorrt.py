@@ -15,6 +15,7 @@ from ...compiled import onnx_export
 from ...compiled.engine import Call, Refused
 from ...compiled.trt import api, building, files
 from ...compiled.trt.engine import TensorRT
+from ...compiled.weights import whole
 from . import fingerprint, skeleton
 from .engines import Attached, attach, fixed
 from .options import ENGINE
@@ -178,17 +179,18 @@ class _Weights:
 
     def __call__(self, base, engine: TensorRT) -> None:
         """Raises Refused where the engine cannot follow."""
-        asked = base.current_weight_patches_uuid
+        loaded = base.current_weight_patches_uuid
         if engine.loads != self._loads:
             self._loads, self._now = engine.loads, self._built  # as it was built
             self._changed = set()
-        if asked == self._now:
+        if loaded == self._now:
             return
         if not engine.refittable:
             raise Refused(
                 "a LoRA was added after the engine was built: put it before Live TensorRT Build, "
                 "or build with refit on"
             )
+        whole(base.diffusion_model)
         weights = dict(base.diffusion_model.named_parameters())
         patched = {
             str(key).removeprefix("diffusion_model.") for key in base.current_patcher.patches
@@ -196,7 +198,7 @@ class _Weights:
         if self._built is not None:
             weights = {n: w for n, w in weights.items() if n in patched | self._changed}
         engine.refit(weights)
-        self._now = asked
+        self._now = loaded
         self._changed |= patched
 
 

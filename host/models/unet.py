@@ -8,6 +8,7 @@ from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel, timestep_e
 from torch import Tensor
 
 from ...compiled.engine import Call, Refused
+from ...compiled.weights import whole
 
 
 class ComfyUNet:
@@ -39,19 +40,14 @@ class ComfyUNet:
         """See compiled.engine.UNet: a copy on the CPU, or the UNet itself where it is one already.
 
         Raises:
-            Refused: no UNet, or weights that are quantised or partly offloaded.
+            Refused: no UNet, or weights that are quantised, or patched call by call.
         """
         if not isinstance(self.module, UNetModel):
             raise Refused(
                 f"{type(self.module).__name__} is no UNet: only models of the SD1.5, SD2.1 and "
                 "SDXL families can be exported"
             )
-        for name, module in self.module.named_modules():
-            if getattr(module, "weight_function", None) or getattr(module, "bias_function", None):
-                raise Refused(
-                    f"{name}: some weights are not on the device, for lack of memory. Free some, "
-                    "or start ComfyUI with --highvram"
-                )
+        whole(self.module)
         for name, weight in self.module.named_parameters():
             if hasattr(weight, "_qdata") or weight.is_meta:
                 raise Refused(

@@ -22,7 +22,7 @@ from .payload import Payload, payloads
 from .route import Road, Route, before, route
 from .rows import Batch, Joints
 from .space import ModelSpace, scaled_in
-from .ticks import Ticks
+from .ticks import Recordings
 from .visit import Calls, Visit, of_latents
 
 Progress = Callable[[int, int, Tensor], None]
@@ -78,7 +78,7 @@ class Stream:
     def __init__(self, frames_per_slot: int = 1):
         self.ring = Ring(frames_per_slot)
         self.calls = Calls()
-        self.recorded = Ticks(self.calls)
+        self.recorded = Recordings(self.calls)
         self.frames = 0
         self.ticks = 0
         self.lag = 0

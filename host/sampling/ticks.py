@@ -1,7 +1,4 @@
-"""How a stream's ticks are done: directly, recorded, or as its guide says.
-
-Also what makes a recording stale.
-"""
+"""The recordings of a stream's ticks: when one is made, when it ends, when a tick takes it."""
 
 import contextlib
 import logging
@@ -11,17 +8,21 @@ from collections import OrderedDict
 from collections.abc import Callable
 
 import comfy.model_management
+import torch
 from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 from torch import Tensor
 
+from ...compiled.engine import WeightsAway
 from ...compiled.graph import CudaRecording, Folded, Recording, fused_norms
-from ...compiled.tick import Recorded, layout
-from ...compiled.weights import addresses, fixed
+from ...compiled.tick import RecordedTick, layout
+from ...compiled.weights import fixed
 from ...engine.fold import Fold
 from ...engine.linear import Linear, prepare
 from ...engine.work import Guide, Way, Work
+from ...kernels import stream_enter, stream_step
 from ..models.engines import REST, Attached, engine_of, reason_of
 from ..models.unet import ComfyUNet, inference_dtype
+from ..models.weights import weights_version
 from .direct import Direct
 from .route import Road
 from .visit import Calls, Visit
@@ -31,8 +32,8 @@ _KEPT = 4  # recordings of other layouts that are kept
 _FOLDS = 64  # time embeddings kept; a steady stream of n slots needs n
 
 
-class Ticks:
-    """The ticks of one stream.
+class Recordings:
+    """The recorded ticks of one stream.
 
     A tick is recorded where its MODEL's engine allows it, every slot is full, and one plain call
     serves all rows. A plain call that is not recorded is made directly; every other tick runs
@@ -47,19 +48,21 @@ class Ticks:
         self._calls = calls
         self._new = recording
         self._direct = Direct(calls)
-        self._kept: OrderedDict[tuple, _Tick] = OrderedDict()
+        self._kept: OrderedDict[tuple, _FoldedTick] = OrderedDict()
         self._seen: dict[tuple, int] = {}
         self._failed: set[tuple] = set()
         self._weights: tuple | None = None
+        self._away = False  # they are where no tick can be recorded on them
+        self._engine: Callable = lambda: None
         self._sampling: Callable = lambda: None
         self._rests_until = 0.0
         self.captures = 0
 
     def road(self, visit: Visit) -> Way | None:
         """How this run's ticks are done, or None for as the guide says."""
+        attached = self._recording_engine(visit)
         if visit.route.road is not Road.DIRECT:
             return None
-        attached = self._recording_engine(visit)
 
         def road(work: Work, guide: Guide) -> tuple[Tensor, Tensor | None]:
             if attached is not None and work.full:
@@ -81,11 +84,11 @@ class Ticks:
         """The engine that allows recordings of this MODEL's ticks, if there is one."""
         patcher = visit.guider.model_patcher
         attached = engine_of(patcher)
-        if attached is None or not attached.capturable:
-            return None
+        if attached is not None and not attached.capturable:
+            attached = None
         if self._new is CudaRecording and patcher.load_device.type != "cuda":
-            return None
-        self._same_weights(visit, attached)
+            attached = None
+        self._same_engine(visit, attached)
         return attached
 
     def release(self) -> None:
@@ -95,27 +98,35 @@ class Ticks:
         self._seen.clear()
         self._failed.clear()
 
+    def _same_engine(self, visit: Visit, attached: Attached | None) -> None:
+        """Recordings end with the MODEL's engine, and when its model_sampling is another."""
+        sampling = visit.model.model_sampling
+        if self._engine() is attached and self._sampling() is sampling:
+            return
+        self.release()
+        self._weights = None
+        self._engine = (lambda: None) if attached is None else weakref.ref(attached)
+        # its tables and factors are part of what was recorded
+        self._sampling = weakref.ref(sampling)
+
     def _same_weights(self, visit: Visit, attached: Attached) -> None:
         """Recordings end when ComfyUI puts other weights in place, or the same ones elsewhere."""
-        model = visit.model
-        if self._sampling() is not model.model_sampling:
-            # its tables and factors are part of what was recorded
-            self.release()
-            self._sampling = weakref.ref(model.model_sampling)
-        known = self._weights
-        now = (id(model), getattr(model, "current_weight_patches_uuid", None), attached.epoch)
-        if known is not None and known[0] == now:
+        self._same_engine(visit, attached)
+        before = self._weights
+        now = id(visit.model), attached.epoch, weights_version(visit.guider.model_patcher)
+        if before == now:
             return
-        at = addresses(model.diffusion_model)
-        if known is not None and (known[1] != at or known[0][0] != now[0]):
+        self._weights, self._away = now, False
+        if before is not None and (before[0] != now[0] or before[2].at != now[2].at):
             self.release()
             self._rests_until = time.monotonic() + REST
         for tick in self._kept.values():
             tick.stale = True
-        self._weights = (now, at)
 
     def _tick(self, visit, attached, work, ask) -> tuple[Tensor, Tensor | None] | None:
-        """The recorded tick; None where there is none yet, or none can be made."""
+        """A tick whose layout is recorded, or settles; None where it is to be done as it is."""
+        # a node may have loaded a model since the last tick, even within a run
+        self._same_weights(visit, attached)
         guide = self._direct.guide(visit, work, ask)
         if guide is None:
             return None
@@ -127,15 +138,21 @@ class Ticks:
         )  # fmt: skip
         tick = self._kept.get(key)
         if tick is None:
-            if not self._due(key):
+            if not self._may(key):
                 return None
+            self._seen[key] = self._seen.get(key, 0) + 1
+            if self._seen[key] <= _WARM:
+                # the very call that is going to be recorded, so that libraries know its shapes
+                return work(guide)
             try:
                 tick = self._record(visit, attached, work, ask, guide)
             except comfy.model_management.InterruptProcessingException:
                 raise
             except Exception as error:
-                self._failed.add(key)
-                attached.fall_back(f"the tick could not be recorded ({reason_of(error)})")
+                passing = self._away = isinstance(error, WeightsAway)
+                if not passing:
+                    self._failed.add(key)
+                attached.fall_back(f"the tick could not be recorded ({reason_of(error)})", passing)
                 logging.debug("LiveDiffusion: recording failed", exc_info=True)
                 return None
             self._kept[key] = tick
@@ -144,22 +161,19 @@ class Ticks:
         self._kept.move_to_end(key)
         self._calls.calls += 1
         self._calls.rows += tick.rows
-        attached.ran += 1
+        attached.done()
         attached.used = time.monotonic()
         return tick.run(visit, work, guide.fold(work.plan), ask.cond)
 
-    def _due(self, key: tuple) -> bool:
-        """True for a layout that has settled; weights that keep changing are never recorded."""
-        if key in self._failed or time.monotonic() < self._rests_until:
-            return False
-        self._seen[key] = self._seen.get(key, 0) + 1
-        return self._seen[key] > _WARM
+    def _may(self, key: tuple) -> bool:
+        """Whether this layout may be recorded now; weights that keep changing never are."""
+        return key not in self._failed and not self._away and time.monotonic() >= self._rests_until
 
-    def _record(self, visit: Visit, attached: Attached, work: Work, ask, guide) -> "_Tick":
+    def _record(self, visit: Visit, attached: Attached, work: Work, ask, guide) -> "_FoldedTick":
         started = time.perf_counter()
         fixed(visit.model.diffusion_model, work.plan.device)
         fold = guide.fold(work.plan)
-        tick = _Tick(visit, fold, ask.cond, folds=attached.name == "cudagraph")
+        tick = _FoldedTick(visit, fold, ask.cond, folds=attached.name == "cudagraph")
 
         def again(mine: dict[str, Tensor]) -> Linear:
             return self._direct.guide(visit, work, ask, {name: mine[name] for name in ask.cond})
@@ -168,8 +182,12 @@ class Ticks:
         attached.inside = True
         try:
             with tick.inside(), fused_norms(visit.model.diffusion_model):
-                tick.recorded = Recorded(work, fold, again, ask.cond, self._new())
-            tick.rows = self._calls.rows - before[1]
+                # compiles and loads what the warm ticks have not run, outside of the capture
+                shape = (fold.timestep.shape[0], *work.buffers.shape)
+                guide.model(torch.zeros(shape, dtype=guide.dtype, device=work.plan.device), fold)
+                warm = self._calls.rows
+                tick.recorded = RecordedTick(work, fold, again, ask.cond, self._new())
+            tick.rows = self._calls.rows - warm
         finally:
             attached.inside = False
             self._calls.calls, self._calls.rows = before
@@ -177,21 +195,22 @@ class Ticks:
         seconds = round(time.perf_counter() - started, 3)
         attached.notes["ticks"] = {
             "captures": self.captures, "seconds": seconds,
-            "kernels": work.buffers.unfused or "triton",
+            "kernels": work.buffers.unfused or stream_enter.failed or stream_step.failed
+            or "triton",
         }  # fmt: skip
         return tick
 
 
-class _Tick:
-    """A recorded tick and what it reads besides the ring's buffers."""
+class _FoldedTick:
+    """A recorded tick, and what the UNet has computed for it of prompt and time."""
 
-    recorded: Recorded
+    recorded: RecordedTick
     rows: int
 
     def __init__(self, visit: Visit, fold: Fold, cond: dict[str, Tensor], folds: bool):
         self.stale = False
-        self._fold: Fold | None = None
-        self._levels: OrderedDict[int, tuple[Fold, list[Tensor]]] = OrderedDict()
+        self._now: tuple | None = None  # the levels of its rows
+        self._levels: OrderedDict[tuple, list[Tensor]] = OrderedDict()
         self._folded: Folded | None = None
         model, context = visit.model, cond.get("c_crossattn")
         if folds and context is not None and isinstance(model.diffusion_model, UNetModel):
@@ -206,27 +225,27 @@ class _Tick:
         """One tick."""
         new = self.recorded.fill(work, fold, cond)
         if self._folded is not None:
-            self._refold(visit.model, fold, new)
+            self._refold(visit.model, fold, tuple(level for level, _ in work.plan.steps), new)
         return self.recorded.replay(work)
 
-    def _refold(self, model, fold: Fold, new: set[str]) -> None:
+    def _refold(self, model, fold: Fold, levels: tuple[float, ...], new: set[str]) -> None:
         mine = self.recorded.tensors
         if self.stale or "c_crossattn" in new:
             self._folded.prompt(mine["c_crossattn"])
         if self.stale or "y" in new:
             self._levels.clear()
-            self._fold = None
+            self._now = None
         self.stale = False
-        if fold is self._fold:
+        if levels == self._now:
             return
-        known = self._levels.get(id(fold))
+        known = self._levels.get(levels)
         if known is None:
-            embeddings = self._folded.embeddings(self._emb(model, fold, mine))
-            known = self._levels[id(fold)] = fold, embeddings
+            known = self._folded.embeddings(self._emb(model, fold, mine))
+            self._levels[levels] = known
             while len(self._levels) > _FOLDS:
                 self._levels.popitem(last=False)
-        self._folded.levels(known[1])
-        self._fold = fold
+        self._folded.levels(known)
+        self._now = levels
 
     @staticmethod
     def _emb(model, fold: Fold, cond: dict[str, Tensor]) -> Tensor:

@@ -368,5 +368,131 @@ def test_the_unet_alone_on_a_graph():
             ))  # fmt: skip
         assert tiny.rms(outs[1], outs[0]) <= 1e-6
     stats = attached.stats()
-    assert stats["fallbacks"] == 0 and stats["calls"] == 8
-    assert stats["made"][0]["captures"] == 1
+    assert (stats["fallbacks"], stats["unsettled"], stats["calls"]) == (0, 2, 6)
+    assert len(stats["made"]) == 1
+
+
+def test_what_is_warmed_is_what_is_recorded():
+    """Full guidance of scale 1 needs no negative, but its recording has one for when the scale
+    changes: libraries must have seen that many rows before the capture, and kernels been built."""
+
+    class Watching(replaying.Replaying):
+        def capture(self, work):
+            before.extend(rows)
+            rows.clear()
+            out = super().capture(work)
+            recorded.extend(rows)
+            return out
+
+    before, recorded, rows = [], [], []
+    pair = Pair(tiny.model(), recording=Watching)
+    pair.guide(mode="full", cfg=1.0)
+    unet = pair.compiled.model.diffusion_model
+    first = unet.input_blocks[0][0]
+    for i in range(8):
+        a = pair.plain.run(pair.guiders[0], tiny.latents(1, i), settings())
+        hook = first.register_forward_pre_hook(lambda m, args: rows.append(len(args[0])))
+        b = pair.graph.run(pair.guiders[1], tiny.latents(1, i), settings())
+        hook.remove()
+        assert tiny.rms(b, a) <= 1e-5, i
+    assert recorded == [8]
+    assert before == [1, 2, 3, 8, 8, 8]  # the ring fills, two ticks, and the call to be recorded
+
+
+def test_a_ring_that_fills_makes_no_engines():
+    """Of the row counts on the way to a full ring none comes again: not one is recorded, compiled
+    or called a fallback."""
+    made = replaying.Replaying.made
+    pair = Pair(tiny.model())
+    pair.guide()
+    for i in range(12):
+        a, b = pair.run(settings(), tiny.latents(1, i))
+        assert tiny.rms(b, a) <= 1e-6
+    assert pair.captures == replaying.Replaying.made - made == 1
+    stats = pair.attached.stats()
+    assert stats["made"] == [] and (stats["fallbacks"], stats["reason"]) == (0, None)
+    assert stats["unsettled"] == 5  # one, two, three rows; two of four before they are recorded
+
+
+def test_the_stats_say_which_kernels_were_recorded(monkeypatch):
+    from livediffusion.engine.buffers import Buffers
+    from livediffusion.kernels import stream_step
+
+    whole = Buffers.__init__
+
+    def fits(self, *args, **kwargs):
+        whole(self, *args, **kwargs)
+        self.unfused = ""
+
+    def kernels():
+        pair = Pair(tiny.model())
+        pair.guide()
+        for i in range(8):
+            a, b = pair.run(settings(), tiny.latents(1, i))
+            assert tiny.rms(b, a) <= 1e-5
+        return pair.attached.stats()["ticks"]["kernels"]
+
+    assert "not a CUDA tensor" in kernels()
+    monkeypatch.setattr(Buffers, "__init__", fits)
+    assert kernels() == "triton"
+    monkeypatch.setattr(stream_step, "failed", "Triton failed: no compiler")
+    assert kernels() == "Triton failed: no compiler"
+
+
+def test_buffers_of_another_size_at_the_same_place_are_another_layout():
+    import types
+
+    from livediffusion.compiled.tick import layout
+
+    memory = torch.zeros(4096)
+    fold = types.SimpleNamespace(form=(("sigma", 4),), which="none", base=None)
+
+    def work(*shape):
+        buffers = types.SimpleNamespace(
+            shape=shape, all=lambda: [memory], entry=lambda noise, mix: None
+        )
+        plan = types.SimpleNamespace(mix=None)
+        return types.SimpleNamespace(buffers=buffers, noise=None, plan=plan)
+
+    assert layout(work(4, 8, 16), fold) == layout(work(4, 8, 16), fold)
+    assert layout(work(4, 8, 16), fold) != layout(work(4, 16, 8), fold)
+
+
+def test_recordings_share_memory_while_one_of_them_lives(monkeypatch):
+    """A pool that all have left cannot be captured into again."""
+    import contextlib
+    import itertools
+
+    from livediffusion.compiled.graph import CudaRecording
+
+    handles, pools = itertools.count(), []
+
+    @contextlib.contextmanager
+    def captured(graph, pool, capture_error_mode):
+        pools.append(pool)
+        yield
+
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", object)
+    monkeypatch.setattr(torch.cuda, "graph", captured)
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: next(handles))
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: device[0])
+    device, recordings = [0], [CudaRecording() for _ in range(4)]
+
+    def broken():
+        raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        recordings[0].capture(broken)
+    for one in recordings[:2]:
+        one.capture(lambda: None)
+    recordings[0].release()
+    recordings[0].capture(lambda: None)
+    device[0] = 1
+    recordings[3].capture(lambda: None)
+    device[0] = 0
+    first, shared, again, later, other = pools
+    assert shared == again == later and len({first, shared, other}) == 3
+    for one in recordings:
+        one.release()
+    recordings[2].capture(lambda: None)
+    assert pools[-1] not in pools[:-1]

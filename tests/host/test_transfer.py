@@ -72,6 +72,22 @@ def test_a_picture_that_was_sent_is_used_where_it_is(late):
     assert late.transfer.near(image, torch.device("cpu")) is image, "a node has written into it"
 
 
+def test_a_node_may_write_into_a_picture_however_it_was_made(late):
+    """Nodes run in inference_mode, whose tensors do not count what is written into them."""
+    from livediffusion.live.pictures import to_image
+
+    with torch.inference_mode():
+        image = to_image(picture(0))
+        late.transfer.send(image, picture(0))
+        assert late.transfer.near(image, torch.device("cpu")) is not image
+        image[0, :2].mul_(0.5)
+        assert late.transfer.near(image, torch.device("cpu")) is image
+        strange = torch.from_numpy(picture(1).astype("float32"))[None] / 255
+        assert strange.is_inference()
+        late.transfer.send(strange, picture(1))
+        assert late.transfer.near(strange, torch.device("cpu")) is strange
+
+
 def test_encoding_takes_the_picture_that_was_sent(late):
     from livediffusion.host.frames import vae
     from livediffusion.live.pictures import to_image

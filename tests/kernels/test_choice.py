@@ -209,6 +209,26 @@ def test_a_kernel_that_fails_is_not_tried_again(double, caplog):
     assert double.why_not(torch.ones(1), 2) == "Triton failed: RuntimeError: no compiler found"
 
 
+def test_a_kernel_that_fails_in_a_capture_is_not_given_up(double, monkeypatch):
+    """The capture is broken either way: nothing else may run in it, and later the kernel may."""
+
+    def launch(x, count):
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    double.launch = launch
+    monkeypatch.setattr(choice, "capturing", lambda: True)
+    with pytest.raises(RuntimeError, match="not permitted"):
+        double(torch.ones(1), 2)
+    assert double.failed == ""
+    monkeypatch.setattr(choice, "capturing", lambda: False)
+    double.launch = lambda x, count: x * 100
+    assert double(torch.ones(1), 2) == 100
+
+
+def test_nothing_is_captured_without_a_gpu():
+    assert choice.capturing() is False or torch.cuda.is_available()
+
+
 def test_a_kernel_is_not_blamed_for_what_its_reference_cannot_do(double):
     def launch(x, count):
         raise ZeroDivisionError
