@@ -75,13 +75,19 @@ def find_comfyui(version: str) -> pathlib.Path:
             raise Stop(f"COMFYUI_PATH is set to {named}, but there is no ComfyUI (main.py) there.")
         return path
     path = CACHE / "comfyui" / version
-    if (path / "main.py").is_file():
-        return path
-    part = path.with_name(f"{version}.part{os.getpid()}")
-    part.parent.mkdir(parents=True, exist_ok=True)
+    with setting_up():
+        if not path.is_dir():
+            clone(version, path)
+    if not (path / "main.py").is_file():
+        raise Stop(f"There is no ComfyUI (main.py) in {path}: remove that folder and try again.")
+    return path
+
+
+def clone(version: str, path: pathlib.Path) -> None:
+    """A release of ComfyUI from GitHub."""
     command = ["git", "clone", "--quiet", "--depth", "1", "--branch", f"v{version}", REPOSITORY]
     try:
-        with Spinner(f"cloning ComfyUI {version} from GitHub"):
+        with Spinner(f"cloning ComfyUI {version} from GitHub"), whole(path) as part:
             subprocess.run(
                 [*command, str(part)],
                 check=True,
@@ -91,15 +97,66 @@ def find_comfyui(version: str) -> pathlib.Path:
                 timeout=900,
                 env={**os.environ, "GIT_TERMINAL_PROMPT": "0"},
             )
-        part.rename(path)
     except (OSError, subprocess.SubprocessError):
         raise Stop(
             f"ComfyUI {version} is not here and could not be cloned from GitHub: set COMFYUI_PATH "
             "to a ComfyUI folder, or connect to the network (git is needed) and try again."
         ) from None
+
+
+@contextlib.contextmanager
+def setting_up():
+    """One process at a time changes what is in the cache; the others wait until it is done.
+
+    The lock is the operating system's, which ends with its holder. Not to be nested.
+    """
+    CACHE.mkdir(parents=True, exist_ok=True)
+    with (CACHE / ".lock").open("a") as file:
+        if not locked(file):
+            with Spinner("another run.py is setting something up: waiting for it") as spinner:
+                while not locked(file):
+                    spinner.update("waiting")
+                    time.sleep(0.2)
+        yield
+
+
+def locked(file) -> bool:
+    """Whether this process has the lock on an open file now; so too where there are no locks."""
+    try:
+        if os.name == "nt":
+            import msvcrt
+
+            file.seek(0)
+            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+        else:
+            import fcntl
+
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        return False
+    except OSError:
+        return True
+    return True
+
+
+@contextlib.contextmanager
+def whole(place: pathlib.Path):
+    """A folder's name to fill, which becomes `place` at the end: all of it is there, or nothing.
+
+    Where another process was faster, its folder stays: a file system may have no locks.
+    """
+    part = place.with_name(f"{place.name}.part{os.getpid()}")
+    part.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        yield part
+        if part.is_dir():
+            try:
+                part.rename(place)
+            except OSError:
+                if not place.is_dir():
+                    raise
     finally:
         shutil.rmtree(part, ignore_errors=True)
-    return path
 
 
 class Spinner:
@@ -156,23 +213,36 @@ def environment(comfyui: pathlib.Path, test: bool) -> pathlib.Path:
     home = CACHE / "venv" / key(*wanted, requirements.read_text(encoding="utf-8"))
     python = home / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
     pip = [str(python), "-m", "pip", "install", "--disable-pip-version-check", "--no-input"]
-    if not (home / ".complete").is_file():
-        if home.exists():
-            shutil.rmtree(home)
-        say(f"- first run: setting up {home}")
-        venv.create(home, with_pip=True)
-        needs = ["-r", str(requirements), *ALWAYS]
-        watched([*pip, *needs], "installing ComfyUI's requirements (minutes)", home / "pip.log")
-        (home / ".complete").touch()
-    tested = home / f".tests-{key(*TEST, *TEST_NO_DEPS)}"
-    if test and not tested.is_file():
-        watched([*pip, *TEST], "installing the test tools", home / "test.log")
-        watched([*pip, "--no-deps", *TEST_NO_DEPS], "installing the baseline", home / "base.log")
-        tested.touch()
-    if test:
-        for version, package in BINDINGS.items():
-            bindings(pip, version, package, home)
+    with setting_up():
+        if not (home / ".complete").is_file():
+            if home.exists():
+                shutil.rmtree(home)
+            say(f"- first run: setting up {home}")
+            create(home)
+            needs = ["-r", str(requirements), *ALWAYS]
+            watched([*pip, *needs], "installing ComfyUI's requirements (minutes)", home / "pip.log")
+            (home / ".complete").touch()
+        tested = home / f".tests-{key(*TEST, *TEST_NO_DEPS)}"
+        if test and not tested.is_file():
+            watched([*pip, *TEST], "installing the test tools", home / "test.log")
+            baseline = [*pip, "--no-deps", *TEST_NO_DEPS]
+            watched(baseline, "installing the baseline", home / "base.log")
+            tested.touch()
+        if test:
+            for version, package in BINDINGS.items():
+                bindings(pip, version, package, home)
     return python
+
+
+def create(home: pathlib.Path) -> None:
+    """A virtual environment with pip."""
+    try:
+        venv.create(home, with_pip=True)
+    except subprocess.CalledProcessError:  # Debian has ensurepip in a package of its own
+        raise Stop(
+            f"{sys.executable} cannot make a virtual environment with pip: install its venv module "
+            "(Debian and Ubuntu: apt install python3-venv) and try again."
+        ) from None
 
 
 def bindings(pip: list[str], version: str, package: str, home: pathlib.Path) -> None:
@@ -180,12 +250,10 @@ def bindings(pip: list[str], version: str, package: str, home: pathlib.Path) -> 
     place = CACHE / "tensorrt_bindings" / version
     if place.is_dir() or sys.platform != "linux" or platform.machine() != "x86_64":
         return
-    part = place.with_name(f"{version}.part{os.getpid()}")
-    wanted = [*pip, "--no-deps", "--target", str(part), f"{package}=={version}"]
     try:
-        watched(wanted, f"fetching TensorRT's bindings {version}", home / "bindings.log")
-        if part.is_dir():
-            part.rename(place)
+        with whole(place) as part:
+            wanted = [*pip, "--no-deps", "--target", str(part), f"{package}=={version}"]
+            watched(wanted, f"fetching TensorRT's bindings {version}", home / "bindings.log")
     except Stop as reason:  # not for this Python: their tests are skipped
         say(f"  {str(reason).splitlines()[0]}")
 
@@ -251,7 +319,8 @@ def ended(process: subprocess.Popen):
 def server(comfyui: pathlib.Path, python: pathlib.Path, wanted: int = 0):
     """A running ComfyUI with the pack; yields its URL and its process."""
     base = CACHE / "server" / key(str(ROOT))
-    link_pack(base)
+    with setting_up():
+        link_pack(base)
     port, log = free_port(wanted), base / "server.log"
     gpu = has_gpu(python)
     command = [
@@ -336,7 +405,8 @@ def engines(args: argparse.Namespace, rest: list[str]) -> int:
     packages = [package for name in own.install for package in EXTRAS[name]]
     if packages:
         pip = [str(python), "-m", "pip", "install", "--disable-pip-version-check", "--no-input"]
-        watched([*pip, *packages], f"installing {', '.join(own.install)}", CACHE / "extras.log")
+        with setting_up():
+            watched([*pip, *packages], f"installing {', '.join(own.install)}", CACHE / "extras.log")
     command = [str(python), str(ROOT / "benchmarks" / "engines.py"), "--comfyui", str(comfyui)]
     return subprocess.run([*command, *more], stdin=subprocess.DEVNULL).returncode
 

@@ -1,25 +1,49 @@
 """run.py: what it finds, what it says, and that it ends what it starts."""
 
+import argparse
 import ast
-import importlib.util
 import os
 import pathlib
+import re
 import subprocess
 import sys
 import time
 
 import pytest
+from serving import load_run
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
+PRIMARY, ALSO = load_run().PRIMARY, load_run().ALSO
+# three of these at once set up one environment; what takes minutes is a moment here
+FIRST_RUN = """
+import pathlib, sys, time
+from serving import load_run
+run = load_run()
+run.CACHE, comfyui = pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[2])
+
+def create(home, with_pip):
+    home.mkdir(parents=True)
+    time.sleep(0.2)
+
+def installed(command, what, log, **_):
+    assert log.parent.is_dir()
+    if "--target" in command:
+        place = pathlib.Path(command[command.index("--target") + 1])
+        place.mkdir(parents=True)
+        (place / "module.py").touch()
+    time.sleep(0.05)
+    print(what)
+
+run.venv.create, run.watched = create, installed
+run.environment(comfyui, test=True)
+"""
 
 
 @pytest.fixture
 def run(tmp_path, monkeypatch):
     """run.py as a module with an empty cache and no COMFYUI_PATH."""
     monkeypatch.delenv("COMFYUI_PATH", raising=False)
-    spec = importlib.util.spec_from_file_location("livediffusion_run", ROOT / "run.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = load_run()
     monkeypatch.setattr(module, "CACHE", tmp_path / "cache")
     return module
 
@@ -69,7 +93,7 @@ def test_no_comfyui_and_no_way_to_get_it_is_one_sentence(tmp_path, what):
     assert done.returncode == 1
     lines = done.stderr.strip().splitlines()
     assert len(lines) == 1
-    assert lines[0].startswith("run.py: ComfyUI 0.25.0 is not here and could not be cloned")
+    assert lines[0].startswith(f"run.py: ComfyUI {PRIMARY} is not here and could not be cloned")
     assert "COMFYUI_PATH" in lines[0]
     assert not list(tmp_path.rglob("*.part*"))
 
@@ -81,11 +105,17 @@ def test_a_wrong_comfyui_path_is_said(tmp_path):
 
 
 def test_comfyui_path_goes_before_the_cache(run, tmp_path, monkeypatch):
-    cached = comfyui(run.CACHE / "comfyui" / "0.25.0")
-    assert run.find_comfyui("0.25.0") == cached
+    cached = comfyui(run.CACHE / "comfyui" / PRIMARY)
+    assert run.find_comfyui(PRIMARY) == cached
     named = comfyui(tmp_path / "mine")
     monkeypatch.setenv("COMFYUI_PATH", str(named))
-    assert run.find_comfyui("0.25.0") == named
+    assert run.find_comfyui(PRIMARY) == named
+
+
+def test_a_folder_without_comfyui_in_the_cache_is_said(run):
+    (run.CACHE / "comfyui" / PRIMARY).mkdir(parents=True)
+    with pytest.raises(run.Stop, match=r"no ComfyUI \(main\.py\) in .*remove that folder"):
+        run.find_comfyui(PRIMARY)
 
 
 def test_a_clone_appears_whole_or_not_at_all(run, monkeypatch):
@@ -99,12 +129,12 @@ def test_a_clone_appears_whole_or_not_at_all(run, monkeypatch):
 
     monkeypatch.setattr(run.subprocess, "run", clone)
     with pytest.raises(run.Stop):
-        run.find_comfyui("0.8.0")
+        run.find_comfyui(ALSO[0])
     assert list((run.CACHE / "comfyui").iterdir()) == []
-    path = run.find_comfyui("0.8.0")
-    assert path == run.CACHE / "comfyui" / "0.8.0"
-    assert [p.name for p in path.parent.iterdir()] == ["0.8.0"]
-    assert "v0.8.0" in asked[1]
+    path = run.find_comfyui(ALSO[0])
+    assert path == run.CACHE / "comfyui" / ALSO[0]
+    assert [p.name for p in path.parent.iterdir()] == [ALSO[0]]
+    assert f"v{ALSO[0]}" in asked[1]
 
 
 def test_the_environment_is_made_once_for_each_set_of_requirements(run, tmp_path, monkeypatch):
@@ -134,6 +164,128 @@ def test_the_environment_is_made_once_for_each_set_of_requirements(run, tmp_path
     run.environment(here, test=False)
     assert made[-1] == made[0]
     assert not (made[0] / "left").exists()
+
+
+def test_first_runs_at_the_same_time_wait_for_each_other(run, tmp_path):
+    here = comfyui(tmp_path / "comfyui")
+    starts = [sys.executable, "-c", FIRST_RUN, str(run.CACHE), str(here)]
+    env = {**os.environ, "PYTHONPATH": str(ROOT / "tests")}
+    with run.setting_up():
+        runs = [
+            subprocess.Popen(
+                starts, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+            )
+            for _ in range(3)
+        ]
+        assert all("waiting for it" in process.stdout.readline() for process in runs)
+    said = [process.communicate(timeout=60) for process in runs]
+    assert [process.returncode for process in runs] == [0, 0, 0], said
+    steps = [line for out, _ in said for line in out.splitlines() if line.startswith("inst")]
+    assert len(steps) == len(set(steps)) == 3, said
+    if sys.platform == "linux":
+        fetched = list((run.CACHE / "tensorrt_bindings").iterdir())
+        assert {place.name for place in fetched} == set(run.BINDINGS)
+        assert all((place / "module.py").is_file() for place in fetched)
+
+
+def test_a_lock_ends_with_its_holder(run):
+    script = (
+        "import os, pathlib, sys; from serving import load_run; run = load_run();"
+        "run.CACHE = pathlib.Path(sys.argv[1]); lock = run.setting_up(); lock.__enter__();"
+        "os._exit(9)"
+    )
+    command = [sys.executable, "-c", script, str(run.CACHE)]
+    env = {**os.environ, "PYTHONPATH": str(ROOT / "tests")}
+    assert subprocess.run(command, env=env, timeout=60).returncode == 9
+    assert (run.CACHE / ".lock").is_file()
+    began = time.monotonic()
+    with run.setting_up():
+        assert time.monotonic() - began < 5
+
+
+def test_of_two_that_make_the_same_folder_the_faster_ones_stays(run, tmp_path):
+    place = tmp_path / "there" / "1.0"
+    with run.whole(place) as part:
+        part.mkdir()
+        (part / "mine").touch()
+        place.mkdir()
+        (place / "theirs").touch()
+    assert [p.name for p in place.parent.iterdir()] == ["1.0"]
+    assert [p.name for p in place.iterdir()] == ["theirs"]
+    # what is no folder at all is no folder of another process
+    other = tmp_path / "there" / "2.0"
+    other.touch()
+    with pytest.raises(OSError), run.whole(other) as part:
+        part.mkdir()
+    assert sorted(p.name for p in place.parent.iterdir()) == ["1.0", "2.0"]
+
+
+def test_no_venv_module_is_one_sentence(run, tmp_path, monkeypatch):
+    def create(home, with_pip):
+        raise subprocess.CalledProcessError(1, ["python", "-m", "ensurepip"])
+
+    monkeypatch.setattr(run.venv, "create", create)
+    with pytest.raises(run.Stop, match="apt install python3-venv"):
+        run.environment(comfyui(tmp_path / "a"), test=False)
+
+
+class TestVersions:
+    """Which ComfyUI the suite runs on, and how much of it."""
+
+    @pytest.fixture
+    def told(self, run, tmp_path, monkeypatch):
+        """(ComfyUI's folder, marks) of each pytest that `run.py test` starts; the first fails."""
+        started = []
+
+        def start(command, cwd, env=None):
+            if pathlib.Path(command[0]).name != "pytest":
+                return subprocess.CompletedProcess(command, 0)
+            marks = command[command.index("-m") + 1] if "-m" in command else ""
+            started.append((pathlib.Path(env["COMFYUI_PATH"]), marks))
+            return subprocess.CompletedProcess(command, int(len(started) == 1))
+
+        monkeypatch.setattr(run, "environment", lambda comfyui, test: tmp_path / "bin" / "python")
+        monkeypatch.setattr(run.subprocess, "run", start)
+        return started
+
+    def test_all_of_it_on_the_primary_and_the_short_part_on_those_that_are_here(self, run, told):
+        where = {v: comfyui(run.CACHE / "comfyui" / v) for v in (PRIMARY, *ALSO)}
+        assert len(ALSO) > 1
+        # a failure on the oldest is not forgotten on the way to the newest
+        assert run.test(argparse.Namespace(comfyui=PRIMARY), []) == 1
+        short = " and comfy and not server and not slow"
+        assert told == [
+            *((where[v], w + short) for v in reversed(ALSO) for w in ("not alone", "alone")),
+            (where[PRIMARY], "not alone"),
+            (where[PRIMARY], "alone"),
+        ]
+        # an older one that is not here is not fetched
+        told.clear()
+        for file in where[ALSO[0]].iterdir():
+            file.unlink()
+        run.test(argparse.Namespace(comfyui=PRIMARY), [])
+        assert {path for path, _ in told} == {where[v] for v in (PRIMARY, *ALSO[1:])}
+
+    def test_one_version_or_some_tests_are_all_that_is_run(self, run, told, tmp_path, monkeypatch):
+        where = {v: comfyui(run.CACHE / "comfyui" / v) for v in (PRIMARY, *ALSO)}
+        run.test(argparse.Namespace(comfyui=ALSO[0]), [])
+        assert told == [(where[ALSO[0]], "not alone"), (where[ALSO[0]], "alone")]
+        told.clear()
+        run.test(argparse.Namespace(comfyui=PRIMARY), ["tests/test_run.py"])
+        assert told == [(where[PRIMARY], "")]
+        told.clear()
+        named = comfyui(tmp_path / "mine")
+        monkeypatch.setenv("COMFYUI_PATH", str(named))
+        run.test(argparse.Namespace(comfyui=PRIMARY), [])
+        assert told == [(named, "not alone"), (named, "alone")]
+
+    def test_they_are_said_alike_everywhere(self):
+        readme = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
+        assert f"ComfyUI {PRIMARY} and also tested on {' and '.join(ALSO)}" in readme
+        suite = (ROOT / "tests" / "conftest.py").read_text(encoding="utf-8")
+        assert re.findall(r'^PRIMARY = "(.*)"$', suite, re.MULTILINE) == [PRIMARY]
+        published = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+        assert f'requires-comfyui = ">={ALSO[-1]}"' in published
 
 
 def test_a_failed_step_shows_the_end_of_its_log(run, tmp_path):

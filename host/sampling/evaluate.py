@@ -219,7 +219,7 @@ def _inpaint(visit: Visit, rows: TickRows, payloads: list[Payload]):
     zero = torch.zeros_like(rows.source[:1])
     noise = torch.cat([zero if p.noise is None else p.noise for p in payloads])
     known = visit.model.scale_latent_inpaint(
-        x=rows.x, sigma=rows.sigma, noise=noise, latent_image=rows.source
+        x=rows.x, sigma=rows.sigma, noise=noise, latent_image=rows.source, denoise_mask=mask
     )
     x = rows.x * mask + known * (1.0 - mask)
     return mask, dataclasses.replace(rows, x=x), rows.source

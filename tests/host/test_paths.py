@@ -1,5 +1,6 @@
 """Short paths equal the long one; what they cannot do takes the long one and acts."""
 
+import inspect
 import types
 
 import pytest
@@ -328,12 +329,23 @@ def test_unknown_guider_is_asked_itself(world):
     )
 
 
-def test_inpainting_mask_of_each_frame(world):
-    """A noise_mask per frame travels with its frame."""
+@pytest.mark.parametrize("looks", [False, True], ids=["stock", "looks at the mask"])
+def test_inpainting_mask_of_each_frame(world, looks, monkeypatch):
+    """A noise_mask per frame travels with its frame, to a model that asks for it too."""
     from comfy_extras.nodes_custom_sampler import SamplerCustomAdvanced
     from livediffusion.engine.noise import SlotNoise
 
-    masks = (torch.rand(5, 8, 8, generator=torch.Generator().manual_seed(0)) > 0.5).float()
+    masks = torch.rand(5, 8, 8, generator=torch.Generator().manual_seed(0))
+    if not looks:
+        masks = (masks > 0.5).float()
+    elif "denoise_mask=denoise_mask" not in inspect.getsource(world.samplers.KSamplerX0Inpaint):
+        pytest.skip("this ComfyUI does not tell the model the mask")
+    else:
+        known = world.model.model.scale_latent_inpaint
+        monkeypatch.setattr(
+            world.model.model, "scale_latent_inpaint",
+            lambda denoise_mask, **kwargs: known(**kwargs) + denoise_mask,
+        )  # fmt: skip
     guider = rcfg(world, world.model, world.tiny.conditioning(1))
     settings = world.Settings(LEVELS, "euler", SEED, drain=True)
     out = world.Stream(2).run(guider, world.tiny.latents(5), settings, masks)

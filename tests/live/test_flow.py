@@ -193,11 +193,12 @@ def test_a_skipped_frame_is_not_sent_again(running):
     async def work(http):
         client = await Client.start(http, comfy.url, filtered)
         scene = np.random.default_rng(0).integers(0, 255, (32, 32, 3), np.uint8)
-        for i in range(40):
+        # a busy machine drops some, so it is not told beforehand how many to send
+        for _ in range(2000):
+            if client.stats.get("frames", 0) >= 30:
+                break
             await client.send(scene)
-            await client.wait(lambda n=i: client.stats.get("frames", 0) > n or n % 10, 5)
             await asyncio.sleep(0.01)
-        await client.wait(lambda: client.stats["frames"] >= 30)
         await client.stop()
         return client
 

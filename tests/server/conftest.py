@@ -8,10 +8,10 @@ import urllib.error
 import urllib.request
 
 import pytest
-from serving import serving
+from serving import load_run, serving
 
-CACHE = pathlib.Path.home() / ".cache" / "livediffusion" / "comfyui"
-VERSIONS = ("0.25.0", "0.8.0")
+RUN = load_run()
+CACHE = RUN.CACHE / "comfyui"
 
 # reports from inside the server: whose module is whose, and what was logged
 PRESTARTUP = """
@@ -47,9 +47,10 @@ async def comfy_entrypoint():
 
 @dataclasses.dataclass
 class Server:
-    """A running ComfyUI."""
+    """A running ComfyUI; `primary` is the version on which all is tested, not the short part."""
 
     version: str
+    primary: bool
     url: str
     base: pathlib.Path
     log_file: pathlib.Path
@@ -85,11 +86,11 @@ class Server:
             return error.code, json.loads(error.read())
 
 
-@pytest.fixture(scope="session", params=VERSIONS)
+@pytest.fixture(scope="session", params=[RUN.PRIMARY, *RUN.ALSO])
 def server(request, comfyui, tmp_path_factory):
     """ComfyUI with the pack and a probe; COMFYUI_PATH stands for the primary version."""
-    path = CACHE / request.param
-    if request.param == VERSIONS[0] and not path.is_dir():
+    path, primary = CACHE / request.param, request.param == RUN.PRIMARY
+    if primary and not path.is_dir():
         path = comfyui
     if not (path / "main.py").is_file():
         pytest.skip(f"ComfyUI {request.param} is not in {CACHE}")
@@ -99,6 +100,6 @@ def server(request, comfyui, tmp_path_factory):
     (probe / "__init__.py").write_text(PROBE, encoding="utf-8")
     (probe / "prestartup_script.py").write_text(PRESTARTUP, encoding="utf-8")
     with serving(path, base) as (port, _, log):
-        running = Server(request.param, f"http://127.0.0.1:{port}", base, log)
+        running = Server(request.param, primary, f"http://127.0.0.1:{port}", base, log)
         running.start_up = running.json("/probe")
         yield running

@@ -1,4 +1,4 @@
-"""Live in a real ComfyUI, both versions: the headless command, the log, the end of the server."""
+"""Live in a real ComfyUI, every version: the headless command, the log, the end of the server."""
 
 import asyncio
 import json

@@ -30,18 +30,27 @@ def info(server):
     return server.json("/object_info")
 
 
-def widgets(node: dict):
-    """The inputs that have a widget, in the order of widgets_values, with their extra widgets."""
+def widgets(inputs: dict, values: list, within: str = ""):
+    """(name, type, options, value) of each input that has a widget, and of their extra widgets.
+
+    The values are taken out of the list, in the order of widgets_values; a value that is missing
+    is None. A dynamic combo is followed by what belongs to the option that it has.
+    """
     for kind in ("required", "optional"):
-        for name, (type_, *rest) in node["input"].get(kind, {}).items():
+        for name, (type_, *rest) in inputs.get(kind, {}).items():
             options = rest[0] if rest else {}
             type_ = "COMBO" if isinstance(type_, list) else type_
+            if type_ == "COMFY_DYNAMICCOMBO_V3" and not options.get("hidden"):
+                value = values.pop(0) if values else None
+                known = {option["key"]: option["inputs"] for option in options["options"]}
+                yield within + name, "COMBO", {"options": list(known)}, value
+                yield from widgets(known.get(value, {}), values, f"{within}{name}.")
             if type_ in WIDGETS and not options.get("forceInput"):
-                yield name, type_, options
+                yield within + name, type_, options, values.pop(0) if values else None
                 if any(key.endswith("_upload") for key in options):
-                    yield None, "STRING", {}
+                    yield None, "STRING", {}, values.pop(0) if values else None
                 if options.get("control_after_generate"):
-                    yield None, "STRING", {}
+                    yield None, "STRING", {}, values.pop(0) if values else None
 
 
 def to_api(workflow: dict, info: dict) -> dict:
@@ -51,9 +60,8 @@ def to_api(workflow: dict, info: dict) -> dict:
     for node in workflow["nodes"]:
         if node["type"] in NOTES:
             continue
-        shown = list(widgets(info[node["type"]]))
-        values = node.get("widgets_values") or []
-        inputs = {n: v for (n, _, _), v in zip(shown, values, strict=False) if n is not None}
+        shown = widgets(info[node["type"]]["input"], list(node.get("widgets_values") or []))
+        inputs = {name: value for name, _, _, value in shown if name is not None}
         linked = {i["name"]: links[i["link"]] for i in node["inputs"] if i["link"] is not None}
         graph[str(node["id"])] = {"class_type": node["type"], "inputs": inputs | linked}
     return graph
@@ -70,11 +78,11 @@ def test_opens_without_missing_nodes(info, server, path):
             continue
         known = info[node["type"]]
         names = [*known["input"].get("required", {}), *known["input"].get("optional", {})]
-        shown = list(widgets(known))
-        values = node.get("widgets_values") or []
+        values = list(node.get("widgets_values") or [])
+        shown = list(widgets(known["input"], values))
         newer = node["type"] == "CreateVideo"  # bit_depth came after 0.8.0
-        assert len(values) == len(shown) or (newer and server.version == "0.8.0"), node["type"]
-        for value, (name, type_, options) in zip(values, shown, strict=False):
+        assert not values or (newer and server.version == "0.8.0"), node["type"]
+        for name, type_, options, value in shown:
             assert isinstance(value, WIDGETS[type_]), (node["type"], name, value)
             if name not in THEIRS and "options" in options:
                 assert value in options["options"], (node["type"], name, value)
