@@ -2,9 +2,9 @@
 
     COMFYUI_PATH=... python benchmarks/schedules.py [part ...]
 
-Parts: solvers, mixtures, hands, learned, shifted and searched run where the exact answer is known
-(tests/grid.py), demo on the bundled model; without a name all of them. Prints a table and one line
-of JSON for each; ends with an error if a bar of the project is missed.
+Parts: solvers, mixtures, hands, learned, few, shifted and searched run where the exact answer is
+known (tests/grid.py), demo on the bundled model; without a name all of them. Prints a table and one
+line of JSON for each; ends with an error if a bar of the project is missed.
 """
 
 import argparse
@@ -16,7 +16,7 @@ import sys
 import time
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
-PARTS = ("solvers", "mixtures", "hands", "learned", "shifted", "searched", "demo")
+PARTS = ("solvers", "mixtures", "hands", "learned", "few", "shifted", "searched", "demo")
 
 
 # a rule's steps for a number of calls
@@ -178,6 +178,33 @@ def found(method: str, shift: bool = False) -> dict:
     return figures
 
 
+def few() -> dict:
+    """Learned steps on few samples, beside the hand-made schedule that is best on unseen noise, and
+    beside the one that they were judged against, which else would be taken."""
+    import grid
+    from livediffusion.schedules.learned import learned
+    from livediffusion.schedules.pupil import Steps
+
+    print("\nRMSE relative to the best hand-made schedule, geometric mean of the grid (worst)\n")
+    print("| samples | learned | the hand-made one chosen | learned / chosen | kept |\n"
+          "|---|---|---|---|---|")  # fmt: skip
+    figures = {}
+    for samples in (16, 64, 128, 256):
+        ratios, chosen, kept = [], [], 0
+        for name, family, rule, n in grid.CELLS:
+            contest = grid.contest(name, family, rule, n, samples)
+            *_, best = learned(contest, grid.axis(family), 15)
+            hand = Steps(grid.hands(family, n)[best.hand_made[0]])
+            ratios.append(grid.judged(name, family, rule, n, best.steps)[0])
+            chosen.append(grid.judged(name, family, rule, n, hand)[0])
+            kept += best.steps != hand
+        beside = [ours / hand for ours, hand in zip(ratios, chosen, strict=True)]
+        row = [f"{grid.geometric(r):.3f} ({max(r):.3f})" for r in (ratios, chosen, beside)]
+        print(f"| {samples} | {' | '.join(row)} | {kept} of {len(ratios)} |", flush=True)
+        figures[samples] = {"mean": grid.geometric(ratios), "worst beside chosen": max(beside)}
+    return {**figures, "ok": max(f["worst beside chosen"] for f in figures.values()) <= 1.05}
+
+
 def demo(samples: int, scales: list[float], strength: float) -> dict:
     """Learned steps on the bundled model, n = 4; below strength 1 from its own scenes."""
     import numpy as np
@@ -271,9 +298,10 @@ def main() -> None:
     spec.loader.exec_module(importlib.util.module_from_spec(spec))
     logging.disable(logging.INFO)
     missed = []
+    alone = {"solvers": solvers, "mixtures": mixtures, "hands": hands, "few": few}
     for part in args.parts:
-        if part in ("solvers", "mixtures", "hands"):
-            figures = {"solvers": solvers, "mixtures": mixtures, "hands": hands}[part]()
+        if part in alone:
+            figures = alone[part]()
         elif part == "demo":
             figures = demo(args.samples, args.cfg, args.strength)
         else:

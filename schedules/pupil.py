@@ -144,10 +144,12 @@ class Found(NamedTuple):
 class Contest:
     """Hand-made schedules and their challengers, judged on held-out noise.
 
-    A challenger must be ahead of the best hand-made one by two standard errors of the difference,
-    so that luck with the noise does not decide. Counted is also one noise that nobody has seen, on
-    which the challenger loses the most that the two have differed by on any: a few noises carry
-    most of the squared error where ends part, and few samples miss them.
+    A challenger must be ahead of the best hand-made one by a standard error of the difference, so
+    that luck with the noise does not decide. Where paths part a few noises carry most of the
+    squared error, and few samples miss them: so three more noises count, on each of which the
+    challenger loses the most that the two differ by on any. That is the rule of three: what did not
+    happen on S noises may still happen on 3 in S (Hanley & Lippman-Hand 1983). With fewer than 7
+    samples nobody can win.
 
     Args:
         train: what challengers are made on.
@@ -156,7 +158,7 @@ class Contest:
     """
 
     _FINALISTS = 4  # hand-made ones that are run on held-out noise too
-    _DOUBT = 2.0  # standard errors
+    _UNSEEN = 3  # noises against a challenger
 
     def __init__(self, train: Pupil, held: Pupil, hands: dict[str, Sequence[float]]):
         self.train, self.held = train, held
@@ -189,8 +191,8 @@ class Contest:
         """Whether gains over the hand-made one, [S], positive in the mean, are no luck."""
         if len(gains) == 1 or not gains.isfinite().all():
             return True  # the samples cannot be told apart, or the hand-made one runs away
-        gains = torch.cat([gains, -gains.abs().max()[None]])
-        return bool(gains.mean() > self._DOUBT * gains.std() / len(gains) ** 0.5)
+        gains = torch.cat([gains, -gains.abs().max().expand(self._UNSEEN)])
+        return bool(gains.mean() > gains.std() / len(gains) ** 0.5)
 
     def found(self, done: int, total: int) -> Found:
         error, hand = (float(terms.mean().sqrt()) for terms in (self._best, self._hand))
