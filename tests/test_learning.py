@@ -106,7 +106,8 @@ class Judge:
     ("gains", "wins"),
     [
         pytest.param([0.01] * 16, True, id="a little on all of many"),
-        pytest.param([0.01] * 4, False, id="a little on all of few"),
+        pytest.param([0.01] * 5, False, id="a little on all of few"),
+        pytest.param([0.01] * 7, True, id="a little on all of just enough"),
         pytest.param([9.0] * 2 + [-0.05] * 30, False, id="much on two, nothing on the rest"),
         pytest.param([9.0] * 20 + [-0.05] * 300, True, id="much on many"),
         pytest.param([0.3] * 15 + [-2.0], False, id="one shows that much can be lost"),
