@@ -105,12 +105,13 @@ class Judge:
 @pytest.mark.parametrize(
     ("gains", "wins"),
     [
-        pytest.param([0.01] * 16, True, id="a little on all of many"),
-        pytest.param([0.01] * 5, False, id="a little on all of few"),
-        pytest.param([0.01] * 7, True, id="a little on all of just enough"),
+        pytest.param([0.1] * 16, True, id="a tenth on all of many"),
+        pytest.param([0.1] * 8, False, id="a tenth on all of few"),
+        pytest.param([0.01] * 128, True, id="a little on all of very many"),
+        pytest.param([0.01] * 64, False, id="a little on all of many"),
         pytest.param([9.0] * 2 + [-0.05] * 30, False, id="much on two, nothing on the rest"),
         pytest.param([9.0] * 20 + [-0.05] * 300, True, id="much on many"),
-        pytest.param([0.3] * 15 + [-2.0], False, id="one shows that much can be lost"),
+        pytest.param([0.5] * 15 + [-2.0], False, id="one shows that much can be lost"),
         pytest.param([-0.01] * 16, False, id="behind"),
         pytest.param([math.inf] + [-0.01] * 15, True, id="the hand-made one runs away"),
         pytest.param([0.01], True, id="one term for all"),
