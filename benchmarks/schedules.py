@@ -144,13 +144,14 @@ def found(method: str, shift: bool = False) -> dict:
     import analytic
     import grid
     from livediffusion.schedules.learned import learned
+    from livediffusion.schedules.pupil import Steps
     from livediffusion.schedules.searched import searched
 
     extra = ", with time shift" if shift else ""
     print(f"\n{method}{extra}: RMSE relative to the best hand-made schedule\n")
     print("| target | solver | " + " | ".join(f"n = {n}" for n in grid.STEPS) + " |")
     print("|---|---|" + "---|" * len(grid.STEPS))
-    ratios, calls, began = [], 0, time.perf_counter()
+    ratios, beside, calls, began = [], [], 0, time.perf_counter()
     for name in analytic.TARGETS:
         for family in grid.FAMILIES:
             for rule in grid.SOLVERS:
@@ -166,13 +167,16 @@ def found(method: str, shift: bool = False) -> dict:
                     *_, best = rounds
                     ratio, hand = grid.judged(name, family, rule, n, best.steps)
                     ratios.append(ratio)
+                    chosen = Steps(grid.hands(family, n)[best.hand_made[0]])
+                    beside.append(ratio / grid.judged(name, family, rule, n, chosen)[0])
                     calls = max(calls, contest.train.calls, contest.held.calls)
                     row.append(f"{ratio:.3g} {hand}")
                 print(f"| {name}, {family} | {rule} | " + " | ".join(row) + " |", flush=True)
-    figures = {"mean": grid.geometric(ratios), "worst": max(ratios), "calls": calls,
+    figures = {"mean": grid.geometric(ratios), "worst": max(ratios),
+               "worst beside the hand-made one chosen": max(beside), "calls": calls,
                "seconds": round(time.perf_counter() - began)}  # fmt: skip
     bar = 0.92 if method == "searched" else 0.90
-    figures["ok"] = figures["mean"] <= bar and figures["worst"] <= 1.02
+    figures["ok"] = figures["mean"] <= bar and max(beside) <= 1.02
     if method == "searched":
         figures["ok"] = figures["ok"] and calls <= 2500
     return figures
