@@ -84,7 +84,8 @@ def _shared(method: str) -> dict[str, io.Input]:
             default=16,
             min=2,
             max=1024,
-            tooltip="Pictures to learn on; as many again judge. More are slower and surer.",
+            tooltip="Pictures to learn on; as many again judge. More are slower and surer; "
+            "with few you get the best hand-made steps unless others are better beyond doubt.",
         ),
         "strength": io.Float.Input(
             "strength",

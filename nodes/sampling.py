@@ -17,7 +17,7 @@ from .compat import io, newer
 _STEP_RULE_TIP = (
     "How a frame goes from one noise level to the next. lcm: for LCM, Turbo and Lightning models. "
     "euler, dpmpp_2m, unipc and deis: ordinary solvers, for any model. pfdiff: euler whose steps "
-    "share calls."
+    "share calls; pfdiff-1_1 from 5 slots on, for EDM models from 8, with fewer an ordinary solver."
 )
 _FRAMES_PER_SLOT_TIP = (
     "Frames that share a slot of the stream batch. More of them use a big GPU better, and each "
@@ -169,7 +169,8 @@ class LivePFDiff(io.ComfyNode):
                     min=1,
                     max=8,
                     tooltip="Steps skipped per call: n steps take 1 + (n - 1) / (k + 1) calls. "
-                    "1 from 4 calls on, 2 for 3 calls, 3 for 2.",
+                    "1 from 5 calls on (EDM models: from 8), 2 for 3 calls and never for EDM; "
+                    "with fewer calls take an ordinary solver.",
                 ),
                 io.Int.Input(
                     "h",

@@ -51,11 +51,11 @@ def power_law():
     return Gaussian(torch.zeros(DIM, dtype=torch.float64), variance / variance.mean() * 0.25)
 
 
-def mixture():
-    """Twelve wide clusters in 16 dimensions."""
-    generator = torch.Generator().manual_seed(5)
-    points = torch.randn(12, 16, generator=generator, dtype=torch.float64)
-    return Points(points, 0.35)
+def mixture(clusters=12, dim=16, width=0.35, seed=5):
+    """Equal clusters at drawn places."""
+    generator = torch.Generator().manual_seed(seed)
+    points = torch.randn(clusters, dim, generator=generator, dtype=torch.float64)
+    return Points(points, width)
 
 
 def digits():
@@ -75,7 +75,16 @@ def digits():
 
 
 TARGETS = {"power law": power_law, "mixture": mixture, "digits": digits}
-target = functools.cache(lambda name: TARGETS[name]())
+# mixtures that nothing was made on: clusters, dimensions, width, seed
+_OTHERS = (
+    (2, 2, 0.3, 11), (5, 8, 0.25, 12), (12, 16, 0.35, 13), (8, 32, 0.2, 14), (30, 32, 0.35, 15),
+    (60, 64, 0.3, 16), (3, 4, 0.1, 17), (20, 8, 0.5, 18),
+)  # fmt: skip
+OTHERS = {
+    f"{clusters} clusters in {dim}": functools.partial(mixture, clusters, dim, width, seed)
+    for clusters, dim, width, seed in _OTHERS
+}
+target = functools.cache(lambda name: (TARGETS | OTHERS)[name]())
 
 
 def vp_levels():
@@ -178,6 +187,13 @@ def uniform_t(family, steps):
     levels = FAMILIES[family]()
     places = np.linspace(len(levels) - 1, 0, steps + 1)[:-1]
     return torch.tensor([*np.interp(places, np.arange(len(levels)), levels), 0.0])
+
+
+def karras(family, steps):
+    """Karras et al. 2022, equation 5, between the first and last noise level, then 0."""
+    levels = FAMILIES[family]()
+    roots = np.linspace(levels[-1] ** (1 / 7), levels[0] ** (1 / 7), steps)
+    return torch.tensor([*roots**7, 0.0])
 
 
 def exact_frechet(family, solve):

@@ -60,17 +60,25 @@ def contest(name, family, rule, steps, samples):
     return Contest(train, held, hands(family, steps))
 
 
+def _error(name, family, rule, steps, count):
+    """RMSE on noises that nothing has seen."""
+    return float(pupil(name, family, rule, count, 0).terms(steps).mean().sqrt())
+
+
+@functools.cache
+def _hand_errors(name, family, rule, steps, count):
+    return {
+        hand: _error(name, family, rule, Steps(levels), count)
+        for hand, levels in hands(family, steps).items()
+    }
+
+
 def judged(name, family, rule, steps, found, count=TEST):
     """RMSE on noises that nothing has seen, relative to the hand-made schedule that is best there;
     and whose that is."""
-    test = pupil(name, family, rule, count, 0)
-
-    def error(steps):
-        return float(test.terms(steps).mean().sqrt())
-
-    errors = {key: error(Steps(levels)) for key, levels in hands(family, steps).items()}
+    errors = _hand_errors(name, family, rule, steps, count)
     best = min(errors, key=errors.get)
-    return error(found) / errors[best], best
+    return _error(name, family, rule, found, count) / errors[best], best
 
 
 def geometric(ratios):

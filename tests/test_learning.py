@@ -4,6 +4,7 @@ The whole grid is in benchmarks/schedules.py; its figures are in docs/schedules.
 """
 
 import math
+import types
 from itertools import pairwise
 
 import analytic
@@ -82,6 +83,58 @@ def test_nothing_worse_than_the_best_hand_made_is_returned(comfyui):
             assert found.error <= found.hand_made[1]
             both = [float(p.terms(Steps(hands[found.hand_made[0]])).mean()) for p in (train, held)]
             assert sum(both) / 2 == pytest.approx(best)
+
+
+class Judge:
+    """A pupil whose terms are given: those of one schedule, and those of all others."""
+
+    def __init__(self, levels, one, others):
+        self.levels, self.one, self.others = levels, one, others
+
+    def run(self, steps):
+        terms = self.one if steps.levels == self.levels else self.others
+        return types.SimpleNamespace(ends=terms)
+
+    def judged(self, ends):
+        return ends
+
+    def terms(self, steps):
+        return self.run(steps).ends
+
+
+@pytest.mark.parametrize(
+    ("gains", "wins"),
+    [
+        pytest.param([0.1] * 16, True, id="a tenth on all of many"),
+        pytest.param([0.1] * 8, False, id="a tenth on all of few"),
+        pytest.param([0.01] * 128, True, id="a little on all of very many"),
+        pytest.param([0.01] * 64, False, id="a little on all of many"),
+        pytest.param([9.0] * 2 + [-0.05] * 30, False, id="much on two, nothing on the rest"),
+        pytest.param([9.0] * 20 + [-0.05] * 300, True, id="much on many"),
+        pytest.param([0.5] * 15 + [-2.0], False, id="one shows that much can be lost"),
+        pytest.param([-0.01] * 16, False, id="behind"),
+        pytest.param([math.inf] + [-0.01] * 15, True, id="the hand-made one runs away"),
+        pytest.param([0.01], True, id="one term for all"),
+    ],
+)
+def test_luck_with_the_noise_does_not_win(gains, wins):
+    challenger = Steps((2.0, 0.9, 0.0))
+    gains = torch.tensor(gains, dtype=torch.float64)
+    judge = Judge(challenger.levels, torch.ones_like(gains), 1 + gains)
+    contest = Contest(judge, judge, {"hand": (2.0, 1.0, 0.0)})
+    assert contest.offer(challenger) is wins
+    assert (contest.steps == challenger) is wins
+
+
+@pytest.mark.comfy
+@pytest.mark.parametrize(("rule", "samples"), [("dpmpp_2m", 16), ("unipc", 16), ("unipc", 64)])
+def test_few_samples_do_no_harm(rule, samples, comfyui):
+    """On noise that nothing has seen, beside the hand-made steps that would else be taken."""
+    contest = grid.contest("mixture", "VP", rule, 8, samples)
+    *_, found = learned(contest, grid.axis("VP"), 15)
+    hand = Steps(grid.hands("VP", 8)[found.hand_made[0]])
+    unseen = grid.pupil("mixture", "VP", rule, 1024, 0)
+    assert unseen.terms(found.steps).mean() <= 1.02**2 * unseen.terms(hand).mean()
 
 
 def test_a_solver_that_runs_away_does_not_win():

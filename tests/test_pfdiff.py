@@ -140,3 +140,18 @@ def test_as_a_sampler_it_tells_what_it_does(n, k, h):
     )
     assert (end - want).abs().max() < 1e-5
     assert sample_pfdiff(model, x, sigmas[:1], {"scale": 0.5}) is x
+
+
+@pytest.mark.parametrize(("family", "least"), [("VP", 5), ("flow", 5), ("EDM", 8)])
+def test_it_is_better_where_the_docs_say_so(family, least):
+    """On mixtures that nothing was made on: in every cell from so many calls on, and not below."""
+
+    def ratios(calls):
+        return [
+            error(name, family, "pfdiff-1_1", 2 * calls - 1)[0]
+            / error(name, family, "euler", calls)[0]
+            for name in analytic.OTHERS
+        ]
+
+    assert max(r for calls in range(least, 11) for r in ratios(calls)) < 1
+    assert max(ratios(least - 3)) > 1.2
