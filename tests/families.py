@@ -1,4 +1,4 @@
-"""Tiny models of five families in ComfyUI's own classes, and of two that see a picture beside x.
+"""Tiny models in ComfyUI's own classes: five families, and two that see a picture beside x.
 
 `tests/tiny.py` has the UNet; these are its siblings, with gentle random weights so that rounding
 is not amplified.
@@ -15,7 +15,6 @@ import torch
 WIDE = 32  # text features of the transformers
 POOLED = 16
 SIZE = 8  # of a latent
-FAMILIES = ("SD1.5", "SDXL", "SD3", "Flux", "Lumina2")
 CHANNELS = {"SD3": 16, "Flux": 16, "Lumina2": 16}
 TEXT = {"SD3": WIDE, "Flux": WIDE, "Lumina2": WIDE}
 POOL = {"SDXL": POOLED, "SD3": POOLED, "Flux": POOLED}
@@ -38,7 +37,8 @@ _LUMINA2 = {
     "image_model": "lumina2", "patch_size": 2, "in_channels": 16, "dim": 32, "n_layers": 2,
     "n_refiner_layers": 1, "n_heads": 2, "n_kv_heads": 2, "multiple_of": 16,
     "ffn_dim_multiplier": 2.0, "qk_norm": True, "cap_feat_dim": WIDE, "axes_dims": [4, 6, 6],
-    "axes_lens": [64, 64, 64], "dtype": torch.float32,
+    "axes_lens": [64, 64, 64], "z_image_modulation": True,
+    "pad_tokens_multiple": 16, "dtype": torch.float32,
 }  # fmt: skip
 
 

@@ -1,19 +1,24 @@
 """How every node of ComfyUI that gives CONDITIONING is exercised, or why it is not."""
 
-import parts
-from node_models import ALL, AUDIO, SPACE, UNETS, VIDEO, Out, Use
+from node_models import ALL, AUDIO, SPACE, UNETS, VIDEO, Out, Use, wired
 
 ENCODER = "asks a vision model for features (CLIP_VISION)"
 
 
-def rowed(kind, name=None):
-    """An optional input with a row per frame."""
-    return lambda family, rows: parts.link(kind, family, name or kind.lower(), rows)
+def masked(family, rows):
+    """CONDITIONING that leaves a part of the picture to a default."""
+    import parts
+
+    ((cond, extra),) = parts.conditioning(family, "positive", rows)
+    return [[cond, {**extra, "mask": parts.mask("left", (0,)), "mask_strength": 1.0}]]
 
 
-def one(kind, name):
-    """An input of one row, whatever the frames."""
-    return lambda family, rows: parts.link(kind, family, name, (0,))
+def referring(family, rows):
+    """CONDITIONING with two reference latents."""
+    import parts
+
+    latents = [parts.latent(family, name, rows)["samples"] for name in ("first", "second")]
+    return parts.conditioning(family, "positive", rows, reference_latents=latents)
 
 
 TEXTS = {
@@ -45,7 +50,7 @@ PLAIN = {
     "ConditioningAverage": Use(ALL, inside={"conditioning_to_strength": 0.4}, rows=True),
     "ConditioningCombine": Use(ALL, rows=True),
     "ConditioningConcat": Use(ALL, rows=True),
-    "ConditioningMultiply": Use(("SD1.5", "Lumina2"), inside={"multiplier": 0.7}, rows=True),
+    "ConditioningMultiply": Use(("SD1.5", "SD3"), inside={"multiplier": 0.7}, rows=True),
     "ConditioningZeroOut": Use(ALL, rows=True),
     "ConditioningSetArea": Use(
         ALL, inside={"width": 32, "height": 48, "x": 16, "strength": 0.7}, rows=True
@@ -61,26 +66,26 @@ PLAIN = {
     "ConditioningSetTimestepRange": Use(ALL, inside={"start": 0.3, "end": 0.7}, rows=True),
     "ConditioningSetProperties": Use(
         ALL, rows=True,
-        inside={"mask": rowed("MASK"), "timesteps": rowed("TIMESTEPS_RANGE"), "strength": 0.8,
-                "hooks": rowed("HOOKS")},
+        inside={"mask": wired("MASK"), "timesteps": wired("TIMESTEPS_RANGE"), "strength": 0.8,
+                "hooks": wired("HOOKS")},
     ),
     "ConditioningSetPropertiesAndCombine": Use(
         ALL, rows=True,
-        inside={"mask": rowed("MASK"), "timesteps": rowed("TIMESTEPS_RANGE"), "strength": 0.8,
-                "hooks": rowed("HOOKS")},
+        inside={"mask": wired("MASK"), "timesteps": wired("TIMESTEPS_RANGE"), "strength": 0.8,
+                "hooks": wired("HOOKS")},
     ),
     "ConditioningSetDefaultCombine": Use(
-        ALL, inside={"hooks": rowed("HOOKS"), "cond": lambda f, rows: masked(f, rows)}
+        ALL, inside={"hooks": wired("HOOKS"), "cond": masked}
     ),
     "PairConditioningCombine": Use(ALL, rows=True),
     "PairConditioningSetDefaultCombine": Use(
-        ALL, inside={"hooks": rowed("HOOKS"), "positive": lambda f, rows: masked(f, rows)}
+        ALL, inside={"hooks": wired("HOOKS"), "positive": masked}
     ),
     "PairConditioningSetProperties": Use(
-        ALL, rows=True, inside={"mask": rowed("MASK"), "timesteps": rowed("TIMESTEPS_RANGE")}
+        ALL, rows=True, inside={"mask": wired("MASK"), "timesteps": wired("TIMESTEPS_RANGE")}
     ),
     "PairConditioningSetPropertiesAndCombine": Use(
-        ALL, rows=True, inside={"mask": rowed("MASK"), "timesteps": rowed("TIMESTEPS_RANGE")}
+        ALL, rows=True, inside={"mask": wired("MASK"), "timesteps": wired("TIMESTEPS_RANGE")}
     ),
     "FluxGuidance": Use(("Flux",), given={"guidance": 2.0}, rows=True),
     "FluxDisableGuidance": Use(("Flux",), rows=True),
@@ -89,20 +94,14 @@ PLAIN = {
 }  # fmt: skip
 
 
-def masked(family, rows):
-    """CONDITIONING that leaves a part of the picture to a default."""
-    (cond, extra), = parts.conditioning(family, "positive", rows)
-    return [[cond, {**extra, "mask": parts.mask("left", (0,)), "mask_strength": 1.0}]]
-
-
 PICTURES = {
     "InpaintModelConditioning": Use(
         ("inpaint", "SD1.5", "Flux"), inside={"noise_mask": False}, rows=True
     ),
     "InstructPixToPixConditioning": Use(("ip2p",), rows=True),
-    "ReferenceLatent": Use(("Flux", "Lumina2"), given={"latent": rowed("LATENT")}, rows=True),
+    "ReferenceLatent": Use(("Flux", "Lumina2"), given={"latent": wired("LATENT")}, rows=True),
     "FluxKontextMultiReferenceLatentMethod": Use(
-        ("Flux",), given={"conditioning": lambda f, rows: referring(f, rows),
+        ("Flux",), given={"conditioning": referring,
                           "reference_latents_method": "offset"},
         inside={"reference_latents_method": "index"}, rows=True,
     ),
@@ -137,12 +136,6 @@ PICTURES = {
     "MakeTrainingDataset": Out("makes a data set to train with, a list of CONDITIONING"),
     "ResolutionBucket": Out("sorts a data set to train with, a list of CONDITIONING"),
 }  # fmt: skip
-
-
-def referring(family, rows):
-    """CONDITIONING with two reference latents."""
-    latents = [parts.latent(family, name, rows)["samples"] for name in ("first", "second")]
-    return parts.conditioning(family, "positive", rows, reference_latents=latents)
 
 
 OTHERS = dict.fromkeys(

@@ -6,12 +6,9 @@ One table for all versions of ComfyUI: a node that is in one version only stands
 from dataclasses import dataclass, field
 from typing import Any
 
-import families
-import parts
-
 UNETS = ("SD1.5", "SDXL")
 FLOWS = ("SD3", "Flux", "Lumina2")
-ALL = families.FAMILIES
+ALL = (*UNETS, *FLOWS)
 
 
 @dataclass(frozen=True)
@@ -49,13 +46,26 @@ AUDIO = "for a model family of sound"
 SPACE = "for a model family of 3D shapes"
 
 
-def part(make):
-    """An input made anew for each call."""
-    return lambda family, rows: make(family)
+def wired(kind, name=None):
+    """An input that a part is wired to (parts.link)."""
+
+    def make(family, rows):
+        import parts
+
+        return parts.link(kind, family, name or kind.lower(), rows)
+
+    return make
 
 
-def other(family, rows):
-    return families.model(family, 1).clone()
+def part(name):
+    """An input that parts.`name` makes for the family."""
+
+    def make(family, rows):
+        import parts
+
+        return getattr(parts, name)(family)
+
+    return make
 
 
 def merged(names, families=("Lumina2",)):
@@ -109,7 +119,7 @@ SAMPLINGS = {
     "ModelSamplingAuraFlow": Use(FLOWS, inside={"shift": 2.5}),
     "ModelSamplingSD3": Use(FLOWS, inside={"shift": 2.0}),
     "ModelSamplingFlux": Use(FLOWS, inside={"width": 512, "height": 768}),
-    "ModelSamplingLTXV": Use(("Flux",), inside={"latent": parts.latent}),
+    "ModelSamplingLTXV": Use(("Flux",), inside={"latent": wired("LATENT")}),
     "ModelSamplingStableCascade": Use(UNETS, inside={"shift": 1.5}),
     "ModelSamplingContinuousEDM": Use(
         UNETS, inside={"sampling": "edm", "sigma_max": 80.0}
@@ -201,16 +211,16 @@ PATCHES = {
     "MultiGPU_WorkUnits": Use(acts=False),
     "SelectModelDevice": Use(inside={"device": "cpu"}, acts=False),
     "wanBlockSwap": Use(("SD1.5", "Flux"), acts=False),
-    "TorchCompileModel": Out("compiles the whole model, which takes minutes; tests/compiled has it"),
-    "USOStyleReference": Use(("Flux",), given={"model_patch": part(parts.uso_patch)}),
+    "TorchCompileModel": Out("compiles the model, which takes minutes; tests/compiled has it"),
+    "USOStyleReference": Use(("Flux",), given={"model_patch": part("uso_patch")}),
     "ZImageFunControlnet": Use(
         ("Lumina2",),
-        given={"model_patch": part(parts.z_image_patch),
-               "image": lambda family, rows: parts.image("image", rows)},
+        given={"model_patch": part("z_image_patch"),
+               "image": wired("IMAGE")},
         inside={"strength": 0.6},
     ),
     "QwenImageDiffsynthControlnet": Use(
-        ("Lumina2",), given={"model_patch": part(parts.z_image_patch)}, inside={"strength": 0.6}
+        ("Lumina2",), given={"model_patch": part("z_image_patch")}, inside={"strength": 0.6}
     ),
     "AnimaLLLiteApply": Out("patches the attention of Anima, a model of a family not built here"),
     "SUPIRApply": Out("its ControlNet is as wide as SDXL's own UNet"),
@@ -227,8 +237,8 @@ GUIDERS = {
         ALL, given={"cfg_conds": 2.0, "cfg_cond2_negative": 1.5}, inside={"style": "nested"}
     ),
     "DualModelGuider": Use(
-        ALL, given={"cfg": 2.0, "negative": lambda f, rows: parts.conditioning(f, "negative", rows)},
-        inside={"model_negative": other},
+        ALL, given={"cfg": 2.0, "negative": wired("CONDITIONING", "negative")},
+        inside={"model_negative": wired("MODEL", "model_negative")},
     ),
     "LTXVDualCFGGuider": Use(ALL, given={"video_cfg": 3.0}, inside={"video_cfg": 1.5}),
     "PerpNegGuider": Use(ALL, given={"cfg": 3.0}, inside={"neg_scale": 0.5}),

@@ -124,7 +124,7 @@ class TinyCLIP:
         return out
 
     def encode_from_tokens(self, tokens, return_pooled=False, return_dict=False):
-        (cond, extra), = self.encode_from_tokens_scheduled(tokens)
+        ((cond, extra),) = self.encode_from_tokens_scheduled(tokens)
         pooled = extra.get("pooled_output", noise(3, families.POOLED))
         if return_dict:
             return {"cond": cond, "pooled_output": pooled}
@@ -209,7 +209,9 @@ def lora(family):
 
 def patch_model(net):
     """A MODEL_PATCH around a net."""
-    return comfy.model_patcher.ModelPatcher(randomized(net, 12), load_device=CPU, offload_device=CPU)
+    return comfy.model_patcher.ModelPatcher(
+        randomized(net, 12), load_device=CPU, offload_device=CPU
+    )
 
 
 def uso_patch(_family):
