@@ -33,12 +33,12 @@ _FLUX = {
     "num_heads": 2, "depth": 2, "depth_single_blocks": 2, "axes_dim": [4, 6, 6], "theta": 10000,
     "qkv_bias": True, "guidance_embed": True, "txt_ids_dims": [], "dtype": torch.float32,
 }  # fmt: skip
-_LUMINA2 = {
-    "image_model": "lumina2", "patch_size": 2, "in_channels": 16, "dim": 32, "n_layers": 2,
-    "n_refiner_layers": 1, "n_heads": 2, "n_kv_heads": 2, "multiple_of": 16,
-    "ffn_dim_multiplier": 2.0, "qk_norm": True, "cap_feat_dim": WIDE, "axes_dims": [4, 6, 6],
-    "axes_lens": [64, 64, 64], "z_image_modulation": True,
-    "pad_tokens_multiple": 16, "dtype": torch.float32,
+_LUMINA2 = {  # as Z-Image has it, whose modulation is 256 wide
+    "image_model": "lumina2", "patch_size": 2, "in_channels": 16, "dim": 256, "n_layers": 2,
+    "n_refiner_layers": 1, "n_heads": 8, "n_kv_heads": 8, "multiple_of": 16,
+    "ffn_dim_multiplier": 0.5, "qk_norm": True, "cap_feat_dim": WIDE, "axes_dims": [8, 12, 12],
+    "axes_lens": [64, 64, 64], "z_image_modulation": True, "pad_tokens_multiple": 16,
+    "dtype": torch.float32,
 }  # fmt: skip
 
 

@@ -22,6 +22,7 @@ class Use:
         acts: whether it changes the result at all, in one of the variants at least.
         loads: what its loader would have read, by what it asks for.
         masked: sampled with a noise mask, without which it does nothing.
+        basic: sampled without a negative side, which ComfyUI's own sampling with it cannot hold.
         rows: its inputs may have a row per frame, and so has its CONDITIONING.
     """
 
@@ -31,6 +32,7 @@ class Use:
     acts: bool = True
     loads: str = ""
     masked: bool = False
+    basic: bool = False
     rows: bool = False
 
 
@@ -212,7 +214,9 @@ PATCHES = {
     "SelectModelDevice": Use(inside={"device": "cpu"}, acts=False),
     "wanBlockSwap": Use(("SD1.5", "Flux"), acts=False),
     "TorchCompileModel": Out("compiles the model, which takes minutes; tests/compiled has it"),
-    "USOStyleReference": Use(("Flux",), given={"model_patch": part("uso_patch")}),
+    "USOStyleReference": Use(
+        ("Flux",), given={"model_patch": part("uso_patch")}, basic=True
+    ),
     "ZImageFunControlnet": Use(
         ("Lumina2",),
         given={"model_patch": part("z_image_patch"),

@@ -224,13 +224,16 @@ def uso_patch(_family):
 
 
 def z_image_patch(_family):
-    """Z-Image's ControlNet at reduced width."""
+    """Z-Image's ControlNet at reduced width.
+
+    As many layers as let it forget at the model's own few, as it does at thirty.
+    """
     import comfy.ldm.lumina.controlnet
 
     return patch_model(
         comfy.ldm.lumina.controlnet.ZImage_Control(
-            dim=32, n_heads=2, n_kv_heads=2, multiple_of=16, ffn_dim_multiplier=2.0,
-            n_control_layers=2, operations=comfy.ops.manual_cast,
+            dim=256, n_heads=8, n_kv_heads=8, multiple_of=16, ffn_dim_multiplier=0.5,
+            n_control_layers=30, operations=comfy.ops.manual_cast,
         )
     )  # fmt: skip
 

@@ -5,7 +5,6 @@ it is for; a stream through what it gives equals ComfyUI's own sampling of each 
 refused in words. tests/node_models.py and tests/node_conditionings.py say how each is exercised.
 """
 
-import collections
 import functools
 import logging
 
@@ -13,13 +12,10 @@ import pytest
 
 pytestmark = pytest.mark.comfy
 
-TABLES = ("node_models", "node_conditionings")
-OUTCOMES = collections.Counter()
-
 
 @pytest.fixture(scope="module", autouse=True)
 def quiet():
-    """No progress bars and log lines of hundreds of samplings; the counts at the end."""
+    """No progress bars and log lines of hundreds of samplings;"""
     import comfy.utils
     import families
 
@@ -98,7 +94,7 @@ def exercised(name, family, variant):
     def make(rows):
         with loading.loaded(use.loads, family):
             out = registry.call(node, registry.inputs(node, family, rows, given))
-        return guider(registry.outputs(node), out, family, rows)
+        return guider(registry.outputs(node), out, family, rows, use.basic)
 
     masks = parts.mask("noise mask", (0, 1, 2, 3)) if use.masked else None
     return framewise.Case(
@@ -107,7 +103,7 @@ def exercised(name, family, variant):
     )  # fmt: skip
 
 
-def guider(kinds, out, family, rows):
+def guider(kinds, out, family, rows, basic):
     """A guider of what a node gave: itself, or one of its model and its conditionings."""
     import framewise
     import registry
@@ -118,19 +114,19 @@ def guider(kinds, out, family, rows):
         return given["GUIDER"]
     sides = list(registry.plain(family, rows))
     sides[: len(conds)] = conds[:2]
-    return framewise.cfg(given.get("MODEL") or registry.model(family), *sides)
+    model = given.get("MODEL") or registry.model(family)
+    return framewise.basic(model, sides[0]) if basic else framewise.cfg(model, *sides)
 
 
 @functools.cache
-def unpatched(family, masked):
+def unpatched(family, masked, basic):
     """The first frame without the node."""
     import families
     import framewise
     import parts
-    import registry
 
     case = framewise.Case(
-        lambda rows: framewise.cfg(registry.model(family), *registry.plain(family, rows)),
+        lambda rows: guider((), (), family, rows, basic),
         families.latents(family, framewise.FRAMES), lambda n: families.levels(family, n),
         parts.mask("noise mask", (0,)) if masked else None,
     )  # fmt: skip
@@ -151,10 +147,7 @@ def ways(use, family, variant):
     return [w for w in framewise.WAYS if (w[0] // 2 + w[1] + w[2]) % 2 == half]
 
 
-ACTED = collections.defaultdict(float)
-
-
-def test_equals_each_frame_alone(name, family, variant):
+def test_equals_each_frame_alone(name, family, variant, record_property):
     import framewise
     import registry
     import tiny
@@ -163,24 +156,10 @@ def test_equals_each_frame_alone(name, family, variant):
         pytest.skip("this ComfyUI has no such node")
     use = table()[name]
     case = exercised(name, family, variant)
-    moved = tiny.rms(case.alone(3, 0), unpatched(family, use.masked))
-    ACTED[name, family] = max(ACTED[name, family], moved)
+    last = variant == "inside" or (variant == "default" and not use.inside)
+    if use.acts and last:
+        without = unpatched(family, use.masked, use.basic)
+        assert tiny.rms(case.alone(3, 0), without) > 1e-4, "it acts"
     outcomes, wrong = framewise.judged(case, ways(use, family, variant))
-    OUTCOMES.update(outcomes)
+    record_property("walked", (name, dict(outcomes)))
     assert wrong == [], "\n".join([f"{name} on {family}, {variant}:", *wrong])
-    last = variant == "inside" or not use.inside
-    if use.acts and last and variant != "rows":
-        assert ACTED[name, family] > 1e-4, "it acts"
-
-
-def test_counts(capsys):
-    """Prints how many were equal by road, and how many refused."""
-    import registry
-    from node_models import Out
-
-    entries = [table()[name] for name in registry.concerned() if name in table()]
-    out = sum(isinstance(entry, Out) for entry in entries)
-    with capsys.disabled():
-        told = ", ".join(f"{road} {count}" for road, count in sorted(OUTCOMES.items()))
-        print(f"\nregistry: {len(entries)} nodes, {out} out of scope; equal or refused: {told}")  # noqa: T201
-    assert out < len(entries) / 2
