@@ -94,7 +94,8 @@ def pytest_terminal_summary(terminalreporter):
         told = ", ".join(f"{road}: {count}" for road, count in sorted(roads.items()))
         nodes = len({name for name, _ in walked})
         terminalreporter.write_line(
-            f"the node registry: {nodes} nodes; equal to each frame alone, by road, or refused: {told}"
+            f"the node registry: {nodes} nodes; equal to each frame alone by road, or refused: "
+            f"{told}"
         )
 
 
