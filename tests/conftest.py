@@ -1,5 +1,6 @@
 """Makes the pack importable as `livediffusion`, and ComfyUI as ComfyUI makes itself."""
 
+import collections
 import importlib.util
 import os
 import pathlib
@@ -79,6 +80,23 @@ def pytest_terminal_summary(terminalreporter):
         f"tests against the real ComfyUI ({where}): "
         f"{passed} passed, {failed} failed, {skipped} skipped"
     )
+    walked = [
+        value
+        for kind in ("passed", "failed")
+        for report in terminalreporter.stats.get(kind, [])
+        for name, value in getattr(report, "user_properties", ())
+        if name == "walked"
+    ]
+    if walked:
+        roads = collections.Counter()
+        for _, outcomes in walked:
+            roads.update(outcomes)
+        told = ", ".join(f"{road}: {count}" for road, count in sorted(roads.items()))
+        nodes = len({name for name, _ in walked})
+        terminalreporter.write_line(
+            f"the node registry: {nodes} nodes; equal to each frame alone by road, or refused: "
+            f"{told}"
+        )
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,176 @@
+"""Contract C1 for every node of ComfyUI's own that gives a MODEL, a GUIDER or CONDITIONING.
+
+Each is called with default inputs, and once more inside its ranges, on tiny models of the families
+it is for; a stream through what it gives equals ComfyUI's own sampling of each frame alone, or is
+refused in words. tests/node_models.py and tests/node_conditionings.py say how each is exercised.
+"""
+
+import functools
+import logging
+import warnings
+
+import pytest
+
+pytestmark = pytest.mark.comfy
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quiet():
+    """No progress bars and log lines of hundreds of samplings;"""
+    import comfy.utils
+    import families
+
+    before, comfy.utils.PROGRESS_BAR_ENABLED = comfy.utils.PROGRESS_BAR_ENABLED, False
+    logging.disable(logging.WARNING)
+    yield
+    comfy.utils.PROGRESS_BAR_ENABLED = before
+    logging.disable(logging.NOTSET)
+    unpatched.cache_clear()
+    families.forget()
+
+
+def table():
+    import node_conditionings
+    import node_models
+
+    assert not node_models.TABLE.keys() & node_conditionings.TABLE.keys()
+    return {**node_models.TABLE, **node_conditionings.TABLE}
+
+
+def test_every_node_is_classified():
+    """A node that a newer ComfyUI adds fails here until somebody says how it is exercised."""
+    import registry
+
+    found = registry.concerned()
+    assert len(found) > 150, "the registry was read"
+    assert sorted(found - table().keys()) == []
+    gone = sorted(table().keys() - found)
+    if gone:  # the table is shared by all versions
+        warnings.warn(f"classified, and not in this ComfyUI: {', '.join(gone)}", stacklevel=1)
+
+
+def test_reasons_are_told():
+    from node_models import Out
+
+    out = [entry.why for entry in table().values() if isinstance(entry, Out)]
+    assert all(len(why) > 10 for why in out)
+
+
+def cases(table):
+    """(node, family, variant) of all that is exercised, as parameters.
+
+    One family in four ways on each ComfyUI; in the others, and the other families, on the primary.
+    """
+    from node_models import Use
+
+    out, slow = [], [pytest.mark.slow]
+    for name, use in sorted(table.items()):
+        if not isinstance(use, Use):
+            continue
+        first, *others = use.families
+        variants = ["default", "inside"] if use.inside else ["default"]
+        out += [pytest.param(name, first, v) for v in variants]
+        out += [pytest.param(name, first, f"{v}, more", marks=slow) for v in variants]
+        out += [pytest.param(name, first, "rows")] if use.rows else []
+        out += [pytest.param(name, family, variants[-1], marks=slow) for family in others]
+    return out
+
+
+def pytest_generate_tests(metafunc):
+    if "variant" in metafunc.fixturenames:
+        metafunc.parametrize(("name", "family", "variant"), cases(table()))
+
+
+def exercised(name, family, variant):
+    """The case of a node in a variant."""
+    import families
+    import framewise
+    import loading
+    import parts
+    import registry
+
+    node, use = registry.registry()[name], table()[name]
+    given = {**use.given, **(use.inside if variant.startswith("inside") else {})}
+    known = node.INPUT_TYPES()
+    known = {k for part in ("required", "optional") for k in known.get(part, {})}
+    given = {k: v for k, v in given.items() if k in known}
+
+    def make(rows):
+        with loading.loaded(use.loads, family):
+            out = registry.call(node, registry.inputs(node, family, rows, given))
+        return guider(registry.outputs(node), out, family, rows, use.basic)
+
+    masks = parts.mask("noise mask", (0, 1, 2, 3)) if use.masked else None
+    return framewise.Case(
+        make, families.latents(family, framewise.FRAMES), lambda n: families.levels(family, n),
+        masks, variant == "rows" or use.masked,
+    )  # fmt: skip
+
+
+def guider(kinds, out, family, rows, basic):
+    """A guider of what a node gave: itself, or one of its model and its conditionings."""
+    import framewise
+    import registry
+
+    conds = [value for kind, value in zip(kinds, out, strict=False) if kind == "CONDITIONING"]
+    given = dict(zip(kinds, out, strict=False))
+    if "GUIDER" in given:
+        return given["GUIDER"]
+    sides = list(registry.plain(family, rows))
+    sides[: len(conds)] = conds[:2]
+    model = given.get("MODEL") or registry.model(family)
+    return framewise.basic(model, sides[0]) if basic else framewise.cfg(model, *sides)
+
+
+@functools.cache
+def unpatched(family, masked, basic):
+    """The first frame without the node."""
+    import families
+    import framewise
+    import parts
+
+    case = framewise.Case(
+        lambda rows: guider((), (), family, rows, basic),
+        families.latents(family, framewise.FRAMES), lambda n: families.levels(family, n),
+        parts.mask("noise mask", (0,)) if masked else None,
+    )  # fmt: skip
+    return case.alone(3, 0)
+
+
+# (n, F, clip); together and with what is more, these are all ways
+DEFAULT = ((3, 2, True), (1, 1, False))
+INSIDE = ((3, 1, False), (1, 2, True))
+ROWS = ((3, 1, True), (1, 2, True))
+
+
+def ways(use, family, variant):
+    """How a case is run."""
+    import framewise
+
+    if variant == "rows":
+        return ROWS
+    if family != use.families[0]:
+        return framewise.LEAST
+    if variant.endswith("more"):
+        return [way for way in framewise.WAYS if way not in DEFAULT + INSIDE]
+    if not use.inside:
+        return DEFAULT + INSIDE
+    return INSIDE if variant == "inside" else DEFAULT
+
+
+def test_equals_each_frame_alone(name, family, variant, record_property):
+    import framewise
+    import registry
+    import tiny
+
+    if name not in registry.concerned():
+        pytest.skip("this ComfyUI has no such node")
+    use = table()[name]
+    case = exercised(name, family, variant)
+    last = variant == "inside" or (variant == "default" and not use.inside)
+    if use.acts and last:
+        without = unpatched(family, use.masked, use.basic)
+        assert tiny.rms(case.alone(3, 0), without) > 1e-4, "it acts"
+    outcomes, wrong = framewise.judged(case, ways(use, family, variant))
+    record_property("walked", (name, dict(outcomes)))
+    assert wrong == [], "\n".join([f"{name} on {family}, {variant}:", *wrong])
