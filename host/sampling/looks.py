@@ -15,7 +15,6 @@ from typing import Any
 
 import comfy.conds
 import comfy.controlnet
-import comfy.hooks
 import comfy.samplers
 import torch
 from comfy.patcher_extension import CallbacksMP
@@ -102,15 +101,9 @@ def of_model(model) -> Iterator[Found]:
 
 def of_entry(entry: dict[str, Any]) -> Iterator[Found]:
     """What acts through an entry of a conditioning, processed or not."""
-    group = entry.get("hooks")
-    for hook in group.hooks if group is not None else ():
-        name = type(hook).__name__
-        if type(hook) is not comfy.hooks.WeightHook:
-            yield Look.FRAME, f"the conditioning has a hook ({name})"
-        elif len(hook.hook_keyframe.keyframes) > 1:
-            yield Look.FRAME, "the conditioning has a hook with keyframes"
-        else:
-            yield Look.LEVEL, "the conditioning has a hook on the weights"
+    if entry.get("hooks") is not None:
+        # ComfyUI knows the hooks of the run that it samples, not those of frames in flight
+        yield Look.FRAME, "the conditioning has hooks"
     control = entry.get("control")
     while control is not None:
         if type(control).__module__ != "comfy.controlnet":

@@ -280,9 +280,7 @@ def test_scheduled_hook(world):
         lambda: rcfg(world, world.model, hooked(world, (0.0, 0.0), (1.0, 0.2))),
         lambda: rcfg(world, world.model, world.tiny.conditioning(1)),
     )
-    assert stream.roads() == {
-        "road": "per frame", "why": "the conditioning has a hook with keyframes"
-    }  # fmt: skip
+    assert stream.roads() == {"road": "per frame", "why": "the conditioning has hooks"}
 
 
 @pytest.mark.parametrize("ends", [(0.0, 0.7), (0.7, 1.0), (0.5, 0.9)])
