@@ -48,7 +48,7 @@ class Case:
             rows a tuple of row numbers.
         sources: [N, C, H, W].
         levels: n to its n + 1 noise levels.
-        masks: noise masks, one per row, or None.
+        masks: noise masks, one per row, or None; every frame has the mask of its row.
         rows: whether the conditioning has a row per frame; else every frame is under row 0.
     """
 
@@ -65,9 +65,10 @@ class Case:
 
     def alone(self, n, frame, row=0):
         """A frame alone under a row, [1, C, H, W]; in a guider of its own, as nothing else is."""
-        row = row if self.rows else 0
+        row = row if self.rows or self.masks is not None else 0
         if (n, frame, row) not in self.known:
-            self.known[n, frame, row] = self._sampled(self.guider((row,)), n, frame, row)
+            guider = self.guider((row if self.rows else 0,))
+            self.known[n, frame, row] = self._sampled(guider, n, frame, row)
         return self.known[n, frame, row]
 
     def _sampled(self, guider, n, frame, row):
@@ -183,7 +184,7 @@ def live(case, n, f, runs=None, moving=False):
 def refused(error):
     """Whether an error is a refusal in words: it begins with the name of an input of the node."""
     return isinstance(error, ValueError) and str(error).startswith(
-        ("guider: ", "model: ", "sigmas: ", "latent: ", "conditioning: ", "mask: ")
+        ("guider: ", "model: ", "sigmas: ", "latent: ", "positive: ", "negative: ")
     )
 
 

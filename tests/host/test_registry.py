@@ -86,7 +86,6 @@ def exercised(name, family, variant):
     import families
     import framewise
     import loading
-    import parts
     import registry
 
     node, use = registry.registry()[name], table()[name]
@@ -98,16 +97,23 @@ def exercised(name, family, variant):
     def make(rows):
         with loading.loaded(use.loads, family):
             out = registry.call(node, registry.inputs(node, family, rows, given))
-        return guider(registry.outputs(node), out, family, rows, use.basic)
+        return guider(registry.outputs(node), out, family, rows, use)
 
-    masks = parts.mask("noise mask", (0, 1, 2, 3)) if use.masked else None
+    masks = graded() if use.masked else None
     return framewise.Case(
         make, families.latents(family, framewise.FRAMES), lambda n: families.levels(family, n),
-        masks, variant == "rows" or use.masked,
+        masks, variant == "rows",
     )  # fmt: skip
 
 
-def guider(kinds, out, family, rows, basic):
+def graded():
+    """Noise masks of more than 0 and 1, one per row."""
+    import parts
+
+    return 0.2 + 0.6 * parts.mask("noise mask", (0, 1, 2, 3)) * parts.mask("more", (0, 1, 2, 3), 64)
+
+
+def guider(kinds, out, family, rows, use):
     """A guider of what a node gave: itself, or one of its model and its conditionings."""
     import framewise
     import registry
@@ -117,22 +123,23 @@ def guider(kinds, out, family, rows, basic):
     if "GUIDER" in given:
         return given["GUIDER"]
     sides = list(registry.plain(family, rows))
+    if use.positive is not None:
+        sides[0] = use.positive(family, rows)
     sides[: len(conds)] = conds[:2]
     model = given.get("MODEL") or registry.model(family)
-    return framewise.basic(model, sides[0]) if basic else framewise.cfg(model, *sides)
+    return framewise.basic(model, sides[0]) if use.basic else framewise.cfg(model, *sides)
 
 
 @functools.cache
-def unpatched(family, masked, basic):
+def unpatched(family, use):
     """The first frame without the node."""
     import families
     import framewise
-    import parts
 
     case = framewise.Case(
-        lambda rows: guider((), (), family, rows, basic),
+        lambda rows: guider((), (), family, rows, use),
         families.latents(family, framewise.FRAMES), lambda n: families.levels(family, n),
-        parts.mask("noise mask", (0,)) if masked else None,
+        graded() if use.masked else None,
     )  # fmt: skip
     return case.alone(3, 0)
 
@@ -160,6 +167,7 @@ def ways(use, family, variant):
 
 def test_equals_each_frame_alone(name, family, variant, record_property):
     import framewise
+    import node_models
     import registry
     import tiny
 
@@ -169,7 +177,9 @@ def test_equals_each_frame_alone(name, family, variant, record_property):
     case = exercised(name, family, variant)
     last = variant == "inside" or (variant == "default" and not use.inside)
     if use.acts and last:
-        without = unpatched(family, use.masked, use.basic)
+        without = unpatched(
+            family, node_models.Use(masked=use.masked, basic=use.basic, positive=use.positive)
+        )
         assert tiny.rms(case.alone(3, 0), without) > 1e-4, "it acts"
     outcomes, wrong = framewise.judged(case, ways(use, family, variant))
     record_property("walked", (name, dict(outcomes)))
