@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import comfy.samplers
-import tiny
 import torch
 from comfy_extras.nodes_custom_sampler import SamplerCustomAdvanced
 from livediffusion.engine.noise import SlotNoise
@@ -96,6 +95,16 @@ class Case:
         return None if self.masks is None else self.masks[list(rows)]
 
 
+def off(out, want, sources):
+    """Relative RMS error; relative to the sources where next to nothing is wanted.
+
+    ComfyUI leaves rounding where no conditioning is active at a level.
+    """
+    scale = max(want.double().square().mean().sqrt(), sources.double().square().mean().sqrt())
+    error = float((out.double() - want.double()).square().mean().sqrt() / scale)
+    return error if error == error else float("inf")
+
+
 @dataclass
 class Found:
     """What a stream gave.
@@ -122,8 +131,9 @@ def found(case, n, entered, outs, road):
     """
 
     def judged(wants):
-        errors = [tiny.rms(out, want) for (_, out, _), want in zip(outs, wants, strict=True)]
-        errors = [e if e == e else float("inf") for e in errors]
+        errors = [
+            off(out, want, case.sources) for (_, out, _), want in zip(outs, wants, strict=True)
+        ]
         worst = max(range(len(outs)), key=errors.__getitem__)
         return Found(road, errors[worst], outs[worst][2], len(outs))
 

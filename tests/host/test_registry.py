@@ -131,11 +131,13 @@ def guider(kinds, out, family, rows, use):
 
 
 @functools.cache
-def unpatched(family, use):
+def unpatched(family, masked, basic, positive):
     """The first frame without the node."""
     import families
     import framewise
+    import node_models
 
+    use = node_models.Use(masked=masked, basic=basic, positive=positive)
     case = framewise.Case(
         lambda rows: guider((), (), family, rows, use),
         families.latents(family, framewise.FRAMES), lambda n: families.levels(family, n),
@@ -167,7 +169,6 @@ def ways(use, family, variant):
 
 def test_equals_each_frame_alone(name, family, variant, record_property):
     import framewise
-    import node_models
     import registry
     import tiny
 
@@ -177,9 +178,7 @@ def test_equals_each_frame_alone(name, family, variant, record_property):
     case = exercised(name, family, variant)
     last = variant == "inside" or (variant == "default" and not use.inside)
     if use.acts and last:
-        without = unpatched(
-            family, node_models.Use(masked=use.masked, basic=use.basic, positive=use.positive)
-        )
+        without = unpatched(family, use.masked, use.basic, use.positive)
         assert tiny.rms(case.alone(3, 0), without) > 1e-4, "it acts"
     outcomes, wrong = framewise.judged(case, ways(use, family, variant))
     record_property("walked", (name, dict(outcomes)))
