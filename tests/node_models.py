@@ -23,7 +23,6 @@ class Use:
         loads: what its loader would have read, by what it asks for.
         masked: sampled with a noise mask, without which it does nothing.
         basic: sampled without a negative side, which ComfyUI's own sampling with it cannot hold.
-        positive: makes the prompt it is sampled under, of (family, rows).
         rows: its inputs may have a row per frame, and so has its CONDITIONING.
     """
 
@@ -34,7 +33,6 @@ class Use:
     loads: str = ""
     masked: bool = False
     basic: bool = False
-    positive: Any = None
     rows: bool = False
 
 
@@ -192,7 +190,8 @@ GUIDANCES = {
 CACHES = {
     "EasyCache": Use(ALL, inside={"reuse_threshold": 3.0, "start_percent": 0.0}),
     "LazyCache": Use(ALL, inside={"reuse_threshold": 3.0}),
-    "FluxKVCache": Use(("Flux",), basic=True, positive=referring),
+    # with references it raises on this tiny Flux in ComfyUI itself: its oracle is without them
+    "FluxKVCache": Use(("Flux",), basic=True, acts=False),
     "WanAnimate2Cache": Out(VIDEO),
 }
 

@@ -123,21 +123,19 @@ def guider(kinds, out, family, rows, use):
     if "GUIDER" in given:
         return given["GUIDER"]
     sides = list(registry.plain(family, rows))
-    if use.positive is not None:
-        sides[0] = use.positive(family, rows)
     sides[: len(conds)] = conds[:2]
     model = given.get("MODEL") or registry.model(family)
     return framewise.basic(model, sides[0]) if use.basic else framewise.cfg(model, *sides)
 
 
 @functools.cache
-def unpatched(family, masked, basic, positive):
+def unpatched(family, masked, basic):
     """The first frame without the node."""
     import families
     import framewise
     import node_models
 
-    use = node_models.Use(masked=masked, basic=basic, positive=positive)
+    use = node_models.Use(masked=masked, basic=basic)
     case = framewise.Case(
         lambda rows: guider((), (), family, rows, use),
         families.latents(family, framewise.FRAMES), lambda n: families.levels(family, n),
@@ -178,7 +176,7 @@ def test_equals_each_frame_alone(name, family, variant, record_property):
     case = exercised(name, family, variant)
     last = variant == "inside" or (variant == "default" and not use.inside)
     if use.acts and last:
-        without = unpatched(family, use.masked, use.basic, use.positive)
+        without = unpatched(family, use.masked, use.basic)
         assert tiny.rms(case.alone(3, 0), without) > 1e-4, "it acts"
     outcomes, wrong = framewise.judged(case, ways(use, family, variant))
     record_property("walked", (name, dict(outcomes)))
