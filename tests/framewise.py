@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import comfy.samplers
-import tiny
 import torch
 from comfy_extras.nodes_custom_sampler import SamplerCustomAdvanced
 from livediffusion.engine.noise import SlotNoise
@@ -48,7 +47,7 @@ class Case:
             rows a tuple of row numbers.
         sources: [N, C, H, W].
         levels: n to its n + 1 noise levels.
-        masks: noise masks, one per row, or None.
+        masks: noise masks, one per row, or None; every frame has the mask of its row.
         rows: whether the conditioning has a row per frame; else every frame is under row 0.
     """
 
@@ -65,9 +64,10 @@ class Case:
 
     def alone(self, n, frame, row=0):
         """A frame alone under a row, [1, C, H, W]; in a guider of its own, as nothing else is."""
-        row = row if self.rows else 0
+        row = row if self.rows or self.masks is not None else 0
         if (n, frame, row) not in self.known:
-            self.known[n, frame, row] = self._sampled(self.guider((row,)), n, frame, row)
+            guider = self.guider((row if self.rows else 0,))
+            self.known[n, frame, row] = self._sampled(guider, n, frame, row)
         return self.known[n, frame, row]
 
     def _sampled(self, guider, n, frame, row):
@@ -93,6 +93,16 @@ class Case:
 
     def mask(self, rows):
         return None if self.masks is None else self.masks[list(rows)]
+
+
+def off(out, want, sources):
+    """Relative RMS error; relative to the sources where next to nothing is wanted.
+
+    ComfyUI leaves rounding where no conditioning is active at a level.
+    """
+    scale = max(want.double().square().mean().sqrt(), sources.double().square().mean().sqrt())
+    error = float((out.double() - want.double()).square().mean().sqrt() / scale)
+    return error if error == error else float("inf")
 
 
 @dataclass
@@ -121,8 +131,9 @@ def found(case, n, entered, outs, road):
     """
 
     def judged(wants):
-        errors = [tiny.rms(out, want) for (_, out, _), want in zip(outs, wants, strict=True)]
-        errors = [e if e == e else float("inf") for e in errors]
+        errors = [
+            off(out, want, case.sources) for (_, out, _), want in zip(outs, wants, strict=True)
+        ]
         worst = max(range(len(outs)), key=errors.__getitem__)
         return Found(road, errors[worst], outs[worst][2], len(outs))
 
@@ -183,7 +194,7 @@ def live(case, n, f, runs=None, moving=False):
 def refused(error):
     """Whether an error is a refusal in words: it begins with the name of an input of the node."""
     return isinstance(error, ValueError) and str(error).startswith(
-        ("guider: ", "model: ", "sigmas: ", "latent: ", "conditioning: ", "mask: ")
+        ("guider: ", "model: ", "sigmas: ", "latent: ", "positive: ", "negative: ")
     )
 
 

@@ -32,7 +32,6 @@ def loaded(what, family):
     found = {
         "checkpoint": ("comfy.sd.load_checkpoint_guess_config", (model, None, None, None)),
         "unet": ("comfy.sd.load_diffusion_model", model),
-        "diffusers": ("comfy.diffusers_load.load_diffusers", (model, None, None)),
         "lora": ("comfy.utils.load_torch_file", parts.lora(family)),
         "hypernetwork": ("comfy.utils.load_torch_file", hypernetwork()),
     }

@@ -1,6 +1,6 @@
 """How every node of ComfyUI that gives CONDITIONING is exercised, or why it is not."""
 
-from node_models import ALL, AUDIO, SPACE, UNETS, VIDEO, Out, Use, wired
+from node_models import ALL, AUDIO, SPACE, UNETS, VIDEO, Out, Use, referring, wired
 
 ENCODER = "asks a vision model for features (CLIP_VISION)"
 
@@ -11,14 +11,6 @@ def masked(family, rows):
 
     ((cond, extra),) = parts.conditioning(family, "positive", rows)
     return [[cond, {**extra, "mask": parts.mask("left", (0,)), "mask_strength": 1.0}]]
-
-
-def referring(family, rows):
-    """CONDITIONING with two reference latents."""
-    import parts
-
-    latents = [parts.latent(family, name, rows)["samples"] for name in ("first", "second")]
-    return parts.conditioning(family, "positive", rows, reference_latents=latents)
 
 
 TEXTS = {
@@ -85,7 +77,10 @@ PLAIN = {
         ALL, rows=True, inside={"mask": wired("MASK"), "timesteps": wired("TIMESTEPS_RANGE")}
     ),
     "PairConditioningSetPropertiesAndCombine": Use(
-        ALL, rows=True, inside={"mask": wired("MASK"), "timesteps": wired("TIMESTEPS_RANGE")}
+        ALL,
+        given={"positive_NEW": wired("CONDITIONING", "new")},
+        rows=True,
+        inside={"mask": wired("MASK"), "timesteps": wired("TIMESTEPS_RANGE")}
     ),
     "FluxGuidance": Use(("Flux",), given={"guidance": 2.0}, rows=True),
     "FluxDisableGuidance": Use(("Flux",), rows=True),

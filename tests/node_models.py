@@ -70,6 +70,14 @@ def part(name):
     return make
 
 
+def referring(family, rows):
+    """CONDITIONING with two reference latents."""
+    import parts
+
+    latents = [parts.latent(family, name, rows)["samples"] for name in ("first", "second")]
+    return parts.conditioning(family, "positive", rows, reference_latents=latents)
+
+
 def merged(names, families=("Lumina2",)):
     """Merges by parts: all of the first model by default, half of each inside."""
     return Use(families, inside=dict.fromkeys(names, 0.5))
@@ -87,7 +95,7 @@ MERGES = {
     "ModelMergeSD35_Large": merged(("joint_blocks.0.", "x_embedder."), ("SD3",)),
     "ModelMergeFlux1": merged(("double_blocks.0.", "img_in."), ("Flux",)),
     # these name blocks of other families; what they do not name follows their first number
-    "ModelMergeAuraflow": merged(("init_x_linear", "final_linear."), ("SD3",)),
+    "ModelMergeAuraflow": merged(("init_x_linear.", "final_linear."), ("SD3",)),
     "ModelMergeCosmos14B": merged(("pos_embedder.", "final_layer.")),
     "ModelMergeCosmos7B": merged(("pos_embedder.", "final_layer.")),
     "ModelMergeCosmosPredict2_14B": merged(("pos_embedder.", "final_layer.")),
@@ -104,7 +112,7 @@ LOADERS = {
     "CheckpointLoaderSimple": Use(loads="checkpoint", acts=False),
     "unCLIPCheckpointLoader": Use(loads="checkpoint", acts=False),
     "ImageOnlyCheckpointLoader": Use(loads="checkpoint", acts=False),
-    "DiffusersLoader": Use(loads="diffusers", acts=False),
+    "DiffusersLoader": Out("reads the folder of a diffusers model"),
     "UNETLoader": Use(("Flux",), loads="unet", acts=False),
     "LoraLoader": Use(("SD1.5", "Flux"), loads="lora", inside={"strength_model": 0.6}),
     "LoraLoaderModelOnly": Use(ALL, loads="lora", inside={"strength_model": 0.6}),
@@ -118,10 +126,11 @@ LOADERS = {
 }
 
 SAMPLINGS = {
-    "ModelSamplingAuraFlow": Use(FLOWS, inside={"shift": 2.5}),
-    "ModelSamplingSD3": Use(FLOWS, inside={"shift": 2.0}),
-    "ModelSamplingFlux": Use(FLOWS, inside={"width": 512, "height": 768}),
-    "ModelSamplingLTXV": Use(("Flux",), inside={"latent": wired("LATENT")}),
+    # shifts move the levels of schedules, which the walk gives itself
+    "ModelSamplingAuraFlow": Use(FLOWS, inside={"shift": 2.5}, acts=False),
+    "ModelSamplingSD3": Use(FLOWS, inside={"shift": 2.0}, acts=False),
+    "ModelSamplingFlux": Use(FLOWS, inside={"width": 512, "height": 768}, acts=False),
+    "ModelSamplingLTXV": Use(("Flux",), inside={"latent": wired("LATENT")}, acts=False),
     "ModelSamplingStableCascade": Use(UNETS, inside={"shift": 1.5}),
     "ModelSamplingContinuousEDM": Use(
         UNETS, inside={"sampling": "edm", "sigma_max": 80.0}
@@ -131,7 +140,7 @@ SAMPLINGS = {
         UNETS, inside={"sampling": "v_prediction", "zsnr": True}
     ),
     "MiniMaxH3SigmaShift": Use(("Flux",), inside={"shift_video": 5.0}),
-    "ModelNoiseScale": Use(ALL, inside={"noise_scale": 1.5}),
+    "ModelNoiseScale": Use(("SD3", "Lumina2"), inside={"noise_scale": 1.5}),
 }  # fmt: skip
 
 GUIDANCES = {
@@ -179,9 +188,10 @@ GUIDANCES = {
 }  # fmt: skip
 
 CACHES = {
-    "EasyCache": Use(ALL, given={"reuse_threshold": 0.5}, inside={"reuse_threshold": 3.0}),
+    "EasyCache": Use(ALL, inside={"reuse_threshold": 3.0, "start_percent": 0.0}),
     "LazyCache": Use(ALL, inside={"reuse_threshold": 3.0}),
-    "FluxKVCache": Use(("Flux",), inside={}),
+    # with references it raises on this tiny Flux in ComfyUI itself: its oracle is without them
+    "FluxKVCache": Use(("Flux",), basic=True, acts=False),
     "WanAnimate2Cache": Out(VIDEO),
 }
 
@@ -192,11 +202,12 @@ PATCHES = {
                                                        "cross_structural": 0.8}),
     "FreeU": Use(UNETS, inside={"b1": 1.3, "s2": 0.5}),
     "FreeU_V2": Use(UNETS, inside={"b1": 1.1, "s2": 0.5}),
-    "HyperTile": Use(UNETS, inside={"tile_size": 32, "swap_size": 1}),
+    # their pictures are smaller here than what these two begin with
+    "HyperTile": Use(UNETS, inside={"tile_size": 32, "swap_size": 1}, acts=False),
     "PatchModelAddDownscale": Use(
         UNETS, inside={"block_number": 1, "end_percent": 0.6, "downscale_after_skip": False}
     ),
-    "TomePatchModel": Use(UNETS, inside={"ratio": 0.6}),
+    "TomePatchModel": Use(UNETS, inside={"ratio": 0.6}, acts=False),
     "ScaleROPE": Use(("Flux", "Lumina2"), inside={"scale_x": 1.5, "shift_y": 3.0}),
     "ChromaRadianceOptions": Use(("Flux",), inside={"start_sigma": 0.8}, acts=False),
     "HiDreamO1PatchSeamSmoothing": Use(

@@ -106,7 +106,7 @@ class TinyCLIP:
 
     def __init__(self, family):
         self.family = family
-        self.cond_stage_model = types.SimpleNamespace(reset_clip_options=lambda: None)
+        self.cond_stage_model = torch.nn.Module()
 
     def clone(self, **_):
         return self

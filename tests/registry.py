@@ -44,9 +44,11 @@ def inputs(node, family, rows=(0,), given=None):
         KeyError: nothing stands in for a kind of link.
     """
     given = dict(given or {})
-    values = {}
+    values = {}  # in the node's own order, which merging by parts goes by
     for name, entry in node.INPUT_TYPES().get("required", {}).items():
         if name in given:
+            value = given.pop(name)
+            values[name] = value(family, rows) if callable(value) else value
             continue
         kind, options = entry[0], entry[1] if len(entry) > 1 else {}
         if isinstance(kind, list | tuple):

@@ -86,7 +86,6 @@ def exercised(name, family, variant):
     import families
     import framewise
     import loading
-    import parts
     import registry
 
     node, use = registry.registry()[name], table()[name]
@@ -98,16 +97,23 @@ def exercised(name, family, variant):
     def make(rows):
         with loading.loaded(use.loads, family):
             out = registry.call(node, registry.inputs(node, family, rows, given))
-        return guider(registry.outputs(node), out, family, rows, use.basic)
+        return guider(registry.outputs(node), out, family, rows, use)
 
-    masks = parts.mask("noise mask", (0, 1, 2, 3)) if use.masked else None
+    masks = graded() if use.masked else None
     return framewise.Case(
         make, families.latents(family, framewise.FRAMES), lambda n: families.levels(family, n),
-        masks, variant == "rows" or use.masked,
+        masks, variant == "rows",
     )  # fmt: skip
 
 
-def guider(kinds, out, family, rows, basic):
+def graded():
+    """Noise masks of more than 0 and 1, one per row."""
+    import parts
+
+    return 0.2 + 0.6 * parts.mask("noise mask", (0, 1, 2, 3)) * parts.mask("more", (0, 1, 2, 3), 64)
+
+
+def guider(kinds, out, family, rows, use):
     """A guider of what a node gave: itself, or one of its model and its conditionings."""
     import framewise
     import registry
@@ -119,7 +125,7 @@ def guider(kinds, out, family, rows, basic):
     sides = list(registry.plain(family, rows))
     sides[: len(conds)] = conds[:2]
     model = given.get("MODEL") or registry.model(family)
-    return framewise.basic(model, sides[0]) if basic else framewise.cfg(model, *sides)
+    return framewise.basic(model, sides[0]) if use.basic else framewise.cfg(model, *sides)
 
 
 @functools.cache
@@ -127,12 +133,13 @@ def unpatched(family, masked, basic):
     """The first frame without the node."""
     import families
     import framewise
-    import parts
+    import node_models
 
+    use = node_models.Use(masked=masked, basic=basic)
     case = framewise.Case(
-        lambda rows: guider((), (), family, rows, basic),
+        lambda rows: guider((), (), family, rows, use),
         families.latents(family, framewise.FRAMES), lambda n: families.levels(family, n),
-        parts.mask("noise mask", (0,)) if masked else None,
+        graded() if use.masked else None,
     )  # fmt: skip
     return case.alone(3, 0)
 
