@@ -42,6 +42,7 @@ class Batch:
         model: the BaseModel it was processed for.
         shape: of the run's latents, [B, C, H, W].
         of_latents: the model took something of it from the run's latents or seed.
+        edition: tells it from one of the same entries before somebody changed them.
 
     Attributes:
         look, why: what in it looks at most of a call, and what that is.
@@ -52,7 +53,9 @@ class Batch:
         names: the sides' names.
     """
 
-    def __init__(self, sides: Sides, model, shape: Sequence[int], of_latents: bool):
+    def __init__(
+        self, sides: Sides, model, shape: Sequence[int], of_latents: bool, edition: int
+    ):
         self._sides, self._count, self._first = sides, shape[0], 0
         self.of_latents = of_latents
         entries = [entry for side in sides.values() for entry in side]
@@ -65,7 +68,7 @@ class Batch:
         if self._shared:
             # in the next run it may be the same conditioning again
             named = tuple((side, *[e["uuid"] for e in es]) for side, es in sides.items())
-            self._key: tuple = (_number(tuple(shape[1:]), named),)
+            self._key: tuple = (_number(tuple(shape[1:]), edition, named),)
             self._any = Conditioning(self, 0, self._key)
         else:
             self._key = (next(_numbers),)
@@ -91,7 +94,7 @@ class Batch:
 
 
 @functools.lru_cache(256)
-def _number(shape: tuple[int, ...], named: tuple) -> int:
+def _number(shape: tuple[int, ...], edition: int, named: tuple) -> int:
     """Of a conditioning that is the same for every frame: a short name for its entries' ids."""
     return next(_numbers)
 

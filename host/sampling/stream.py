@@ -86,6 +86,8 @@ class Stream:
         self._alone = Ring(1)  # of the frame that is sampled by itself
         self._joints = Joints()
         self._kept: Kept | None = None
+        self._snapshot: Snapshot | None = None  # of the guider that was prepared last
+        self._edition = 0  # grows with every guider, and with every change of one
         self._course: Course | None = None
         self._steered: tuple[Any, Any] = (None, None)
         self._linear = True  # the model, at the levels of the course
@@ -153,7 +155,9 @@ class Stream:
         noise = torch.zeros_like(latents)
         if before(guider) is not None:
             noise = alone.noise_of(latents, settings.seed, settings.add_noise)
-        inside, snapshot = AsSampler(self, work, apart=latents.shape[0] > 1), Snapshot(guider)
+        if self._snapshot is None or not self._snapshot.fits(guider):
+            self._snapshot, self._edition = Snapshot(guider), self._edition + 1
+        inside = AsSampler(self, work, apart=latents.shape[0] > 1)
         try:
             # a sampler inside the guider's own sample(): loading, hooks, wrappers are ComfyUI's
             out = guider.sample(
@@ -164,7 +168,7 @@ class Stream:
             batch = apart.batch
         else:
             if mask is None:
-                self._keep(inside.visit, snapshot, n, tuple(latents.shape[1:]))
+                self._keep(inside.visit, n, tuple(latents.shape[1:]))
             return out
         return self._one_by_one(guider, latents, settings, batch, mask, progress)
 
@@ -291,19 +295,20 @@ class Stream:
         seed = extra_args.get("seed")
         sides = {side: entries[:] for side, entries in guider.conds.items()}
         taken = of_latents(model, sides, noise, latents, mask, seed)
-        batch = Batch(sides, model, latents.shape, taken)
+        batch = Batch(sides, model, latents.shape, taken, self._edition)
         rows = 2 * n * self.ring.frames_per_slot
         way = route(guider, model, options, batch, [rows, *latents.shape[1:]])
         self.calls.into(options)
         return Visit(guider, model, batch, options, seed, way, self._joints)
 
-    def _keep(self, visit: Visit, snapshot: Snapshot, n: int, shape: tuple[int, ...]) -> None:
+    def _keep(self, visit: Visit, n: int, shape: tuple[int, ...]) -> None:
         """Use the prepared guider again, where the road does without it and without the latents."""
         if visit.guidance is None or visit.batch.of_latents:
             return
         self._kept = Kept(
-            weakref.ref(visit.guider), snapshot, shape, n, visit.batch, visit.options, visit.route
-        )
+            weakref.ref(visit.guider), self._snapshot, shape, n, visit.batch, visit.options,
+            visit.route,
+        )  # fmt: skip
 
     def _again(self, kept: Kept, guider, latents: Tensor, seed: int, work) -> Tensor:
         """What guider.sample does around a sampler, for a guider that is prepared already."""
