@@ -32,7 +32,8 @@ def serving(comfyui: pathlib.Path, base: pathlib.Path):
     with log.open("w", encoding="utf-8") as out:
         process = subprocess.Popen(
             command, stdout=out, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, cwd=comfyui,
-            env={**os.environ, "PYTHONUTF8": "1"},
+            # one thread: on a busy machine two mostly wait for each other
+            env={**os.environ, "PYTHONUTF8": "1", "OMP_NUM_THREADS": "1"},
         )  # fmt: skip
         with run.ended(process):
             run.wait_for(f"http://127.0.0.1:{port}", process, log, run.Spinner("starting ComfyUI"))

@@ -49,6 +49,15 @@ def test_from_the_template_browser_to_stop(page):
     drawn = pictures(page)
     assert len({tuple(d["greys"]) for d in drawn}) >= 24
     before = np.mean([d["greys"] for d in drawn[-5:]], 0)
+    # the noise levels are drawn on their node, which grew, and no node covers another
+    page.wait("document.querySelector('.livediffusion-plot')")
+    boxes = page.get("""app.graph.nodes.map((n) =>
+        [n.title, n.pos[0], n.pos[1] - LiteGraph.NODE_TITLE_HEIGHT,
+         n.pos[0] + n.size[0], n.pos[1] + n.size[1]])""")
+    assert len(boxes) == 10
+    for (one, x, y, right, low), (other, u, v, far, deep) in itertools.combinations(boxes, 2):
+        apart = right <= u or far <= x or low <= v or deep <= y
+        assert apart, (one, other, boxes)
     # an edit as a user makes it: typed into the prompt's box
     page.get("""(() => { app.canvas.ds.scale = 1;
         app.canvas.centerOnNode(app.graph.findNodesByType('CLIPTextEncode')[0]) })()""")
