@@ -17,7 +17,8 @@ import torch
 from comfy.patcher_extension import CallbacksMP, WrappersMP
 
 from ...compiled.engine import Call, Engine, Refused, Shapes, WeightsAway, residuals
-from .options import ENGINE, empty, unet_parts
+from . import looks
+from .looks import ENGINE
 from .unet import ComfyUNet
 from .weights import weights_version
 
@@ -26,12 +27,6 @@ REST = 1.0  # seconds that changed or moved weights must stay before an engine i
 # how often the newest calls must have come in a shape before an engine is made for it: a ring that
 # fills or drains asks once for each number of rows, a step of a sampler for a few shapes in turns
 _SETTLED, _NEWEST = 3, 8
-# what ComfyUI itself writes into transformer_options; anything else may steer the UNet
-_HARMLESS = frozenset({
-    "cond_or_uncond", "uuids", "sigmas", "sample_sigmas", "wrappers", "callbacks",
-    "prefetch_dynamic_vbars", "original_shape", "transformer_index", "block", "block_index",
-    "activations_shape",
-})  # fmt: skip
 
 
 class Attached:
@@ -266,18 +261,14 @@ class Attached:
         others = [w for w in inner if getattr(w, "__self__", None) is not self]
         if others:
             raise Refused(f"another node has wrapped the UNet ({_named(others[0])})")
-        for name, value in options.items():
-            if name in _HARMLESS or value is None or value is False or empty(value):
-                continue
-            kinds = ", ".join(sorted(map(str, value))) if isinstance(value, dict) else ""
-            raise Refused(f"a node has patched the UNet ({name}{': ' + kinds if kinds else ''})")
+        if steers := looks.steering(options):
+            raise Refused(f"a node has patched the UNet ({steers})")
         strange = [name for name, value in kwargs.items() if value is not None]
         if strange:
             raise Refused(f"the model takes inputs that the engine does not know: {strange[0]}")
         patcher = getattr(self._base, "current_patcher", None)
-        replaced = unet_parts(patcher) if patcher is not None else []
-        if replaced:
-            raise Refused(f"a node has replaced a part of the UNet ({replaced[0]})")
+        if patcher is not None and (part := looks.replaced_part(patcher)):
+            raise Refused(f"a node has replaced a part of the UNet ({part})")
         if getattr(patcher, "current_hooks", None) is not None:
             raise Refused("hooks change the weights while sampling")
 

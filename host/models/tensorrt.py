@@ -18,7 +18,7 @@ from ...compiled.trt.engine import TensorRT
 from ...compiled.weights import whole
 from . import fingerprint, skeleton
 from .engines import Attached, attach, fixed
-from .options import ENGINE
+from .looks import ENGINE
 from .unet import ComfyUNet
 
 

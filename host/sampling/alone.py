@@ -9,12 +9,9 @@ import comfy.sample
 import torch
 from torch import Tensor
 
+from ..models.looks import PLACE
 from .rows import Batch
 from .visit import Visit
-
-# AnimateDiff-Evolved's words for a part of a batch, which other packs read too: places in the
-# batch, and its length
-_PLACE = "ad_params"
 
 
 def noise_of(latents: Tensor, seed: int, add_noise: bool) -> Tensor:
@@ -43,4 +40,4 @@ def tell_place(visit: Visit, batch: Batch, index: int, count: int) -> None:
     visit.batch = batch.only(index, visit.batch)
     transformer = visit.options.setdefault("transformer_options", {})
     # for patches that have something for every picture of a batch
-    transformer.setdefault(_PLACE, {"sub_idxs": [index], "full_length": count})
+    transformer.setdefault(PLACE, {"sub_idxs": [index], "full_length": count})

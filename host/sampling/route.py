@@ -14,9 +14,9 @@ import comfy.samplers
 from comfy.model_base import BaseModel
 
 from ...engine.guidance import Guidance
-from . import looks
+from ..models import looks
+from ..models.looks import Look
 from .guider import RCFGGuider
-from .looks import Look
 from .rows import Batch
 
 # ComfyUI's guiders that do with each row the same, by the file they are in

@@ -17,8 +17,8 @@ import comfy.conds
 import torch
 from torch import Tensor
 
+from ..models import looks
 from . import control as controls
-from . import looks
 
 Entries = list[dict[str, Any]]
 Sides = dict[str, Entries]  # as guiders keep them

@@ -19,10 +19,10 @@ from . import alone
 from .evaluate import evaluate
 from .kept import Kept, Snapshot
 from .payload import Payload, payloads
+from .recordings import Recordings
 from .route import Road, Route, before, route
 from .rows import Batch, Joints
 from .space import ModelSpace, scaled_in
-from .ticks import Recordings
 from .visit import Calls, Visit, of_latents
 
 Progress = Callable[[int, int, Tensor], None]

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ...engine.guidance import Guidance
-from .looks import COUNT
+from ..models.looks import COUNT
 from .route import Route
 from .rows import Batch, Joints, Sides
 

@@ -27,9 +27,9 @@ MODES = ("off", "self-negative", "onetime-negative", "full")
 @pytest.fixture(autouse=True)
 def at_once(comfyui, monkeypatch):
     from livediffusion.host.models import engines
-    from livediffusion.host.sampling import ticks
+    from livediffusion.host.sampling import recordings
 
-    monkeypatch.setattr(ticks, "REST", 0.0)
+    monkeypatch.setattr(recordings, "REST", 0.0)
     monkeypatch.setattr(engines, "REST", 0.0)
     with torch.inference_mode():
         yield

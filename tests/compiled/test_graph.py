@@ -22,9 +22,9 @@ MODES = ("off", "self-negative", "onetime-negative", "full")
 def at_once(comfyui, monkeypatch):
     """Weights count as settled at once; recordings are counted anew."""
     from livediffusion.host.models import engines
-    from livediffusion.host.sampling import ticks
+    from livediffusion.host.sampling import recordings
 
-    monkeypatch.setattr(ticks, "REST", 0.0)
+    monkeypatch.setattr(recordings, "REST", 0.0)
     monkeypatch.setattr(engines, "REST", 0.0)
     with torch.inference_mode():
         yield

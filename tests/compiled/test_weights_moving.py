@@ -25,9 +25,9 @@ def at_once(comfyui, monkeypatch):
     """Weights count as settled at once."""
     import comfy.model_management
     from livediffusion.host.models import engines
-    from livediffusion.host.sampling import ticks
+    from livediffusion.host.sampling import recordings
 
-    monkeypatch.setattr(ticks, "REST", 0.0)
+    monkeypatch.setattr(recordings, "REST", 0.0)
     monkeypatch.setattr(engines, "REST", 0.0)
     comfy.model_management.unload_all_models()
     with torch.inference_mode():
@@ -112,7 +112,7 @@ def device(monkeypatch):
     """Says which weights are on another device than the model's: on a CPU there is only one."""
     from livediffusion.compiled import cudagraph, weights
     from livediffusion.compiled.engine import WeightsAway
-    from livediffusion.host.sampling import ticks
+    from livediffusion.host.sampling import recordings
 
     gone, real = [], weights.fixed
 
@@ -122,7 +122,7 @@ def device(monkeypatch):
         real(module, device)
 
     monkeypatch.setattr(cudagraph, "fixed", fixed)
-    monkeypatch.setattr(ticks, "fixed", fixed)
+    monkeypatch.setattr(recordings, "fixed", fixed)
     return gone
 
 
@@ -204,10 +204,10 @@ def test_an_engine_is_not_refitted_with_weights_that_lack_their_patches():
 def test_moved_weights_are_left_alone_until_they_stay(monkeypatch):
     """Memory so short that they move every few frames: recording would never pay."""
     from livediffusion.host.models import engines
-    from livediffusion.host.sampling import ticks
+    from livediffusion.host.sampling import recordings
 
     pair = running()
-    monkeypatch.setattr(ticks, "REST", 3600.0)
+    monkeypatch.setattr(recordings, "REST", 3600.0)
     monkeypatch.setattr(engines, "REST", 3600.0)
     for i in range(3):
         moving.elsewhere(pair.compiled)

@@ -15,7 +15,8 @@ LEVELS, SEED = (8.0, 3.0, 1.2, 0.5, 0.0), 11
 def world():
     import comfy.samplers
     import tiny
-    from livediffusion.host.sampling import looks, route
+    from livediffusion.host.models import looks
+    from livediffusion.host.sampling import route
     from livediffusion.host.sampling.stream import Settings, Stream
 
     return types.SimpleNamespace(

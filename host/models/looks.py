@@ -19,8 +19,6 @@ import comfy.samplers
 import torch
 from comfy.patcher_extension import CallbacksMP
 
-from ..models.options import ENGINE
-
 
 class Look(IntEnum):
     """What something looks at; the more, the fewer frames may share its call."""
@@ -30,7 +28,11 @@ class Look(IntEnum):
     FRAME = 2  # anything: steps, calls, neighbours, or nobody knows
 
 
+ENGINE = "livediffusion.engine"  # key of an engine's wrappers and callbacks
 COUNT = "livediffusion.calls"  # key of what counts model calls
+# AnimateDiff-Evolved's words for a part of a batch, which other packs read too: places in the
+# batch, and its length
+PLACE = "ad_params"
 Found = tuple[Look, str]  # and what it is, for people
 
 # functions of ComfyUI's own nodes, by file and name
@@ -59,7 +61,12 @@ _WHILE_SAMPLING = (
 # parts of a model that say what its numbers mean, asked of the model at every level
 _PLAIN_PARTS = ("model_sampling", "latent_format", "manual_cast_dtype")
 _HUNG = ("wrappers", "callbacks")
-_WRITTEN = ("sample_sigmas", *_HUNG)  # in transformer_options by ComfyUI itself
+# what ComfyUI and we write into transformer_options; anything else may steer the network
+_WRITTEN = frozenset({
+    "cond_or_uncond", "uuids", "sigmas", "sample_sigmas", "prefetch_dynamic_vbars",
+    "original_shape", "transformer_index", "block", "block_index", "activations_shape", PLACE,
+    *_HUNG,
+})  # fmt: skip
 _CONDS = (
     comfy.conds.CONDRegular, comfy.conds.CONDNoiseShape, comfy.conds.CONDCrossAttn,
     comfy.conds.CONDConstant, comfy.conds.CONDList,
@@ -114,6 +121,28 @@ def of_entry(entry: dict[str, Any]) -> Iterator[Found]:
     for name, cond in entry.get("model_conds", {}).items():
         if type(cond) not in _CONDS:
             yield Look.FRAME, f"a conditioning of its own kind ({name}: {type(cond).__name__})"
+
+
+def steering(options: dict[str, Any]) -> str:
+    """What in the transformer_options of a call steers the network itself; empty for nothing."""
+    for name, value in options.items():
+        if name not in _WRITTEN and value is not None and value is not False and not _empty(value):
+            kinds = ", ".join(sorted(map(str, value))) if isinstance(value, dict) else ""
+            return f"{name}{': ' + kinds if kinds else ''}"
+    return ""
+
+
+def replaced_part(patcher) -> str:
+    """A part of the network that a node has replaced by another; empty for none."""
+    parts = (name for name in patcher.object_patches if name.startswith("diffusion_model"))
+    return next(parts, "")
+
+
+def _empty(value: Any) -> bool:
+    """True for a dict, list or tuple in which there is nothing, however nested."""
+    if isinstance(value, dict):
+        return all(_empty(v) for v in value.values())
+    return isinstance(value, list | tuple) and not value
 
 
 def most(found: Iterator[Found]) -> Found:
