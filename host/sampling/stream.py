@@ -23,7 +23,7 @@ from .recordings import Recordings
 from .route import Road, Route, before, route
 from .rows import Batch, Joints
 from .space import ModelSpace, scaled_in
-from .visit import Calls, Visit, of_latents
+from .visit import Calls, Visit, check_batch, of_latents
 
 Progress = Callable[[int, int, Tensor], None]
 # what is done in the place of a sampler: (visit, latents in the model's scale, mask) to latents
@@ -295,6 +295,8 @@ class Stream:
         seed = extra_args.get("seed")
         sides = {side: entries[:] for side, entries in guider.conds.items()}
         taken = of_latents(model, sides, noise, latents, mask, seed)
+        if latents.shape[0] > 1:
+            check_batch(model, sides, noise, latents, mask, seed)
         batch = Batch(sides, model, latents.shape, taken, self._edition)
         rows = 2 * n * self.ring.frames_per_slot
         way = route(guider, model, options, batch, [rows, *latents.shape[1:]])

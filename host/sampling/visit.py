@@ -1,9 +1,11 @@
 """A guider while its sample() is under way: model loaded, conditioning processed."""
 
 import weakref
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+import comfy.conds
 import comfy.patcher_extension
 import comfy.samplers
 import torch
@@ -78,24 +80,81 @@ def of_latents(
         sides: processed conditioning.
         noise, latents, mask, seed: that it was processed with.
     """
-    named = tuple((side, *[entry["uuid"] for entry in es]) for side, es in sides.items())
-    key = (named, tuple(latents.shape), mask is None)
+    other = latents.flip(-1) * 0.7 + 0.1
+    later = None if seed is None else seed + 1
+
+    def probe() -> bool:
+        again = _asked(model, sides, noise, other, mask, later)
+        return any(not _alike(entry, twin) for entry, twin in again)
+
+    return _known(model, ("latents", _named(sides), tuple(latents.shape), mask is None), probe)
+
+
+def check_batch(
+    model, sides: Sides, noise: Tensor, latents: Tensor, mask: Tensor | None, seed: int | None
+) -> None:
+    """A model may make one number of a whole batch (the tokens of all prompts, frames of a video).
+
+    It is asked again for the first frame alone.
+
+    Raises:
+        ValueError: so it has.
+    """
+
+    def probe() -> str:
+        one = {side: [_first_row(entry) for entry in entries] for side, entries in sides.items()}
+        again = _asked(model, one, noise[:1], latents[:1], None if mask is None else mask[:1], seed)
+        for (entry, twin), whole in zip(
+            again, [entry for entries in sides.values() for entry in entries], strict=True
+        ):
+            for name, cond in twin["model_conds"].items():
+                mine = whole["model_conds"].get(name)
+                constant = type(mine) is comfy.conds.CONDConstant
+                if constant and name in entry["model_conds"] and not _equal(mine.cond, cond.cond):
+                    return name
+        return ""
+
+    name = _known(model, ("batch", _named(sides), tuple(latents.shape), mask is None), probe)
+    if name:
+        raise ValueError(
+            f"guider: the model makes one thing of the conditioning of all frames ({name}), so "
+            "frames cannot be told apart. Send one frame per run, or give all the same prompt."
+        )
+
+
+def _named(sides: Sides) -> tuple:
+    return tuple((side, *[entry["uuid"] for entry in entries]) for side, entries in sides.items())
+
+
+def _known(model, key: tuple, probe: Callable[[], Any]) -> Any:
     known = _probed.setdefault(model, {})
     if key not in known:
-        other = latents.flip(-1) * 0.7 + 0.1
         with torch.random.fork_rng(devices=[]):
-            known[key] = any(
-                not _alike(entry, again)
-                for side, entries in sides.items()
-                for entry, again in zip(entries, comfy.samplers.encode_model_conds(
-                    model.extra_conds, entries[:], noise, noise.device, side, latent_image=other,
-                    denoise_mask=mask, seed=None if seed is None else seed + 1,
-                    latent_shapes=[latents.shape],
-                ), strict=True)
-            )  # fmt: skip
+            known[key] = probe()
         while len(known) > _PROBES:
             del known[next(iter(known))]
     return known[key]
+
+
+def _asked(model, sides: Sides, noise: Tensor, latents: Tensor, mask, seed) -> list[tuple]:
+    """Each entry, and what a model makes of it with these (comfy.samplers.process_conds)."""
+    out = []
+    for side, entries in sides.items():
+        again = comfy.samplers.encode_model_conds(
+            model.extra_conds, entries[:], noise, noise.device, side, latent_image=latents,
+            denoise_mask=mask, seed=seed, latent_shapes=[latents.shape],
+        )  # fmt: skip
+        out += zip(entries, again, strict=True)
+    return out
+
+
+def _first_row(entry: dict[str, Any]) -> dict[str, Any]:
+    tokens = entry.get("cross_attn")
+    rows = tokens.shape[0] if isinstance(tokens, Tensor) else 1
+    if rows == 1:
+        return entry
+    own = {n: v for n, v in entry.items() if isinstance(v, Tensor) and v.ndim and len(v) == rows}
+    return {**entry, **{name: value[:1] for name, value in own.items()}}
 
 
 def _alike(entry: dict[str, Any], other: dict[str, Any]) -> bool:

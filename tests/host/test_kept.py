@@ -5,6 +5,7 @@ import types
 import weakref
 
 import pytest
+import torch
 
 pytestmark = pytest.mark.comfy
 
@@ -102,3 +103,28 @@ def test_one_tensor_for_another(world):
     entry = world.guider.original_conds["positive"][0]
     entry["cross_attn"] = entry["cross_attn"].clone()
     assert not snapshot.fits(world.guider), "equal, but who knows for how long"
+
+
+def test_a_number_made_of_the_whole_batch_is_refused(world, monkeypatch):
+    """Lumina's count of all prompts' tokens, SVD's count of frames: no frame alone has it."""
+    import comfy.conds
+
+    model, setup = world.model.model, world.Settings(LEVELS, "euler", SEED, drain=True)
+    real = model.extra_conds
+
+    def counted(**kwargs):
+        count = kwargs["cross_attn"].shape[0] * kwargs["cross_attn"].shape[1]
+        return {**real(**kwargs), "num_tokens": comfy.conds.CONDConstant(count)}
+
+    monkeypatch.setattr(model, "extra_conds", counted)
+    monkeypatch.setattr(
+        model, "apply_model", lambda x, t, num_tokens=None, **kwargs: x * 0.5 + num_tokens
+    )
+    frames = world.tiny.latents(3)
+    one = world.Stream().run(world.guider, frames, setup)
+    assert torch.isfinite(one).all(), "one prompt for all frames is no batch"
+    batch = torch.cat([world.tiny.conditioning(i)[0][0] for i in (1, 2, 3)])
+    world.guider.set_conds([[batch, {}]], world.tiny.conditioning(2))
+    with pytest.raises(ValueError, match=r"guider: the model makes one thing .*num_tokens"):
+        world.Stream().run(world.guider, frames, setup)
+    assert torch.isfinite(world.Stream().run(world.guider, frames[:1], setup)).all()
