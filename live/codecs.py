@@ -7,7 +7,7 @@ from typing import Protocol
 import numpy as np
 from PIL import Image
 
-from .wire import Refused
+from .wire import NotTaken
 
 MOST_PIXELS = 16_000_000
 
@@ -24,7 +24,7 @@ class Codec(Protocol):
     mime: str
 
     def decode(self, data: bytes) -> np.ndarray:
-        """[H, W, 3] uint8. Raises Refused for what is no picture, or too large a one."""
+        """[H, W, 3] uint8. Raises NotTaken for what is no picture, or too large a one."""
 
     def encode(self, picture: np.ndarray, quality: int) -> bytes:
         """From [H, W, 3] uint8; quality 1..100."""
@@ -42,13 +42,13 @@ class Jpeg:
                 with Image.open(io.BytesIO(data), formats=("JPEG",)) as picture:
                     width, height = picture.size
                     if width * height > MOST_PIXELS:
-                        raise Refused(f"{width} x {height} is more than {MOST_PIXELS} pixels")
+                        raise NotTaken(f"{width} x {height} is more than {MOST_PIXELS} pixels")
                     return np.asarray(picture.convert("RGB"))
-        except Refused:
+        except NotTaken:
             raise
         except Exception as reason:
             # whatever a decoder says of hostile bytes, the stream goes on
-            raise Refused(f"not a JPEG picture: {reason}") from None
+            raise NotTaken(f"not a JPEG picture: {reason}") from None
 
     def encode(self, picture: np.ndarray, quality: int) -> bytes:
         out = io.BytesIO()

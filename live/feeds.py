@@ -14,7 +14,7 @@ from .codecs import CODECS
 from .film import stills
 from .mailbox import Slot
 from .pictures import Shape, fitted, to_image
-from .wire import Packet, Refused
+from .wire import NotTaken, Packet
 
 # a film that falls back further than this, in seconds, goes on from where it is
 _BEHIND = 0.25
@@ -83,10 +83,10 @@ class CameraFeed(Feed):
         self.coded: Slot[tuple[Packet, float]] = Slot()
 
     def decoded(self, packet: Packet, arrived: float) -> Frame:
-        """Decode in a worker thread. Raises Refused."""
+        """Decode in a worker thread. Raises NotTaken."""
         codec = CODECS.get(packet.codec)
         if codec is None:
-            raise Refused(f"codec {packet.codec} is not known")
+            raise NotTaken(f"codec {packet.codec} is not known")
         picture = codec.decode(packet.payload)
         return self._ready(Frame(packet.sequence, packet.captured, arrived, picture))
 

@@ -12,7 +12,7 @@ from .session import Session
 from .sessions import Invalid, Sessions
 from .still import stills
 from .viewer import Viewer
-from .wire import LARGEST, Packet, Refused
+from .wire import LARGEST, NotTaken, Packet
 
 _BOUNDARY = "livediffusion"
 _AWAITED = 0.5  # seconds between two looks for a run that an open stream waits for
@@ -105,7 +105,7 @@ class _Api:
         viewer = Viewer()
         try:
             session.attach(viewer, owner)
-        except Refused as reason:
+        except NotTaken as reason:
             await socket.send_json({"type": "refused", "reason": str(reason)})
             await socket.close(code=_REFUSED, message=str(reason).encode()[:120])
             return socket

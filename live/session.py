@@ -26,7 +26,7 @@ from .meters import Rate, Spread
 from .pictures import Shape
 from .view import View
 from .viewer import Viewer
-from .wire import Refused, unpacked
+from .wire import NotTaken, unpacked
 
 IN_FLIGHT = 2  # frames whose picture is not on the CPU yet
 OWNER_MISSED = 2.0  # seconds without its page after which a run ends
@@ -194,11 +194,11 @@ class Session:
         """Begin to send to a listener.
 
         Raises:
-            Refused: the session has an owner already.
+            NotTaken: the session has an owner already.
         """
         if owner:
             if self.owner is not None:
-                raise Refused("This live run already has a camera: another page sends to it.")
+                raise NotTaken("This live run already has a camera: another page sends to it.")
             self.owner = viewer
         self.viewers.add(viewer)
         viewer.tell(self.state_message())
@@ -220,12 +220,12 @@ class Session:
             sequence = packet.sequence
             feed = self._feeds.get(BROWSER)
             if feed is None:
-                raise Refused("no Live Camera of this graph shows the browser's camera")
+                raise NotTaken("no Live Camera of this graph shows the browser's camera")
             now = time.monotonic()
             self._camera_rate.add(now)
             feed.coded.put((packet, now))
             self._answer(sequence, None)
-        except Refused as reason:
+        except NotTaken as reason:
             self._counts["refused"] += 1
             self._answer(sequence, str(reason))
 
@@ -276,7 +276,7 @@ class Session:
                 try:
                     frame = await self._loop.run_in_executor(self._pool, feed.decoded, *waiting)
                     feed.slot.put(frame)
-                except Refused as reason:
+                except NotTaken as reason:
                     self._counts["refused"] += 1
                     sequence = waiting[0].sequence
                     message = {"type": "unreadable", "seq": sequence, "reason": str(reason)}

@@ -8,7 +8,7 @@ CAMERA, VIEW = 1, 2
 LARGEST = 4 * 2**20  # bytes of one message
 
 
-class Refused(ValueError):
+class NotTaken(ValueError):
     """A frame that is not taken; the message says why."""
 
 
@@ -50,15 +50,15 @@ def unpacked(message: bytes) -> Packet:
     """A camera frame out of its message.
 
     Raises:
-        Refused: the message is too short, too long or of another kind.
+        NotTaken: the message is too short, too long or of another kind.
     """
     if len(message) > LARGEST:
-        raise Refused(f"larger than {LARGEST} bytes")
+        raise NotTaken(f"larger than {LARGEST} bytes")
     if len(message) <= _HEADER.size:
-        raise Refused("no picture in the message")
+        raise NotTaken("no picture in the message")
     kind, codec, view, sequence, captured, version, source = _HEADER.unpack_from(message)
     if kind != CAMERA:
-        raise Refused(f"kind {kind} is not a camera frame")
+        raise NotTaken(f"kind {kind} is not a camera frame")
     # a clock that is no number would spoil the statistics
     captured = captured / 1000 if 0 <= captured < 1e15 else 0.0
     return Packet(kind, codec, view, sequence, captured, version, source, message[_HEADER.size :])

@@ -123,18 +123,18 @@ class Recordings:
         for tick in self._kept.values():
             tick.stale = True
 
-    def _tick(self, visit, attached, work, ask) -> tuple[Tensor, Tensor | None] | None:
+    def _tick(self, visit, attached, work, asked) -> tuple[Tensor, Tensor | None] | None:
         """A tick whose layout is recorded, or settles; None where it is to be done as it is."""
         # a node may have loaded a model since the last tick, even within a run
         self._same_weights(visit, attached)
-        guide = self._direct.guide(visit, work, ask)
+        guide = self._direct.guide(visit, work, asked)
         if guide is None:
             return None
         prepare(work, guide)
         key = (
-            layout(work, guide.fold(work.plan)), visit.guidance.mode, tuple(ask.labels),
-            repr(sorted(ask.still.items())),
-            tuple((name, value.shape, value.dtype) for name, value in sorted(ask.cond.items())),
+            layout(work, guide.fold(work.plan)), visit.guidance.mode, tuple(asked.labels),
+            repr(sorted(asked.still.items())),
+            tuple((name, value.shape, value.dtype) for name, value in sorted(asked.cond.items())),
         )  # fmt: skip
         tick = self._kept.get(key)
         if tick is None:
@@ -145,7 +145,7 @@ class Recordings:
                 # the very call that is going to be recorded, so that libraries know its shapes
                 return work(guide)
             try:
-                tick = self._record(visit, attached, work, ask, guide)
+                tick = self._record(visit, attached, work, asked, guide)
             except comfy.model_management.InterruptProcessingException:
                 raise
             except Exception as error:
@@ -163,20 +163,20 @@ class Recordings:
         self._calls.rows += tick.rows
         attached.done()
         attached.used = time.monotonic()
-        return tick.run(visit, work, guide.fold(work.plan), ask.cond)
+        return tick.run(visit, work, guide.fold(work.plan), asked.cond)
 
     def _may(self, key: tuple) -> bool:
         """Whether this layout may be recorded now; weights that keep changing never are."""
         return key not in self._failed and not self._away and time.monotonic() >= self._rests_until
 
-    def _record(self, visit: Visit, attached: Attached, work: Work, ask, guide) -> "_FoldedTick":
+    def _record(self, visit: Visit, attached: Attached, work: Work, asked, guide) -> "_FoldedTick":
         started = time.perf_counter()
         fixed(visit.model.diffusion_model, work.plan.device)
         fold = guide.fold(work.plan)
-        tick = _FoldedTick(visit, fold, ask.cond, folds=attached.name == "cudagraph")
+        tick = _FoldedTick(visit, fold, asked.cond, folds=attached.name == "cudagraph")
 
         def again(mine: dict[str, Tensor]) -> Linear:
-            return self._direct.guide(visit, work, ask, {name: mine[name] for name in ask.cond})
+            return self._direct.guide(visit, work, asked, {name: mine[name] for name in asked.cond})
 
         before = self._calls.calls, self._calls.rows
         attached.inside = True
@@ -186,7 +186,7 @@ class Recordings:
                 shape = (fold.timestep.shape[0], *work.buffers.shape)
                 guide.model(torch.zeros(shape, dtype=guide.dtype, device=work.plan.device), fold)
                 warm = self._calls.rows
-                tick.recorded = RecordedTick(work, fold, again, ask.cond, self._new())
+                tick.recorded = RecordedTick(work, fold, again, asked.cond, self._new())
             tick.rows = self._calls.rows - warm
         finally:
             attached.inside = False

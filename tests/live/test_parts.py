@@ -16,7 +16,7 @@ from livediffusion.live.mailbox import Closed, Slot
 from livediffusion.live.meters import Rate, Spread
 from livediffusion.live.pictures import Shape, fitted, landed, on_its_way, to_image
 from livediffusion.live.viewer import CREDIT, Viewer
-from livediffusion.live.wire import Packet, Refused
+from livediffusion.live.wire import NotTaken, Packet
 from PIL import Image
 
 
@@ -65,7 +65,7 @@ def test_the_wire_gives_back_what_was_packed():
 def test_any_bytes_are_a_frame_or_refused(data):
     try:
         assert wire.unpacked(data).payload == data[24:]
-    except Refused as reason:
+    except NotTaken as reason:
         assert str(reason)
 
 
@@ -79,7 +79,7 @@ def test_codec_keeps_the_picture_and_refuses_what_is_none():
     png = io.BytesIO()
     Image.fromarray(picture).save(png, "PNG")
     for bad in (b"", b"\xff\xd8", data[: len(data) // 2], png.getvalue(), bytes(500)):
-        with pytest.raises(Refused):
+        with pytest.raises(NotTaken):
             JPEG.decode(bad)
 
 
@@ -88,7 +88,7 @@ def test_a_header_that_promises_too_much_is_refused_before_decoding():
     at = data.index(b"\xff\xc0") + 5  # height and width in the frame header
     data[at : at + 4] = (10_000).to_bytes(2, "big") * 2
     assert MOST_PIXELS < 10_000**2
-    with pytest.raises(Refused, match="10000 x 10000"):
+    with pytest.raises(NotTaken, match="10000 x 10000"):
         JPEG.decode(bytes(data))
 
 
