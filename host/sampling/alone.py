@@ -5,23 +5,50 @@ that sums over the batch) is right only if a frame has a sample() of its own. So
 all that ComfyUI does at its beginning and end.
 """
 
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import comfy.patcher_extension
 import comfy.sample
 import torch
 from torch import Tensor
 
+from .check import checked_sigmas
 from .rows import Batch
 from .visit import Visit
 
 # AnimateDiff-Evolved's words for a part of a batch, which other packs read too: places in the
-# batch, and its length
+# batch, its length, and that of the part
 _PLACE = "ad_params"
+_KEY = "livediffusion.place"
 
 
 def noise_of(latents: Tensor, seed: int, add_noise: bool) -> Tensor:
-    """ComfyUI's noise, which also seeds whatever draws random numbers while sampling."""
+    """ComfyUI's noise, which also seeds whatever draws random numbers while sampling.
+
+    Of one latent it is the noise of slot 0.
+    """
+    latents = latents.float()
     if not add_noise:
         return torch.zeros_like(latents)
     return comfy.sample.prepare_noise(latents, seed).to(latents)
+
+
+def levels_of(visit: Visit, known: Sequence[float]) -> tuple[float, ...]:
+    """The noise levels that a frame's sampler was called with: `known`, or another node's.
+
+    Raises:
+        ValueError: a stream cannot go by them.
+    """
+    asked = visit.received.sigmas
+    if torch.equal(asked.cpu(), torch.tensor(known, dtype=asked.dtype)):
+        return tuple(known)
+    return checked_sigmas(asked)
+
+
+def heard_by_nobody(step: int, x0: Tensor, x: Tensor, steps: int) -> None:
+    """A callback, since ComfyUI's nodes always pass one and what wraps it counts on it."""
 
 
 def mask_of(mask: Tensor | None, index: int) -> Tensor | None:
@@ -41,6 +68,24 @@ def tell_place(visit: Visit, batch: Batch, index: int, count: int) -> None:
         count: frames.
     """
     visit.batch = batch.only(index, visit.batch)
-    transformer = visit.options.setdefault("transformer_options", {})
+    place = {"sub_idxs": [index], "full_length": count, "context_length": 1}
     # for patches that have something for every picture of a batch
-    transformer.setdefault(_PLACE, {"sub_idxs": [index], "full_length": count})
+    visit.options.setdefault("transformer_options", {}).setdefault(_PLACE, place)
+    comfy.patcher_extension.add_wrapper_with_key(
+        comfy.patcher_extension.WrappersMP.CALC_COND_BATCH, _KEY, _Teller(place), visit.options,
+        is_model_options=True,
+    )  # fmt: skip
+
+
+@dataclasses.dataclass
+class _Teller:
+    """Tells a frame's place again where somebody has told that it is the whole batch."""
+
+    place: dict[str, Any]
+
+    def __call__(self, executor, model, conds, x, timestep, options):
+        transformer = options.get("transformer_options", {})
+        told = transformer.get(_PLACE)
+        if told is None or told.get("sub_idxs") is None:
+            options = {**options, "transformer_options": {**transformer, _PLACE: self.place}}
+        return executor(model, conds, x, timestep, options)
