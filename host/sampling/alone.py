@@ -9,12 +9,13 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
-import comfy.patcher_extension
 import comfy.sample
 import torch
+from comfy.patcher_extension import WrappersMP, add_wrapper_with_key
 from torch import Tensor
 
 from .check import checked_sigmas
+from .looks import Look
 from .rows import Batch
 from .visit import Visit
 
@@ -68,13 +69,26 @@ def tell_place(visit: Visit, batch: Batch, index: int, count: int) -> None:
         count: frames.
     """
     visit.batch = batch.only(index, visit.batch)
+    if not _may_read(visit):
+        return
     place = {"sub_idxs": [index], "full_length": count, "context_length": 1}
     # for patches that have something for every picture of a batch
     visit.options.setdefault("transformer_options", {}).setdefault(_PLACE, place)
-    comfy.patcher_extension.add_wrapper_with_key(
-        comfy.patcher_extension.WrappersMP.CALC_COND_BATCH, _KEY, _Teller(place), visit.options,
-        is_model_options=True,
-    )  # fmt: skip
+    add_wrapper_with_key(
+        WrappersMP.CALC_COND_BATCH, _KEY, _Teller(place), visit.options, is_model_options=True
+    )
+
+
+def _may_read(visit: Visit) -> bool:
+    """False where a compiled model is all there is.
+
+    ComfyUI compiles without guards on transformer_options: a model that was compiled with a key
+    fails where another sampler leaves it out.
+    """
+    transformer = visit.options.get("transformer_options", {})
+    around = transformer.get("wrappers", {}).get(WrappersMP.APPLY_MODEL, {})
+    patched = any(transformer.get(name) for name in ("patches", "patches_replace"))
+    return "torch.compile" not in around or patched or visit.batch.look > Look.ROWS
 
 
 @dataclasses.dataclass
