@@ -31,7 +31,7 @@ class Look(IntEnum):
 ENGINE = "livediffusion.engine"  # key of an engine's wrappers and callbacks
 COUNT = "livediffusion.calls"  # key of what counts model calls
 # AnimateDiff-Evolved's words for a part of a batch, which other packs read too: places in the
-# batch, and its length
+# batch, its length, and that of the part
 PLACE = "ad_params"
 Found = tuple[Look, str]  # and what it is, for people
 

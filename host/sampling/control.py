@@ -9,8 +9,9 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 _MODELS = ("control_model", "t2i_model")
 _SETTINGS = ("strength", "timestep_percent_range", "strength_type", "global_average_pooling")
-
-
+# what AnimateDiff-Evolved, too, knows a control by that picks its own pictures by the place of a
+# frame (alone.tell_place); and its pack may know it by identity
+_PLACED = "sub_idxs"
 _NEAR = 16  # pictures of one batch that are kept on the device
 # a frame's hint is used by each of its ticks, so it goes to the device once
 _there: WeakIdKeyDictionary = WeakIdKeyDictionary()
@@ -43,6 +44,8 @@ def stack(controls: Sequence, indices: Sequence[int], model) -> object | None:
         The stacked control, or None where the rows' controls differ in more than the hint.
     """
     chains = [chain(c) for c in controls]
+    if len(controls) == 1 and all(hasattr(c, _PLACED) for c in chains[0]):
+        return controls[0]
     if any(len(c) != len(chains[0]) for c in chains):
         return None
     previous, device = None, model.current_patcher.load_device

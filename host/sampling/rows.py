@@ -106,6 +106,7 @@ class Conditioning:
     batch: Batch
     index: int
     key: tuple
+    _sides: Sides | None = None  # for the frame by itself: a control counts its steps
 
     def alone(self, model) -> Sides:
         """For the frame by itself, in the run it came with.
@@ -113,8 +114,10 @@ class Conditioning:
         Raises:
             ValueError: it cannot be taken out of its batch.
         """
-        whole = self.batch._whole()
-        return _joined([self], model).sides if whole is None else whole
+        if self._sides is None:
+            whole = self.batch._whole()
+            self._sides = _joined([self], model).sides if whole is None else whole
+        return self._sides
 
     def gate(self, sigma: float) -> tuple:
         """Rows whose gates are equal may share one ComfyUI call, which looks at its first row."""

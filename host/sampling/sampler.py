@@ -63,7 +63,7 @@ def _one_by_one(
     latents: Tensor, mask: Tensor | None, report,
 ) -> Tensor:  # fmt: skip
     """Each frame in a sample() of its own inside the one that is under way."""
-    model, count, out = visit.model, noise.shape[0], []
+    model, count, out = visit.model, noise.shape[0], {}
     # the guider is busy; its options have been prepared for this sample() already
     twin = copy.copy(visit.guider)
     twin.model_options = twin.model_patcher.model_options
@@ -75,11 +75,12 @@ def _one_by_one(
 
         def work(inner: Visit, clean, mask, i=i, frame=frame, own=own, part=part) -> Tensor:
             alone.tell_place(inner, visit.batch, i, count)
-            out.append(stream.flow(inner, frame, settings, own, mask, part))
-            return out[-1]
+            # once more where what is wrapped around samples again
+            out[i] = stream.flow(inner, frame, settings, own, mask, part)
+            return out[i]
 
         twin.sample(
             own, model.process_latent_out(frame), AsSampler(stream, work), sigmas,
             denoise_mask=alone.mask_of(mask, i), disable_pbar=True, seed=settings.seed,
         )  # fmt: skip
-    return torch.cat(out)
+    return torch.cat([out[i] for i in range(count)])

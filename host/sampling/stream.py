@@ -4,7 +4,7 @@ import contextlib
 import logging
 import weakref
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import comfy.model_management
@@ -15,6 +15,7 @@ from torch import Tensor
 from ...engine.noise import SlotNoise
 from ...engine.ring import Ring, Tick
 from ...engine.step_rules import STEP_RULES, Course
+from ...engine.work import TickRows
 from . import alone
 from .evaluate import evaluate
 from .kept import Kept, Snapshot
@@ -23,7 +24,7 @@ from .recordings import Recordings
 from .route import Road, Route, before, route
 from .rows import Batch, Joints
 from .space import ModelSpace, scaled_in
-from .visit import Calls, Visit, check_batch, of_latents
+from .visit import Calls, Received, Visit, check_batch, of_latents
 
 Progress = Callable[[int, int, Tensor], None]
 # what is done in the place of a sampler: (visit, latents in the model's scale, mask) to latents
@@ -152,21 +153,23 @@ class Stream:
             kept.options["transformer_options"]["sample_sigmas"] = sigmas
             return self._again(kept, guider, latents, settings.seed, work)
         self._kept = None
-        noise = torch.zeros_like(latents)
-        if before(guider) is not None:
+        noise, frames = torch.zeros_like(latents), self.frames
+        known = before(guider) is not None
+        if known:
             noise = alone.noise_of(latents, settings.seed, settings.add_noise)
         if self._snapshot is None or not self._snapshot.fits(guider):
             self._snapshot, self._edition = Snapshot(guider), self._edition + 1
-        inside = AsSampler(self, work, apart=latents.shape[0] > 1)
+        inside = AsSampler(self, work, apart=not known or latents.shape[0] > 1)
         try:
             # a sampler inside the guider's own sample(): loading, hooks, wrappers are ComfyUI's
             out = guider.sample(
-                noise, latents, inside, sigmas, denoise_mask=mask, disable_pbar=True,
-                seed=settings.seed,
+                noise, latents, inside, sigmas, denoise_mask=mask,
+                callback=alone.heard_by_nobody, disable_pbar=True, seed=settings.seed,
             )  # fmt: skip
         except Apart as apart:
             batch = apart.batch
         else:
+            self.frames = frames + latents.shape[0]  # what is wrapped around may sample again
             if mask is None:
                 self._keep(inside.visit, n, tuple(latents.shape[1:]))
             return out
@@ -190,6 +193,9 @@ class Stream:
         """
         self._serial += 1
         self._meet(visit.model)
+        if visit.received is not None and noise is None:
+            settings = replace(settings, sigmas=alone.levels_of(visit, settings.sigmas))
+            noise = visit.received.noise
         course = self._steer(visit.model, settings)
         slots = self._slot_noise(settings.seed, clean)
         if not self._linear:
@@ -244,10 +250,19 @@ class Stream:
         ring = self._alone
         ring.clear()
         tick = Tick()
+        callback = None if visit.received is None else visit.received.callback
+
+        def guide(rows: TickRows) -> Tensor:
+            out = evaluate(visit, rows)
+            if callback is not None:
+                # the ring goes on in the same memory
+                callback(k, out.clone(), rows.x.clone(), course.n)
+            return out
+
         for k in range(course.n):
             comfy.model_management.throw_exception_if_processing_interrupted()
             enters = (clean, [frame]) if k == 0 else (None, ())
-            tick = ring.tick(lambda rows: evaluate(visit, rows), *enters, course, slots, noise)
+            tick = ring.tick(guide, *enters, course, slots, noise)
             self.ticks += 1
             if progress is not None:
                 progress(k + 1, course.n, tick.estimate)
@@ -261,7 +276,7 @@ class Stream:
     ) -> Tensor:  # fmt: skip
         """Each frame in a sample() of its own, in order, [B, C, H, W]."""
         out: list[Tensor] = []
-        count = latents.shape[0]
+        count, frames = latents.shape[0], self.frames
         for i in range(count):
 
             def part(done: int, total: int, estimate: Tensor | None, i=i) -> None:
@@ -276,8 +291,9 @@ class Stream:
             out.append(guider.sample(
                 alone.noise_of(frame, settings.seed, settings.add_noise), frame,
                 AsSampler(self, work), self._sigmas[1], denoise_mask=alone.mask_of(mask, i),
-                disable_pbar=True, seed=settings.seed,
+                callback=alone.heard_by_nobody, disable_pbar=True, seed=settings.seed,
             ))  # fmt: skip
+        self.frames = frames + count
         return torch.cat(out)
 
     def visit(
@@ -382,7 +398,8 @@ class AsSampler(comfy.samplers.Sampler):
     """Runs `work` where ComfyUI runs a sampler: model loaded, conditioning processed.
 
     Args:
-        apart: frames that must be sampled alone are not sampled here: raises Apart.
+        apart: frames that must be sampled alone are not sampled here, in a batch or without their
+            noise: raises Apart.
     """
 
     def __init__(self, stream: Stream, work: Sampled, apart: bool = False):
@@ -398,8 +415,10 @@ class AsSampler(comfy.samplers.Sampler):
         visit = self.visit = self.stream.visit(
             model_wrap, extra_args, len(sigmas) - 1, noise, latent_image, denoise_mask
         )
-        if self.apart and visit.route.road is Road.PER_FRAME:
-            raise Apart(visit.batch)
+        if visit.route.road is Road.PER_FRAME:
+            if self.apart:
+                raise Apart(visit.batch)
+            visit.received = Received(noise, sigmas, callback)
         return self.work(visit, latent_image, denoise_mask)
 
 

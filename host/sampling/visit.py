@@ -40,6 +40,21 @@ class Calls:
         )  # fmt: skip
 
 
+@dataclass(frozen=True)
+class Received:
+    """What a sampler is called with besides latents, after all that may have changed it.
+
+    Attributes:
+        noise: [B, C, H, W].
+        sigmas: [n + 1].
+        callback: called with (step, x0, x, steps), or None.
+    """
+
+    noise: Tensor
+    sigmas: Tensor
+    callback: Callable[[int, Tensor, Tensor, int], None] | None
+
+
 @dataclass
 class Visit:
     """A guider whose model is loaded and whose conditioning is processed.
@@ -52,6 +67,7 @@ class Visit:
         seed: as a sampler receives it.
         route: how its ticks go.
         joints: of the stream.
+        received: where its frame is sampled alone by a sampler inside the guider.
     """
 
     guider: Any
@@ -61,6 +77,7 @@ class Visit:
     seed: int | None
     route: Route
     joints: Joints = field(default_factory=Joints)
+    received: Received | None = None
 
     @property
     def guidance(self) -> Guidance | None:
