@@ -45,7 +45,7 @@ def without_network(size: int = 512):
 
     kit = published("sd15", size, tiny=True)
     base = kit.model.model
-    base.diffusion_model.forward = lambda x, *args, **named: x
+    base.diffusion_model._forward = lambda x, *args, **named: x
     base.process_latent_in = base.process_latent_out = lambda latent: latent
     return dataclasses.replace(kit, unet=lambda x, t, **named: (x,))
 

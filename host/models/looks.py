@@ -9,6 +9,7 @@ it. Everything else is taken to look at the level, the step, the batch and the c
 import functools
 import os
 import types
+import weakref
 from collections.abc import Iterator
 from enum import IntEnum
 from typing import Any
@@ -49,7 +50,7 @@ _KNOWN = {
 }
 _KNOWN_FOLDERS = ("comfy/weight_adapter/",)  # LoRA beside the weights instead of in them
 # ComfyUI's own way from a guider to the model
-_SEAM = (
+SEAM = (
     "sampling_function", "cfg_function", "calc_cond_batch", "_calc_cond_batch",
     "get_area_and_mult",
 )  # fmt: skip
@@ -101,9 +102,31 @@ def of_model(model) -> Iterator[Found]:
     for name in ("apply_model", "_apply_model"):
         if name in vars(model) or not file_of(getattr(type(model), name)).startswith("comfy/"):
             yield Look.FRAME, f"the model {type(model).__name__} has its own {name}"
-    for name in _SEAM:
+    for name in SEAM:
         if file_of(getattr(comfy.samplers, name)) != "comfy/samplers.py":
             yield Look.FRAME, f"a pack has replaced ComfyUI's {name}"
+    network = model.diffusion_model
+    kind = type(network)
+    if kind.__module__.startswith("comfy.") and not file_of(kind.forward).startswith("comfy/"):
+        yield Look.FRAME, f"a pack has replaced {kind.__name__}.forward"
+    for name, part in ("", network), *_parts(network):
+        own = vars(part).get("forward")
+        if own is not None:
+            yield _look_of(own), f"{name or 'the network'} has a forward of its own"
+        if part._forward_hooks or part._forward_pre_hooks:
+            yield Look.FRAME, f"{name or 'the network'} has a hook on it"
+
+
+_known_parts: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
+
+
+def _parts(network: torch.nn.Module) -> list[tuple[str, torch.nn.Module]]:
+    """All modules below a network: walking them takes ten times as long as looking at them."""
+    known = _known_parts.get(network)
+    if known is None:
+        known = [(name, part) for name, part in network.named_modules() if name]
+        _known_parts[network] = known
+    return known
 
 
 def of_entry(entry: dict[str, Any]) -> Iterator[Found]:

@@ -48,9 +48,14 @@ def heard_by_nobody(step: int, x0: Tensor, x: Tensor, steps: int) -> None:
     """A callback, since ComfyUI's nodes always pass one and what wraps it counts on it."""
 
 
-def mask_of(mask: Tensor | None, index: int) -> Tensor | None:
-    """ComfyUI's noise_mask of one frame."""
-    if mask is None or mask.ndim < 3 or mask.shape[0] == 1:
+def mask_of(mask: Tensor | None, index: int, latents: Tensor) -> Tensor | None:
+    """ComfyUI's noise_mask of one frame, as comfy.utils.reshape_mask spreads it over [B, C, H, W];
+    of latents with a time axis, whose masks have one, only a batch of masks is taken apart."""
+    if mask is None or mask.ndim < 3:
+        return mask
+    if latents.ndim == 4:
+        mask = mask.reshape(-1, 1, *mask.shape[-2:])
+    elif mask.ndim < 5:
         return mask
     return mask[index % mask.shape[0]][None]
 

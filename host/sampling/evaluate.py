@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ...engine.work import TickRows
+from .guider import RCFGGuider
 from .payload import Payload
 from .route import Road
 from .rows import Joint, Sides, merge_entries
@@ -112,12 +113,16 @@ def _guided(
         own = {"sample_sigmas": torch.tensor(levels, device=rows.x.device)}
         transformer = {**options.get("transformer_options", {}), **own}
         options = {**options, "transformer_options": transformer}
-    before = guider.conds
-    guider.conds, guider.rows = sides, rows
+    before, ours = guider.conds, isinstance(guider, RCFGGuider)
+    guider.conds = sides
+    if ours:
+        guider.rows = rows
     try:
         return guider(rows.x, rows.sigma, model_options=options, seed=visit.seed)
     finally:
-        guider.conds, guider.rows = before, None
+        guider.conds = before
+        if ours:
+            guider.rows = None
 
 
 def _predict(visit: Visit, rows: Group, which: str) -> tuple[Tensor, Tensor | None]:

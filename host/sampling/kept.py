@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ...engine.guidance import Guidance
 from ..models import weights
-from .route import Route
+from .route import Route, way_of
 from .rows import Batch
 
 # what a guider has for the time of a sample() only, and what is looked at by itself
@@ -32,12 +32,13 @@ class Snapshot:
         self._patcher = weakref.ref(patcher)
         self._own = _copied(_own(guider))
         self._hung = _copied([getattr(patcher, name) for name in _HUNG])
+        self._way = way_of(guider)
         self._beside = [[id(part) for part in _parts(getattr(patcher, n))] for n in _BESIDE]
 
     def fits(self, guider) -> bool:
         """Whether the guider and its MODEL are as they were. Asked for each frame."""
         patcher = guider.model_patcher
-        if self._patcher() is not patcher:
+        if self._patcher() is not patcher or self._way != way_of(guider):
             return False
         try:
             # compares element by element, and an element first by identity

@@ -64,7 +64,9 @@ _ROADS = {Look.ROWS: Road.GUIDER, Look.LEVEL: Road.PER_LEVEL, Look.FRAME: Road.P
 def before(guider) -> Route | None:
     """The route where it is certain before the guider's sample() begins: PER_FRAME, or None."""
     patcher = guider.model_patcher
-    entries = [entry for side in guider.original_conds.values() for entry in side]
+    # a guider of another pack may keep none
+    known = vars(guider).get("original_conds", {})
+    entries = [entry for side in known.values() for entry in side]
     found = [
         *_of_guider(guider), *looks.of_options(patcher.model_options),
         *looks.of_patcher(patcher), *looks.of_model(patcher.model),
@@ -114,12 +116,39 @@ def route(guider, model, options: dict[str, Any], batch: Batch, shape: list[int]
 def _of_guider(guider) -> Iterator[looks.Found]:
     """What a guider does otherwise than ComfyUI's."""
     kind, stock = type(guider), comfy.samplers.CFGGuider
-    own = [name for name in _SAMPLING if name in vars(guider)]
-    known = kind.__name__ in _GUIDERS.get(looks.file_of(kind.set_conds), ())
-    if kind is not RCFGGuider and not known:
-        own += [n for n in _SAMPLING if getattr(kind, n, None) is not getattr(stock, n)]
-    if own:
+    for name in _SAMPLING:
+        if looks.file_of(getattr(stock, name)) != "comfy/samplers.py":
+            yield Look.FRAME, f"a pack has replaced ComfyUI's CFGGuider.{name}"
+    if own := _own_ways(guider):
         yield Look.FRAME, f"the guider {kind.__name__} has its own {own[0]}"
+
+
+def _own_ways(guider) -> list[str]:
+    kind, stock = type(guider), comfy.samplers.CFGGuider
+    own = [name for name in _SAMPLING if name in vars(guider)]
+    written = looks.file_of(vars(kind).get("set_conds"))
+    if kind is not RCFGGuider and kind.__name__ not in _GUIDERS.get(written, ()):
+        own += [n for n in _SAMPLING if getattr(kind, n, None) is not getattr(stock, n)]
+    return own
+
+
+def way_of(guider) -> tuple:
+    """The functions on ComfyUI's own way from a guider to the network, to see if one changes."""
+    kind, model = type(guider), guider.model_patcher.model
+    own, sampling, network = vars(model), vars(model.model_sampling), model.diffusion_model
+    return (
+        *[getattr(comfy.samplers, name) for name in looks.SEAM],
+        kind.predict_noise, kind.outer_predict_noise,
+        type(model).apply_model, own.get("apply_model"),
+        type(model)._apply_model, own.get("_apply_model"),
+        sampling.get("calculate_input"), sampling.get("calculate_denoised"),
+        type(network).forward, vars(network).get("forward"),
+    )  # fmt: skip
+
+
+def samples_itself(guider) -> bool:
+    """Whether a guider does more around its sampler than ComfyUI's."""
+    return not {"sample", "outer_sample", "inner_sample"}.isdisjoint(_own_ways(guider))
 
 
 def _guidance(guider, batch: Batch) -> tuple[Guidance | None, str]:

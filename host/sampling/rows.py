@@ -49,6 +49,7 @@ class Batch:
         ranges: noise levels (start, end) between which each gated entry acts.
         plain: one ungated entry per side with nothing but model_conds.
         of_latents: see Args.
+        shared: nothing in it belongs to one frame only.
         direct: one plain call serves its frames, whatever their slots.
         names: the sides' names.
     """
@@ -64,8 +65,8 @@ class Batch:
         self.ranges = tuple(r for entry in entries for r in _ranges(entry, model))
         self.plain = is_plain(sides)
         self.direct = self.plain and not self.ranges and not self.look
-        self._shared = not of_latents and all(map(_same_for_every_frame, entries))
-        if self._shared:
+        self.shared = not of_latents and all(map(_same_for_every_frame, entries))
+        if self.shared:
             # in the next run it may be the same conditioning again
             named = tuple((side, *[e["uuid"] for e in es]) for side, es in sides.items())
             self._key: tuple = (_number(tuple(shape[1:]), edition, named),)
@@ -75,7 +76,7 @@ class Batch:
 
     def only(self, index: int, own: "Batch") -> "Batch":
         """The batch of a run with frame `index` alone, whose own conditioning is `own`."""
-        if self._shared:
+        if self.shared:
             return own
         out = copy.copy(self)
         out._first = index
@@ -83,14 +84,14 @@ class Batch:
 
     def frame(self, index: int) -> "Conditioning":
         """Of frame `index` of the run, 0 <= index < B."""
-        if self._shared:
+        if self.shared:
             return self._any
         index += self._first
         return Conditioning(self, index, (*self._key, index))
 
     def _whole(self) -> Sides | None:
         """As ComfyUI gave it, where it holds for every frame that it is asked for."""
-        return self._sides if self._shared or self._count == 1 else None
+        return self._sides if self.shared or self._count == 1 else None
 
 
 @functools.lru_cache(256)
@@ -168,7 +169,7 @@ class Joints:
             ValueError: see Conditioning.alone.
         """
         first = frames[0]
-        shared = first.batch._shared and all(f is first or f.key == first.key for f in frames)
+        shared = first.batch.shared and all(f is first or f.key == first.key for f in frames)
         if shared:
             frames = [first]
         key = (shared, *[f.key for f in frames])

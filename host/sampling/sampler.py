@@ -81,6 +81,6 @@ def _one_by_one(
 
         twin.sample(
             own, model.process_latent_out(frame), AsSampler(stream, work), sigmas,
-            denoise_mask=alone.mask_of(mask, i), disable_pbar=True, seed=settings.seed,
+            denoise_mask=alone.mask_of(mask, i, latents), disable_pbar=True, seed=settings.seed,
         )  # fmt: skip
     return torch.cat([out[i] for i in range(count)])

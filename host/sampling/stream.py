@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import comfy.model_management
+import comfy.sampler_helpers
 import comfy.samplers
 import torch
 from torch import Tensor
@@ -21,7 +22,7 @@ from .evaluate import evaluate
 from .kept import Kept, Snapshot
 from .payload import Payload, payloads
 from .recordings import Recordings
-from .route import Road, Route, before, route
+from .route import Road, Route, before, route, samples_itself
 from .rows import Batch, Joints
 from .space import ModelSpace, scaled_in
 from .visit import Calls, Received, Visit, check_batch, of_latents
@@ -153,13 +154,15 @@ class Stream:
             kept.options["transformer_options"]["sample_sigmas"] = sigmas
             return self._again(kept, guider, latents, settings.seed, work)
         self._kept = None
+        if self._snapshot is None or not self._snapshot.fits(guider):
+            self._snapshot, self._edition = Snapshot(guider), self._edition + 1
         noise, frames = torch.zeros_like(latents), self.frames
         known = before(guider) is not None
         if known:
+            if latents.shape[0] > 1:
+                return self._one_by_one(guider, latents, settings, None, mask, progress)
             noise = alone.noise_of(latents, settings.seed, settings.add_noise)
-        if self._snapshot is None or not self._snapshot.fits(guider):
-            self._snapshot, self._edition = Snapshot(guider), self._edition + 1
-        inside = AsSampler(self, work, apart=not known or latents.shape[0] > 1)
+        inside = AsSampler(self, work, apart=not known)
         try:
             # a sampler inside the guider's own sample(): loading, hooks, wrappers are ComfyUI's
             out = guider.sample(
@@ -206,6 +209,8 @@ class Stream:
         own = None
         if mask is not None:
             own = slots.slot(0).expand_as(clean) if noise is None else noise
+            if not settings.add_noise and noise is None:
+                own = torch.zeros_like(clean)
         frames = payloads(visit.batch, batch, self._serial, mask, own)
         if visit.route.road is Road.PER_FRAME:
             return self._sampled_alone(visit, clean, frames[0], course, slots, noise, progress)
@@ -271,10 +276,14 @@ class Stream:
         return tick.finished[-1][1]
 
     def _one_by_one(
-        self, guider, latents: Tensor, settings: Settings, batch: Batch, mask: Tensor | None,
-        progress: Progress | None,
+        self, guider, latents: Tensor, settings: Settings, batch: Batch | None,
+        mask: Tensor | None, progress: Progress | None,
     ) -> Tensor:  # fmt: skip
-        """Each frame in a sample() of its own, in order, [B, C, H, W]."""
+        """Each frame in a sample() of its own, in order, [B, C, H, W].
+
+        Args:
+            batch: the conditioning of all of them, if it is processed already.
+        """
         out: list[Tensor] = []
         count, frames = latents.shape[0], self.frames
         for i in range(count):
@@ -283,18 +292,53 @@ class Stream:
                 if progress is not None:
                     progress(i * total + done, count * total, estimate)
 
-            def work(visit: Visit, clean: Tensor, mask: Tensor | None, i=i, part=part) -> Tensor:
+            def work(visit: Visit, clean: Tensor, own: Tensor | None, i=i, part=part) -> Tensor:
+                nonlocal batch
+                if batch is None:
+                    batch = self._together(visit, latents, mask, settings.seed)
                 alone.tell_place(visit, batch, i, count)
-                return self.flow(visit, clean, settings, mask=mask, progress=part)
+                return self.flow(visit, clean, settings, mask=own, progress=part)
 
-            frame = latents[i : i + 1]
+            frame, part_of_mask = latents[i : i + 1], alone.mask_of(mask, i, latents)
             out.append(guider.sample(
                 alone.noise_of(frame, settings.seed, settings.add_noise), frame,
-                AsSampler(self, work), self._sigmas[1], denoise_mask=alone.mask_of(mask, i),
+                AsSampler(self, work), self._sigmas[1], denoise_mask=part_of_mask,
                 callback=alone.heard_by_nobody, disable_pbar=True, seed=settings.seed,
             ))  # fmt: skip
         self.frames = frames + count
         return torch.cat(out)
+
+    def _together(
+        self, visit: Visit, latents: Tensor, mask: Tensor | None, seed: int | None
+    ) -> Batch:
+        """The conditioning of all frames of a run, while the first is sampled alone.
+
+        Raises:
+            ValueError: a guider that processes its conditioning itself is to give frames their own.
+        """
+        guider, model = visit.guider, visit.model
+        clean = scaled_in(model, latents.to(guider.model_patcher.load_device, torch.float32))
+        if mask is not None:
+            mask = comfy.sampler_helpers.prepare_mask(mask, clean.shape, clean.device)
+        noise = torch.zeros_like(clean)
+        sides = {side: [e.copy() for e in es] for side, es in guider.original_conds.items()}
+        sides = comfy.samplers.process_conds(
+            model, noise, sides, clean.device, clean, mask, seed, latent_shapes=[clean.shape]
+        )
+        batch = self._batch(model, sides, noise, clean, mask, seed)
+        if not batch.shared and samples_itself(guider):
+            raise ValueError(
+                f"guider: {type(guider).__name__} samples in a way of its own, so frames of one "
+                "run cannot be given a conditioning each. Send one frame per run, or give all the "
+                "same."
+            )
+        return batch
+
+    def _batch(self, model, sides, noise: Tensor, latents: Tensor, mask, seed) -> Batch:
+        if latents.shape[0] > 1:
+            check_batch(model, sides, noise, latents, mask, seed)
+        taken = of_latents(model, sides, noise, latents, mask, seed)
+        return Batch(sides, model, latents.shape, taken, self._edition)
 
     def visit(
         self, guider, extra_args: dict[str, Any], n: int, noise: Tensor, latents: Tensor,
@@ -310,10 +354,7 @@ class Stream:
         model, options = guider.inner_model, extra_args["model_options"]
         seed = extra_args.get("seed")
         sides = {side: entries[:] for side, entries in guider.conds.items()}
-        taken = of_latents(model, sides, noise, latents, mask, seed)
-        if latents.shape[0] > 1:
-            check_batch(model, sides, noise, latents, mask, seed)
-        batch = Batch(sides, model, latents.shape, taken, self._edition)
+        batch = self._batch(model, sides, noise, latents, mask, seed)
         rows = 2 * n * self.ring.frames_per_slot
         way = route(guider, model, options, batch, [rows, *latents.shape[1:]])
         self.calls.into(options)

@@ -29,7 +29,7 @@ def test_operations_per_tick_outside_the_unet(monkeypatch, rule, mode, n):
     from livediffusion.host.sampling.stream import Settings, Stream
 
     model = tiny.model()
-    monkeypatch.setattr(model.model.diffusion_model, "forward", lambda x, *args, **kwargs: x)
+    monkeypatch.setattr(model.model.diffusion_model, "_forward", lambda x, *args, **kwargs: x)
     guider = RCFGGuider(model, Guidance(mode, 1.4, 0.9))
     guider.set_conds(tiny.conditioning(1), tiny.conditioning(2))
     stream, counts = Stream(), []
