@@ -27,11 +27,13 @@ class Tick:
 
     Attributes:
         finished: latents of the frames that left, oldest first, [b, C, H, W], and their payloads.
+        predictions: their last clean predictions, in the same order, where the ring gives them.
         estimate: clean prediction of the most advanced frames, for display while nothing leaves.
         rows: rows of the model call.
     """
 
     finished: list[tuple[list[Any], Tensor]] = field(default_factory=list)
+    predictions: list[Tensor] = field(default_factory=list)
     estimate: Tensor | None = None
     rows: int = 0
 
@@ -41,12 +43,15 @@ class Ring:
 
     Args:
         frames_per_slot: F, the most rows that enter together.
+        predictions: also give the last predictions of the frames that leave. They end at a noise
+            level above 0, or else these are what leaves; a tick takes a few operations more.
     """
 
-    def __init__(self, frames_per_slot: int = 1):
+    def __init__(self, frames_per_slot: int = 1, predictions: bool = False):
         if frames_per_slot < 1:
             raise ValueError(f"frames_per_slot must be at least 1, not {frames_per_slot}")
         self.frames_per_slot = frames_per_slot
+        self._predictions = predictions
         self.overtaken = 0  # frames that a shorter schedule behind them made stale
         self.buffers: Buffers | None = None
         self._places: list[Place | None] = []
@@ -102,7 +107,8 @@ class Ring:
         if entry_noise is None and noise is not None:
             entry_noise = noise.slot(0)
         f = self.frames_per_slot
-        finishes = any(p.finishes for p in places)
+        # else somebody looks at the predictions
+        finishes = any(p.finishes for p in places) and not self._predictions
         full = (
             finishes
             and source is not None
@@ -187,16 +193,18 @@ class Ring:
         if denoised is not None:
             furthest = max(range(len(places)), key=lambda i: (places[i].k / places[i].course.n, -i))
             tick.estimate = denoised[plan.spans[furthest]]
-        left: list[tuple[Place, Tensor]] = []
+        left: list[tuple[Place, Tensor, slice]] = []
         for at, place, span in zip(plan.places, places, plan.spans, strict=True):
             place.k += 1
             if place.k == place.course.n:
                 self._places[at] = None
                 out, unmix = after[span], place.course.unmix
                 # the next tick writes over the rows
-                left.append((place, out.clone() if unmix == 1 else out * unmix))
-        left.sort(key=lambda pair: pair[0].age)
-        tick.finished = [(place.payloads, out) for place, out in left]
+                left.append((place, out.clone() if unmix == 1 else out * unmix, span))
+        left.sort(key=lambda one: one[0].age)
+        tick.finished = [(place.payloads, out) for place, out, _ in left]
+        if self._predictions:
+            tick.predictions = [denoised[span] for *_, span in left]
         if left:
             if tick.estimate is None:
                 tick.estimate = left[-1][1]

@@ -52,7 +52,7 @@ class Work:
         noise: theirs, [b or 1, C, H, W].
         plan: of all rows.
         places: in the plan's order.
-        finishes: frames leave after this tick.
+        finishes: frames leave after this tick, and nobody looks at predictions.
         full: they do, F enter, and every place holds F.
         recorded: this is recorded, so Python sees it once only.
     """

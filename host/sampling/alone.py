@@ -21,6 +21,7 @@ from .visit import Visit
 
 _KEY = "livediffusion.place"
 
+
 def noise_of(latents: Tensor, seed: int, add_noise: bool) -> Tensor:
     """ComfyUI's noise, which also seeds whatever draws random numbers while sampling.
 

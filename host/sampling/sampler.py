@@ -39,7 +39,8 @@ class StreamSampler(comfy.samplers.Sampler):
         settings = Settings(
             checked_sigmas(sigmas), self.step_rule, 0 if seed is None else seed, drain=True
         )
-        stream = Stream(self.frames_per_slot)
+        # what ends at a noise level above 0 is not what its last step predicts
+        stream = Stream(self.frames_per_slot, predictions=settings.sigmas[-1] > 0)
         n = len(sigmas) - 1
         visit = stream.visit(model_wrap, extra_args, n, noise, latent_image, denoise_mask)
 
@@ -48,22 +49,23 @@ class StreamSampler(comfy.samplers.Sampler):
                 callback(done - 1, estimate, estimate, total)
 
         if visit.route.road is Road.PER_FRAME and noise.shape[0] > 1:
-            out = _one_by_one(
+            out, ends = _one_by_one(
                 stream, visit, sigmas, settings, noise, latent_image, denoise_mask, report
             )
         else:
             out = stream.flow(visit, latent_image, settings, noise, denoise_mask, report)
+            ends = stream.ends
         if callback is not None:
-            callback(n - 1, out, out, n)
+            callback(n - 1, torch.cat(ends) if ends else out, out, n)
         return out
 
 
 def _one_by_one(
     stream: Stream, visit: Visit, sigmas: Tensor, settings: Settings, noise: Tensor,
     latents: Tensor, mask: Tensor | None, report,
-) -> Tensor:  # fmt: skip
-    """Each frame in a sample() of its own inside the one that is under way."""
-    model, count, out = visit.model, noise.shape[0], {}
+) -> tuple[Tensor, list[Tensor]]:  # fmt: skip
+    """Each frame in a sample() of its own inside the one that is under way; and Stream.ends."""
+    model, count, out, ends = visit.model, noise.shape[0], {}, {}
     # the guider is busy; its options have been prepared for this sample() already
     twin = copy.copy(visit.guider)
     twin.model_options = twin.model_patcher.model_options
@@ -76,11 +78,11 @@ def _one_by_one(
         def work(inner: Visit, clean, mask, i=i, frame=frame, own=own, part=part) -> Tensor:
             alone.tell_place(inner, visit.batch, i, count)
             # once more where what is wrapped around samples again
-            out[i] = stream.flow(inner, frame, settings, own, mask, part)
+            out[i], ends[i] = stream.flow(inner, frame, settings, own, mask, part), stream.ends
             return out[i]
 
         twin.sample(
             own, model.process_latent_out(frame), AsSampler(stream, work), sigmas,
             denoise_mask=alone.mask_of(mask, i, latents), disable_pbar=True, seed=settings.seed,
         )  # fmt: skip
-    return torch.cat([out[i] for i in range(count)])
+    return torch.cat([out[i] for i in range(count)]), [end for i in range(count) for end in ends[i]]

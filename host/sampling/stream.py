@@ -71,21 +71,24 @@ class Stream:
 
     Args:
         frames_per_slot: F.
+        predictions: see engine.ring.Ring.
 
     Attributes:
+        ends: the last predictions of the frames that the newest flow finished, oldest first.
         lag: runs since the newest frame of the last output came in.
         route: of the last run.
     """
 
-    def __init__(self, frames_per_slot: int = 1):
-        self.ring = Ring(frames_per_slot)
+    def __init__(self, frames_per_slot: int = 1, predictions: bool = False):
+        self.ring = Ring(frames_per_slot, predictions)
+        self.ends: list[Tensor] = []
         self.calls = Calls()
         self.recorded = Recordings(self.calls)
         self.frames = 0
         self.ticks = 0
         self.lag = 0
         self.route: Route | None = None
-        self._alone = Ring(1)  # of the frame that is sampled by itself
+        self._alone = Ring(1, predictions)  # of the frame that is sampled by itself
         self._joints = Joints()
         self._kept: Kept | None = None
         self._snapshot: Snapshot | None = None  # of the guider that was prepared last
@@ -195,6 +198,7 @@ class Stream:
             noise: noise of each frame instead of slot 0's, [B, C, H, W].
         """
         self._serial += 1
+        self.ends = []
         self._meet(visit.model)
         if visit.received is not None and noise is None:
             settings = replace(settings, sigmas=alone.levels_of(visit, settings.sigmas))
@@ -234,6 +238,7 @@ class Stream:
                 road,
             )
             self.ticks += 1
+            self.ends += tick.predictions
             if settings.drain:
                 out += [latents for _, latents in tick.finished]
             else:
@@ -272,7 +277,7 @@ class Stream:
             if progress is not None:
                 progress(k + 1, course.n, tick.estimate)
         self.frames += 1
-        self.lag = 0
+        self.ends, self.lag = tick.predictions, 0
         return tick.finished[-1][1]
 
     def _one_by_one(

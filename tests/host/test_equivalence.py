@@ -148,3 +148,34 @@ def test_stream_batch_inside_sampler_custom_advanced(n, rule, prediction, mode):
         )  # fmt: skip
         error = _tiny().rms(result.args[0]["samples"], expected[:frames])
         assert error <= 1e-5, f"N={frames} F={per_slot}: {error:.2e}"
+
+
+@pytest.mark.parametrize("mode", ["off", "full"])
+@pytest.mark.parametrize("alone", [False, True], ids=["direct", "per frame"])
+def test_what_ends_above_zero_has_a_prediction_of_its_own(mode, alone):
+    """SamplerCustomAdvanced's second output, as after SplitSigmas."""
+    from comfy_extras.nodes_custom_sampler import SamplerCustomAdvanced
+    from livediffusion.engine.noise import SlotNoise
+    from livediffusion.nodes.sampling import LiveStreamBatch
+
+    noise, frames = SlotNoise(SEED, (4, 8, 8)), _tiny().latents(5)
+    sigmas = _sigmas("epsilon", 4, "euler")[:3]
+
+    def guider():
+        made = _guider("epsilon", mode)
+        if alone:
+            made.predict_noise = functools.partial(type(made).predict_noise, made)
+        return made
+
+    def sampled(sampler, latents):
+        out = SamplerCustomAdvanced.execute(
+            FixedNoise(noise), guider(), sampler, sigmas, {"samples": latents}
+        )
+        return [latent["samples"] for latent in out.args]
+
+    each = [sampled(_sampler("euler", noise), frame) for frame in frames.split(1)]
+    for per_slot in (1, 2):
+        got = sampled(LiveStreamBatch.execute("euler", per_slot).args[0], frames)
+        for ours, theirs in zip(got, map(torch.cat, zip(*each, strict=True)), strict=True):
+            assert _tiny().rms(ours, theirs) <= 1e-5
+        assert _tiny().rms(got[1], got[0]) > 1e-2
