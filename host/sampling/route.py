@@ -12,6 +12,7 @@ from typing import Any
 import comfy.model_management
 import comfy.samplers
 from comfy.model_base import BaseModel
+from torch.utils.hooks import RemovableHandle
 
 from ...engine.guidance import Guidance
 from ..models import looks
@@ -143,6 +144,7 @@ def way_of(guider) -> tuple:
         type(model)._apply_model, own.get("_apply_model"),
         sampling.get("calculate_input"), sampling.get("calculate_denoised"),
         type(network).forward, vars(network).get("forward"),
+        RemovableHandle.next_id,  # grows with every hook on any module
     )  # fmt: skip
 
 
