@@ -60,8 +60,8 @@ def test_reasons_are_told():
 def cases(table):
     """(node, family, variant) of all that is exercised, as parameters.
 
-    One family in four ways on each ComfyUI, the other families on the primary, and everything in
-    all eight ways where LIVEDIFFUSION_WALK is "all".
+    One family in two ways on each ComfyUI, in four and the other families on the primary, and
+    everything in all eight ways where LIVEDIFFUSION_WALK is "all".
     """
     from node_models import Use
 
@@ -71,10 +71,12 @@ def cases(table):
             continue
         first, *others = use.families
         variants = ["default", "inside"] if use.inside else ["default"]
-        out += [pytest.param(name, first, v) for v in variants]
+        out += [
+            pytest.param(name, first, v, marks=slow if v == "inside" else []) for v in variants
+        ]
         if os.environ.get("LIVEDIFFUSION_WALK") == "all":
             out += [pytest.param(name, first, f"{v}, more", marks=slow) for v in variants]
-        out += [pytest.param(name, first, "rows")] if use.rows else []
+        out += [pytest.param(name, first, "rows", marks=slow)] if use.rows else []
         out += [pytest.param(name, family, variants[-1], marks=slow) for family in others]
     return out
 

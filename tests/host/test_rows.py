@@ -194,7 +194,7 @@ KINDS = {
     "entries, gated": entries("SD1.5", alike=False),
     "zeroed": through("SD1.5", "ConditioningZeroOut"),
 }  # fmt: skip
-SLOW = {"prompts, odd lengths", "pooled", "SD3", "Flux", "zeroed", "mask bounds", "entries"}
+SLOW = {"attention masks", "prompts, odd lengths", "pooled", "SD3", "Flux", "zeroed", "mask bounds", "entries"}
 
 
 def case(kind):
