@@ -4,6 +4,7 @@ tests/habits.py has the habits and the places. Equal to rounding, or refused in 
 """
 
 import itertools
+import os
 
 import pytest
 
@@ -81,7 +82,7 @@ PAIRS = list(itertools.product(PLACES, HABITS))
 @pytest.mark.parametrize(
     ("place", "habit"),
     # all of them on the primary ComfyUI, some on the others
-    [pytest.param(*pair, marks=[pytest.mark.slow] if i % 4 else []) for i, pair in enumerate(PAIRS)],
+    [pytest.param(*p, marks=[pytest.mark.slow] if i % 4 else []) for i, p in enumerate(PAIRS)],
 )
 def test_habit_in_a_few_ways(place, habit):
     import framewise
@@ -90,7 +91,9 @@ def test_habit_in_a_few_ways(place, habit):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(os.environ.get("LIVEDIFFUSION_WALK") != "all", reason="LIVEDIFFUSION_WALK=all")
+@pytest.mark.skipif(
+    os.environ.get("LIVEDIFFUSION_WALK") != "all", reason="many: LIVEDIFFUSION_WALK=all"
+)
 @pytest.mark.parametrize(
     ("place", "habit"),
     [pair for pair in PAIRS if pair[0] in ("attn1 patch", "cfg function", "APPLY_MODEL")],

@@ -194,7 +194,11 @@ KINDS = {
     "entries, gated": entries("SD1.5", alike=False),
     "zeroed": through("SD1.5", "ConditioningZeroOut"),
 }  # fmt: skip
-SLOW = {"attention masks", "prompts, odd lengths", "pooled", "SD3", "Flux", "zeroed", "mask bounds", "entries"}
+# on the primary ComfyUI only; 0.8.0 itself fails on the first
+SLOW = {
+    "attention masks", "prompts, odd lengths", "pooled", "SD3", "Flux", "zeroed", "mask bounds",
+    "entries",
+}  # fmt: skip
 
 
 def case(kind):
