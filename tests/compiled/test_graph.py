@@ -190,18 +190,6 @@ def test_another_time_scale_is_not_a_stale_graph():
     assert tiny.rms(outs[-1], outs[0]) <= 1e-6
 
 
-def watch(monkeypatch, parts, seen):
-    """Have `seen` see calls of these modules; by their classes, since hooks would be noticed."""
-    for kind in {type(part) for part in parts}:
-
-        def forward(self, *args, real=kind.forward, **kwargs):
-            if self in parts:
-                seen(self, *args)
-            return real(self, *args, **kwargs)
-
-        monkeypatch.setattr(kind, "forward", forward)
-
-
 def test_what_is_constant_is_computed_once(monkeypatch):
     """In a steady stream no key, value or time embedding is computed again."""
     patcher = tiny.model()
@@ -214,7 +202,7 @@ def test_what_is_constant_is_computed_once(monkeypatch):
         part: name for name, part in patcher.model.diffusion_model.named_modules()
         if name.endswith(("attn2.to_k", "attn2.to_v", "emb_layers", "time_embed"))
     }  # fmt: skip
-    watch(monkeypatch, parts, lambda part, *args: calls.append(parts[part]))
+    replaying.watch(monkeypatch, parts, lambda part, *args: calls.append(parts[part]))
     for i in range(8):
         pair.graph.run(pair.guiders[1], tiny.latents(1, i), settings())
     assert calls == []
@@ -405,7 +393,7 @@ def test_what_is_warmed_is_what_is_recorded():
     for i in range(8):
         a = pair.plain.run(pair.guiders[0], tiny.latents(1, i), settings())
         with pytest.MonkeyPatch.context() as patches:
-            watch(patches, [first], lambda part, x: rows.append(len(x)))
+            replaying.watch(patches, [first], lambda part, x: rows.append(len(x)))
             b = pair.graph.run(pair.guiders[1], tiny.latents(1, i), settings())
         assert tiny.rms(b, a) <= 1e-5, i
     assert recorded == [8]
