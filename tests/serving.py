@@ -4,6 +4,7 @@ import contextlib
 import importlib.util
 import os
 import pathlib
+import signal
 import subprocess
 import sys
 
@@ -34,6 +35,8 @@ def serving(comfyui: pathlib.Path, base: pathlib.Path):
             command, stdout=out, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, cwd=comfyui,
             # one thread: on a busy machine two mostly wait for each other
             env={**os.environ, "PYTHONUTF8": "1", "OMP_NUM_THREADS": "1"},
+            # a shell starts what runs in the background with Ctrl+C ignored, and it is inherited
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )  # fmt: skip
         with run.ended(process):
             run.wait_for(f"http://127.0.0.1:{port}", process, log, run.Spinner("starting ComfyUI"))
