@@ -42,7 +42,9 @@ def null_nodes(classes: dict) -> None:
     import torch
 
     model = tiny.model()
-    model.model.diffusion_model._forward = lambda x, *args, **kwargs: x
+    # as a class of its own: a forward put on a module would be noticed, and sampled frame by frame
+    network = model.model.diffusion_model
+    network.__class__ = type("Null", (type(network),), {"forward": lambda self, x, *a, **k: x})
 
     class Vae:
         device = output_device = torch.device("cpu")
