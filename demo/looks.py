@@ -1,225 +1,206 @@
-"""The looks the demo model can give a picture, as plain image functions, and their prompts.
+"""The looks that the demo model can give a picture, as filters of real pictures, and their prompts.
 
-Each look maps (B, 3, H, W) in 0..1 to the same shape and range, keeps the layout of the picture and
-has no parameters. They are the training targets; nothing here runs at inference.
+Each look maps a Scene to (B, 3, H, W) in 0..1 and keeps the layout of the picture. They are what the
+network is trained to do in one step; nothing here runs at inference. Filters and papers: filters.py.
 """
 
 import functools
-import math
 
 import torch
-import torch.nn.functional as F
 
-GREY = (0.299, 0.587, 0.114)
-
-
-@functools.lru_cache(maxsize=64)
-def blur_matrix(size, sigma, device):
-    """Matrix (size, size) that blurs a row with a Gaussian, reflected at the borders."""
-    radius = max(1, math.ceil(2.5 * sigma))
-    t = torch.arange(-radius, radius + 1, dtype=torch.float32)
-    kernel = torch.exp(-0.5 * (t / sigma) ** 2)
-    unit = F.pad(torch.eye(size)[None], (radius, radius), mode="reflect")
-    return F.conv1d(unit[0][:, None], (kernel / kernel.sum()).view(1, 1, -1))[:, 0].to(device)
+from . import filters
+from .filters import blur, colour, fill, grey, mix, palette, saturate, smooth, steps
 
 
-def blur(x, sigma):
-    """Gaussian blur with reflected borders; as two matrix products, the fastest way on a CPU."""
-    rows = blur_matrix(x.shape[2], sigma, x.device).T
-    columns = blur_matrix(x.shape[3], sigma, x.device)
-    return rows @ (x @ columns)
+class Scene:
+    """Pictures (B, 3, H, W) in 0..1, and what several looks want to know of them."""
+
+    def __init__(self, x):
+        self.x = x
+
+    @functools.cached_property
+    def exposed(self):
+        return filters.expose(self.x)
+
+    @functools.cached_property
+    def flow(self):
+        return filters.Flow(self.exposed)
+
+    @functools.cached_property
+    def tone(self):
+        """Luminance, stretched."""
+        return filters.stretch(grey(self.x))
+
+    @functools.cached_property
+    def flat(self):
+        """The picture in flat regions."""
+        return filters.kuwahara(self.exposed)
+
+    @functools.cached_property
+    def flat_tone(self):
+        return filters.stretch(grey(self.flat))
+
+    @functools.cached_property
+    def lines(self):
+        return filters.lines(self.exposed, self.flow)
+
+    @functools.cached_property
+    def bold(self):
+        """Lines of a brush, twice as wide."""
+        return filters.lines(self.exposed, self.flow, sigma=1.5)
 
 
-def grey(x):
-    """Luminance (B, 1, H, W)."""
-    return (x * x.new_tensor(GREY).view(1, 3, 1, 1)).sum(1, keepdim=True)
-
-
-def levels(y):
-    """Stretch the luminance of each picture so that its 2 % and 98 % points become 0 and 1."""
-    small = F.avg_pool2d(y, 4).flatten(1)
-    low, high = torch.quantile(small, torch.tensor([0.02, 0.98], device=y.device), dim=1)
-    span = (high - low).clamp(min=0.2)
-    return ((y - low.view(-1, 1, 1, 1)) / span.view(-1, 1, 1, 1)).clamp(0, 1)
-
-
-def edges(x, sigma=1.0):
-    """Strength of the colour edges (B, 1, H, W), about 0..1, normalised per picture."""
-    x = blur(x, sigma)
-    dx = F.pad(x[..., 2:] - x[..., :-2], (1, 1, 0, 0))
-    dy = F.pad(x[..., 2:, :] - x[..., :-2, :], (0, 0, 1, 1))
-    strength = (dx.square() + dy.square()).amax(1, keepdim=True).sqrt()
-    top = torch.quantile(F.max_pool2d(strength, 4).flatten(1), 0.9, dim=1)
-    return strength / top.clamp(min=0.08).view(-1, 1, 1, 1)
-
-
-def lines(x, sigma=1.0, low=0.25, high=0.6):
-    """Drawn lines: edges pushed towards 0 and 1."""
-    t = ((edges(x, sigma) - low) / (high - low)).clamp(0, 1)
-    return t * t * (3 - 2 * t)
-
-
-def palette(y, stops):
-    """Colour a map (B, 1, H, W) in 0..1 through equally spaced colours."""
-    stops = y.new_tensor(stops)
-    at = y[:, 0].clamp(0, 1) * (len(stops) - 1)
-    index = at.floor().long().clamp(max=len(stops) - 2)
-    t = (at - index).unsqueeze(-1)
-    return (stops[index] * (1 - t) + stops[index + 1] * t).movedim(-1, 1)
-
-
-def saturate(x, amount):
-    """Scale the distance from grey."""
-    y = grey(x)
-    return (y + (x - y) * amount).clamp(0, 1)
-
-
-def flatten(x, steps=2, contrast=10.0):
-    """Smooth inside regions and keep their borders (a cheap bilateral filter, at half size)."""
-    size = x.shape[2:]
-    x = F.avg_pool2d(x, 2)
-    for _ in range(steps):
-        total, weight = x.clone(), torch.ones_like(x[:, :1])
-        for dy, dx in ((0, 2), (2, 0), (0, -2), (-2, 0), (1, 1), (-1, 1), (1, -1), (-1, -1)):
-            other = torch.roll(x, (dy, dx), (2, 3))
-            alike = torch.exp(-contrast * (other - x).square().sum(1, keepdim=True))
-            total, weight = total + alike * other, weight + alike
-        x = total / weight
-    return F.interpolate(x, size=size, mode="bilinear")
-
-
-def grid(x, period, width=1):
-    """Mask (1, 1, H, W) of grid lines every `period` pixels."""
-    rows = (torch.arange(x.shape[2], device=x.device) % period) < width
-    columns = (torch.arange(x.shape[3], device=x.device) % period) < width
-    return (rows[:, None] | columns[None]).to(x.dtype)[None, None]
-
-
-def photo(x):
+def photo(s):
     """The picture itself."""
-    return x
+    return s.x
 
 
-def ink(x):
-    """Dark lines and flat shadows on warm paper."""
-    y = levels(grey(x))
-    shadow = ((0.3 - blur(y, 1.5)) / 0.12).clamp(0, 1)
-    half = ((0.55 - blur(y, 1.5)) / 0.1).clamp(0, 1) * 0.22
-    dark = torch.maximum(torch.maximum(lines(x), 0.85 * shadow), half)
-    paper, black = x.new_tensor([0.97, 0.94, 0.86]), x.new_tensor([0.08, 0.07, 0.1])
-    return paper.view(1, 3, 1, 1) * (1 - dark) + black.view(1, 3, 1, 1) * dark
+def ink(s):
+    """Contours, two directions of hatching and black shadows on warm paper."""
+    y = 0.5 * blur(s.tone, 1.2) + 0.5 * s.flat_tone
+    light = fill((1.5 * (0.58 - y)).clamp(0, 0.85), filters.hatch(s.x))
+    deep = fill((2.0 * (0.34 - y)).clamp(0, 0.85), filters.hatch(s.x, -1))
+    black = smooth((0.17 - y) / 0.12 + 0.5)
+    dark = torch.stack([0.85 * light, 0.85 * deep, s.lines, black]).amax(0)
+    return mix(colour(s.x, 0.97, 0.945, 0.88), colour(s.x, 0.07, 0.06, 0.10), dark)
 
 
-def neon(x):
-    """Glowing edges, cyan to magenta, on a dark night."""
-    edge = lines(x, 1.2, 0.2, 0.7)
-    warm = blur(x[:, :1] - x[:, 2:] + 0.6 * (grey(x) - 0.5), 6)
-    tint = palette((0.5 + 1.6 * warm).clamp(0, 1), [[0, 0.9, 1], [0.55, 0.2, 1], [1, 0.1, 0.75]])
-    glow = tint * (edge + 1.3 * blur(edge, 4)) + 0.45 * edge * edge
-    base = x.new_tensor([0.05, 0.02, 0.13]).view(1, 3, 1, 1)
-    return (base + 0.1 * tint * blur(grey(x), 2) + glow).clamp(0, 1)
+def neon(s):
+    """Glowing tubes along the contours, cyan to pink, in a violet night."""
+    tube = blur((1.25 * s.bold).clamp(0, 1), 0.7)
+    warm = blur(s.exposed[:, :1] - s.exposed[:, 2:], 5) * 1.3 + 0.5 * (blur(s.tone, 6) - 0.5)
+    tint = palette(0.5 + warm, [[0, 0.85, 1], [0.35, 0.35, 1], [0.9, 0.15, 1], [1, 0.15, 0.6]])
+    night = s.flat * colour(s.x, 0.22, 0.14, 0.34) + colour(s.x, 0.02, 0.01, 0.07)
+    glow = blur(torch.cat([tube, tube], 1), 3.0)[:, :1] * 0.7 + blur(tube, 9) * 0.55
+    return (night * (1 - 0.5 * tube) + tint * (tube + glow) + 0.4 * tube * tube).clamp(0, 1)
 
 
-def watercolor(x):
-    """Pale flat washes with darker rims on paper."""
-    wash = flatten(x, 3)
-    wash = saturate(0.46 + 0.54 * wash, 2.0)
-    rim = lines(x, 1.3, 0.3, 1.1) * 0.4
-    paper = x.new_tensor([1.0, 0.99, 0.95]).view(1, 3, 1, 1)
-    return (wash * (1 - rim * (1 - 0.5 * wash)) * paper).clamp(0, 1)
+def watercolor(s):
+    """Washes of pigment with darker rims on paper.
+
+    After Bousseau et al., "Interactive Watercolor Rendering" (NPAR 2006): edge darkening, and
+    pigment density that turns into colour.
+    """
+    flat = 0.8 * s.flat + 0.2 * blur(s.exposed, 1.2)
+    y = filters.stretch(grey(flat))
+    hue = saturate((flat / (flat.amax(1, True) + 0.06)).clamp(0, 1), 1.6)
+    density = (1 - (0.6 * steps(y, 5, 0.7) + 0.4 * y)).clamp(min=0) ** 1.15 * 0.86
+    wash = 1 - density * (1 - 0.55 * hue) - 0.42 * (1 - hue) * (1 - density) * smooth(3 * (1 - y))
+    wash = wash * (1 - 0.42 * smooth((0.45 - y) / 0.45))
+    dx, dy = filters.slopes(blur(s.flat, 1.0))
+    edge = (dx * dx + dy * dy).sum(1, True).sqrt()
+    rim = (s.flow.along(edge, 3) * 4).clamp(0, 0.32) + 0.34 * s.lines
+    wash = wash * (1 - rim * (1.05 - 0.5 * hue))
+    grain = filters.paper(s.x)
+    return ((1 - (1 - wash) * (1 + 0.035 * grain) - 0.008 * grain)
+            * colour(s.x, 1, 0.99, 0.96)).clamp(0, 1)  # fmt: skip
 
 
-def mosaic(x):
-    """Tiles of 8 pixels in one vivid colour each, with dark joints."""
-    tiles = F.interpolate(F.avg_pool2d(x, 8), scale_factor=8.0, mode="nearest")
-    tiles = saturate((tiles - 0.5) * 1.15 + 0.52, 1.6)
-    return tiles * (1 - 0.75 * grid(x, 8, 2))
+_TILES = filters.Tiles()
 
 
-def thermal(x):
-    """Luminance as a heat camera shows it: blue, green, yellow, red."""
-    heat = levels(blur(grey(x), 1.5))
-    cold = [[0.03, 0, 0.4], [0, 0.25, 1], [0, 0.85, 0.6]]
-    return palette(heat, [*cold, [0.85, 0.95, 0], [1, 0.35, 0], [0.7, 0, 0]])
+def mosaic(s):
+    """Irregular tiles in one vivid colour each, a glint on each, dark joints."""
+    def map_(values):
+        return filters.tiled(s.x, values[None])
+
+    dx, dy, gap = map_(_TILES.dx), map_(_TILES.dy), map_(_TILES.gap)
+    x = saturate((1.18 * (s.exposed - 0.5) + 0.52).clamp(0, 1), 1.55)
+    tile = _TILES.average(x) * (1 + 0.1 * map_(_TILES.shade))
+    tile = tile - 0.012 * (dx + dy) * (0.5 + tile)
+    tile = tile * (1 + 0.22 * torch.exp(-((dx + 1.6) ** 2 + (dy + 1.6) ** 2) / 2.2))
+    return mix(colour(x, 0.13, 0.11, 0.10), tile, smooth((gap - 0.25) / 0.9)).clamp(0, 1)
 
 
-def blueprint(x):
-    """White lines on blue paper with a faint grid."""
-    line = torch.maximum(lines(x, 0.9), 0.16 * grid(x, 32))
-    blue = palette(levels(blur(grey(x), 2)), [[0.02, 0.1, 0.38], [0.09, 0.27, 0.62]])
-    return blue * (1 - line) + x.new_tensor([0.92, 0.96, 1]).view(1, 3, 1, 1) * line
+def thermal(s):
+    """Luminance as a heat camera shows it: blue, cyan, green, yellow, red."""
+    heat = 0.7 * blur(s.flat_tone, 1.2) + 0.3 * blur(s.tone, 1.0)
+    cold = [[0.03, 0.02, 0.30], [0.05, 0.22, 0.80], [0.0, 0.68, 0.80], [0.45, 0.86, 0.25]]
+    hot = [[0.98, 0.86, 0.05], [1.0, 0.45, 0.0], [0.82, 0.05, 0.05]]
+    return palette(heat, [*cold, *hot]) * (1 - 0.25 * s.lines)
 
 
-def poster(x):
-    """Four levels per channel, very saturated, black outlines."""
-    flat = saturate(flatten(x, 2), 2.6)
-    y = levels(grey(x))
-    flat = (flat + 0.5 * (y - grey(x))).clamp(0, 1)
-    steps = flat * 3
-    soft = steps.floor() + ((steps - steps.floor() - 0.5) * 6 + 0.5).clamp(0, 1)
-    return (soft / 3) * (1 - lines(x, 1.2, 0.45, 0.8))
+def blueprint(s):
+    """White lines on blue paper with a grid, and hatched light places."""
+    line = blur((1.1 * s.bold).clamp(0, 1), 0.5)
+    light = 0.3 * fill((1.5 * (s.flat_tone - 0.6)).clamp(0, 0.7), filters.hatch(s.x))
+    xs, ys = filters.places(s.x)
+    grid = torch.where((xs % 32 < 1) | (ys % 32 < 1), 0.2, 0.0).to(s.x)
+    grid = torch.where((xs % 8 < 1) | (ys % 8 < 1), grid.clamp(min=0.07), grid)
+    blue = palette(s.flat_tone, [[0.02, 0.09, 0.34], [0.05, 0.19, 0.52], [0.1, 0.28, 0.64]])
+    white = torch.stack([0.97 * line, light, grid.expand_as(line)]).amax(0)
+    return mix(blue, colour(s.x, 0.93, 0.97, 1), white)
 
 
-def sunset(x):
-    """Two tones, violet shadows and golden light, with a soft glow."""
-    y = levels(grey(x))
-    y = (0.75 * y + 0.3 * blur(y, 5)).clamp(0, 1)
-    return palette(y, [[0.15, 0.03, 0.22], [0.62, 0.14, 0.25], [0.98, 0.52, 0.1], [1, 0.9, 0.55]])
+def poster(s):
+    """Screen print in few inks: violet, red or blue, cream; halftone dots between them."""
+    tone = steps(s.flat_tone, 4, 0.4)
+    hue = saturate((s.flat / (s.flat.amax(1, True) + 0.10)).clamp(0, 1), 2.2)
+    warm = s.flat[:, :1] - s.flat[:, 2:]
+    duo = mix(colour(s.x, 0.1, 0.55, 0.95), colour(s.x, 1, 0.22, 0.32), smooth(0.5 + 2.0 * warm))
+    hue = 0.55 * hue + 0.45 * duo
+    value = palette(tone, [[0, 0, 0], [0.5, 0.5, 0.5], [0.92, 0.92, 0.92], [1, 1, 1]])[:, :1]
+    dark = mix(colour(s.x, 0.13, 0.05, 0.30), hue, (2 * value).clamp(max=1))
+    print_ = mix(dark, colour(s.x, 1, 0.96, 0.72), (2 * value - 1).clamp(min=0))
+    radius = 2.6 * (1 - (s.flat_tone - 0.62).abs() / 0.22).clamp(0, 1)
+    dot = (radius - filters.dots(s.x) + 0.5).clamp(0, 1) * smooth(radius / 0.6)
+    print_ = mix(print_, 0.92 * hue, 0.85 * dot)
+    return mix(print_, colour(s.x, 0.04, 0.02, 0.06), s.lines).clamp(0, 1)
+
+
+def sunset(s):
+    """Violet shadows and golden light with a soft glow."""
+    y = (0.5 * s.tone + 0.4 * s.flat_tone + 0.15 * blur(s.tone, 6)).clamp(0, 1) ** 1.08
+    light = palette(y, [[0.10, 0.03, 0.18], [0.42, 0.10, 0.26], [0.86, 0.33, 0.14],
+                        [1, 0.66, 0.22], [1, 0.93, 0.68]])  # fmt: skip
+    warm = saturate(0.5 * s.exposed + 0.5 * s.flat, 1.25) * colour(s.x, 1.12, 0.86, 0.55)
+    bloom = 1.1 * blur((s.tone - 0.55).clamp(min=0), 8)
+    return (mix(light, warm, 0.28) + bloom * colour(s.x, 0.75, 0.38, 0.08)).clamp(0, 1)
+
+
+def oil(s):
+    """Strokes of thick paint along the forms, lit from one side.
+
+    After Kyprianidis and Kang, "Image and Video Abstraction by Coherence-Enhancing Filtering"
+    (Eurographics 2011): flat regions smoothed along the flow; the relief is its texture.
+    """
+    paint = s.flow.along(s.flat, 3)
+    paint = saturate((1.08 * (paint - 0.5) + 0.48).clamp(0, 1), 1.45)
+    relief = s.flow.along(s.tone - blur(s.tone, 2.2), 5)
+    dx, dy = filters.slopes(blur(grey(paint), 0.8) + 1.1 * relief)
+    return (paint * (1 + 2.0 * relief) + 1.0 * (dx + dy)).clamp(0, 1)
+
+
+def pencil(s):
+    """Graphite: dodged tones, soft hatching and contours on white paper."""
+    y = 0.6 * s.tone + 0.4 * s.flat_tone
+    dodge = (y / (1.02 - blur(1 - y, 7))).clamp(0, 1) ** 1.3
+    shade = 1 - 0.55 * (0.72 - blur(y, 1)).clamp(0, 0.72) / 0.72
+    light = fill((2.0 * (0.62 - y)).clamp(0, 1), filters.hatch(s.x) + 0.1, 0.5)
+    deep = fill((2.5 * (0.32 - y)).clamp(0, 1), filters.hatch(s.x, -1) + 0.1, 0.5)
+    grain = filters.paper(s.x)
+    white = 1 - (1 - dodge * shade) * (1 + 0.05 * grain) - 0.26 * light - 0.22 * deep
+    white = (white - 0.75 * s.lines * (1 + 0.04 * grain)).clamp(0.1, 0.97)
+    return mix(colour(s.x, 0.13, 0.13, 0.16), colour(s.x, 0.985, 0.98, 0.965), white)
+
+
+def comic(s):
+    """Cel shading in few vivid tones, black shadows, bold outlines."""
+    y = s.flat_tone
+    cel = s.flat * ((steps(y, 4, 0.35) + 0.10) / (y + 0.10))
+    cel = saturate((1.1 * cel + 0.04).clamp(0, 1), 1.9)
+    black = torch.maximum(smooth(1.2 * s.bold), smooth((0.12 - y) / 0.1 + 0.5))
+    return (cel * (1 - black)).clamp(0, 1)
 
 
 LOOKS = {
     "photo": photo, "ink": ink, "neon": neon, "watercolor": watercolor, "mosaic": mosaic,
-    "thermal": thermal, "blueprint": blueprint, "poster": poster, "sunset": sunset,
+    "thermal": thermal, "blueprint": blueprint, "poster": poster, "sunset": sunset, "oil": oil,
+    "pencil": pencil, "comic": comic,
 }  # fmt: skip
 
-NAMES = {
-    "photo": ["photo", "photograph", "realistic photo", "plain picture", "real footage", "natural"],
-    "ink": ["ink drawing", "ink", "black and white drawing", "pen and ink", "comic ink", "sketch",
-            "line art", "manga"],
-    "neon": ["neon night", "neon", "glowing neon lights", "cyberpunk", "neon glow", "synthwave"],
-    "watercolor": ["watercolor", "watercolour", "watercolor painting", "pastel painting",
-                   "soft pastel", "aquarelle"],
-    "mosaic": ["mosaic", "mosaic tiles", "tiles", "pixel art", "roman mosaic", "pixels"],
-    "thermal": ["thermal camera", "thermal", "heat map", "infrared camera", "thermal vision",
-                "infrared"],
-    "blueprint": ["blueprint", "technical blueprint", "blue print", "white lines on blue",
-                  "architect plan", "technical drawing"],
-    "poster": ["pop art poster", "pop art", "poster", "comic poster", "screen print", "bold colors",
-               "cartoon"],
-    "sunset": ["golden sunset", "sunset", "golden hour", "warm evening light", "sepia gold",
-               "golden light"],
-}  # fmt: skip
 
-SUBJECTS = {
-    "landscape": ["a landscape", "mountains", "hills and trees", "a house in the hills", "nature"],
-    "city": ["a city", "a street", "buildings", "skyline", "houses"],
-    "portrait": ["a portrait", "a face", "a person", "a woman", "a man", "people"],
-    "people": ["people", "a person walking", "a dancer", "a crowd", "a man", "a woman"],
-    "animal": ["an animal", "a cat", "a dog", "a bird", "a horse"],
-    "objects": ["a still life", "balls and boxes", "things on a table", "a cup", "a car"],
-    "room": ["a room", "an interior", "a wall"],
-    "pattern": ["a pattern", "an abstract texture", "letters", "shapes"],
-}
-
-TEMPLATES = [
-    "{look}", "{look}", "{look} style", "{subject}, {look}", "{look} of {subject}",
-    "{look}, {subject}", "{subject} in {look} style", "{subject} as {look}", "a {look}",
-    "in the style of {look}", "{look}, detailed", "a {look} of {subject}",
-    "{look}, beautiful, high quality", "turn it into {look}",
-]  # fmt: skip
-
-
-def prompt(look, kind, rng):
-    """A random prompt (str) for a look (key of LOOKS) and a scene kind (key of SUBJECTS)."""
-    return str(rng.choice(TEMPLATES)).format(
-        look=rng.choice(NAMES[look]), subject=rng.choice(SUBJECTS[kind])
-    )
-
-
-def all_prompts():
-    """Every prompt that `prompt` can give; its words are the vocabulary of the text encoder."""
-    subjects = sorted({s for group in SUBJECTS.values() for s in group})
-    looks = [name for group in NAMES.values() for name in group]
-    return [t.format(look=n, subject=subjects[0]) for t in TEMPLATES for n in looks] + [
-        f"{looks[0]}, {s}" for s in subjects
-    ]
+def every(x):
+    """All looks of pictures (B, 3, H, W) in 0..1, in the order of LOOKS: (B, 12, 3, H, W)."""
+    scene = Scene(x)
+    return torch.stack([look(scene) for look in LOOKS.values()], 1)
