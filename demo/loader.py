@@ -1,59 +1,28 @@
 """The embedded tiny model as ComfyUI's MODEL, CLIP and VAE.
 
-A latent diffusion model in ComfyUI's own classes (UNetModel, AutoencoderKL, SDClipModel), trained
-by train.py; MODEL_CARD.md says what it can do. Native size 256 x 256, latents 8 x 32 x 32.
+A diffusion model of pixels in ComfyUI's own classes (UNetModel, SDClipModel), trained by train.py;
+MODEL_CARD.md says what it can do. Native size 256 x 256, whose latents are 48 x 64 x 64.
 """
 
-import json
 import pathlib
 
 import comfy.latent_formats
-import comfy.ldm.models.autoencoder
 import comfy.model_base
 import comfy.model_management
 import comfy.model_patcher
+import comfy.model_sampling
+import comfy.pixel_space_convert
 import comfy.sd
 import comfy.sd1_clip
 import comfy.supported_models_base
 import comfy.utils
+import torch
 import torch.nn.functional as F
+from torch import Tensor
+
+from .network import CHANNELS, CONTEXT, PATCH, SCALE, SIGMA_DATA, UNET, Network
 
 WEIGHTS = pathlib.Path(__file__).resolve().parent / "weights"
-CONTEXT = 64
-LATENT_CHANNELS = 8
-PATCH = 4  # the autoencoder works on 4 x 4 patches of pixels: convolutions at full size are slow
-UNET = {
-    "image_size": 32,
-    "in_channels": LATENT_CHANNELS,
-    "out_channels": LATENT_CHANNELS,
-    "model_channels": 64,
-    "num_res_blocks": [1, 1, 1],
-    "channel_mult": [1, 1, 2],
-    "transformer_depth": [0, 1, 1],
-    "transformer_depth_output": [0, 0, 1, 1, 1, 1],
-    "transformer_depth_middle": 1,
-    "context_dim": CONTEXT,
-    "num_heads": -1,
-    "num_head_channels": 32,
-    "use_spatial_transformer": True,
-    "use_linear_in_transformer": True,
-    "legacy": False,
-}
-AUTOENCODER = {
-    "embed_dim": LATENT_CHANNELS,
-    "ddconfig": {
-        "double_z": True,
-        "z_channels": LATENT_CHANNELS,
-        "resolution": 256 // PATCH,
-        "in_channels": 3 * PATCH**2,
-        "out_ch": 3 * PATCH**2,
-        "ch": 64,
-        "ch_mult": [1, 1],
-        "num_res_blocks": 1,
-        "attn_resolutions": [],
-        "dropout": 0.0,
-    },
-}
 TEXT = {
     "hidden_size": CONTEXT,
     "intermediate_size": 4 * CONTEXT,
@@ -107,15 +76,50 @@ class Tokenizer(comfy.sd1_clip.SD1Tokenizer):
 
 
 class LatentFormat(comfy.latent_formats.LatentFormat):
-    """Latents of the demo autoencoder; the figures were measured after its training."""
+    """Pixels in -1..1 by PATCH x PATCH, so that a preview is their mean."""
 
-    latent_channels = LATENT_CHANNELS
+    latent_channels = CHANNELS
+    scale_factor = SCALE
+    spacial_downscale_ratio = PATCH
+    # pixel_unshuffle lays the pixels of one colour side by side
+    latent_rgb_factors = [  # noqa: RUF012
+        [float(channel // PATCH**2 == colour) / PATCH**2 / SCALE for colour in range(3)]
+        for channel in range(CHANNELS)
+    ]
 
-    def __init__(self):
-        figures = json.loads((WEIGHTS / "latents.json").read_text(encoding="utf-8"))
-        self.scale_factor = figures["scale_factor"]
-        self.latent_rgb_factors = figures["rgb_factors"]
-        self.latent_rgb_factors_bias = figures["rgb_bias"]
+
+class Sampling(comfy.model_sampling.ModelSamplingDiscrete, comfy.model_sampling.X0):
+    """SD's noise levels; the network gives the clean latent."""
+
+    def __init__(self, model_config=None):
+        super().__init__(model_config)
+        self.sigma_data = SIGMA_DATA
+
+
+class Model(comfy.model_base.BaseModel):
+    """The model around the network, which takes the pooled prompt as its `y`."""
+
+    def __init__(self, config, model_type=comfy.model_base.ModelType.EPS, device=None):
+        # ComfyUI has no type for x0 with discrete levels: the sampling below is what counts
+        super().__init__(config, model_type, device=device, unet_model=Network)
+        self.model_sampling = Sampling(config)
+
+    def encode_adm(self, **kwargs) -> Tensor:
+        """[B, CONTEXT]; zeros where a conditioning has no pooled prompt.
+
+        Raises:
+            ValueError: the pooled prompt of another model's CLIP.
+        """
+        pooled = kwargs.get("pooled_output")
+        if pooled is None:
+            return torch.zeros(1, CONTEXT)
+        if pooled.shape[-1] != CONTEXT:
+            raise ValueError(
+                f"conditioning: it was encoded by another model's CLIP (its pooled prompt has "
+                f"{pooled.shape[-1]} numbers, this model takes {CONTEXT}). Use the CLIP output of "
+                "Live Demo Model."
+            )
+        return pooled
 
 
 class Config(comfy.supported_models_base.BASE):
@@ -123,28 +127,20 @@ class Config(comfy.supported_models_base.BASE):
 
     unet_extra_config = {}  # noqa: RUF012
     latent_format = LatentFormat
-    memory_usage_factor = 0.5
+    memory_usage_factor = 0.15
 
-    def model_type(self, state_dict, prefix=""):
-        return comfy.model_base.ModelType.V_PREDICTION
-
-    def inpaint_model(self):
-        # the base class takes any UNet with more than 4 input channels for an inpainting model
-        return False
+    def get_model(self, state_dict, prefix="", device=None) -> Model:
+        return Model(self, device=device)
 
 
-def _unpatch_input(module, args):
-    return (F.pixel_unshuffle(args[0], PATCH), *args[1:])
+class Pixels(comfy.pixel_space_convert.PixelspaceConversionVAE):
+    """Pixels [B, 3, H, W] in -1..1 to [B, CHANNELS, H / PATCH, W / PATCH] and back; exact."""
 
+    def encode(self, pixels: Tensor, *_args, **_kwargs) -> Tensor:
+        return F.pixel_unshuffle(pixels, PATCH)
 
-def _patch_output(module, args, output):
-    return F.pixel_shuffle(output, PATCH)
-
-
-def add_patches(autoencoder):
-    """Let an AutoencoderKL of AUTOENCODER's shape take and give pixels (B, 3, H, W)."""
-    autoencoder.encoder.register_forward_pre_hook(_unpatch_input)
-    autoencoder.decoder.register_forward_hook(_patch_output)
+    def decode(self, samples: Tensor, *_args, **_kwargs) -> Tensor:
+        return F.pixel_shuffle(samples, PATCH)
 
 
 def _patcher_class(disable_dynamic):
@@ -157,7 +153,7 @@ def _weights(name):
 
 
 def load_model(disable_dynamic=False):
-    """The UNet as a ModelPatcher (v-prediction on SD's schedule)."""
+    """The UNet as a ModelPatcher (it predicts clean latents on SD's schedule)."""
     management = comfy.model_management
     state = _weights("unet")
     device = management.get_torch_device()
@@ -174,6 +170,9 @@ def load_model(disable_dynamic=False):
     # a dynamic patcher pages weights from the file instead of copying them
     assign = {"assign": True} if getattr(patcher, "is_dynamic", bool)() else {}
     model.load_model_weights(state, "", **assign)
+    if management.is_device_cpu(device):
+        # the layout in which a CPU's convolutions are fastest
+        model.diffusion_model.to(memory_format=torch.channels_last)
     patcher.cached_patcher_init = (load_model, ())
     return patcher
 
@@ -200,19 +199,25 @@ def load_clip_patcher(disable_dynamic=False):
 
 
 def _load_vae():
-    vae = comfy.sd.VAE(sd=_weights("autoencoder"), config={"params": AUTOENCODER})
-    add_patches(vae.first_stage_model)
-    vae.latent_channels = LATENT_CHANNELS
-    # 64 channels at a quarter of the size, about 8 buffers alive at once, and attention
+    # float32 everywhere: in bfloat16, ComfyUI's choice on many GPUs, pictures would lose tones
+    vae = comfy.sd.VAE(sd={"pixel_space_vae": torch.tensor(1.0)}, dtype=torch.float32)
+    vae.first_stage_model = Pixels().train(False)
+    vae.latent_channels = CHANNELS
+    vae.downscale_ratio = vae.upscale_ratio = PATCH
+    # of one picture: it, what it becomes, and a copy of each
     size = comfy.model_management.dtype_size
-    vae.memory_used_encode = lambda shape, dtype: 40 * shape[2] * shape[3] * size(dtype)
-    vae.memory_used_decode = lambda shape, dtype: 2560 * shape[2] * shape[3] * size(dtype)
+    vae.memory_used_encode = lambda shape, dtype: 4 * 3 * shape[2] * shape[3] * size(dtype)
+    vae.memory_used_decode = lambda shape, dtype: 4 * CHANNELS * shape[2] * shape[3] * size(dtype)
+    vae.patcher = comfy.model_patcher.ModelPatcher(
+        vae.first_stage_model, load_device=vae.device,
+        offload_device=comfy.model_management.vae_offload_device(),
+    )  # fmt: skip
     vae.patcher.cached_patcher_init = (load_vae_patcher, ())
     return vae
 
 
 def load_vae_patcher(disable_dynamic=False):
-    """A fresh patcher of the autoencoder; the VAE class chooses the patcher's kind itself."""
+    """A fresh patcher of the VAE, which is never a dynamic one: there is nothing to page."""
     return _load_vae().patcher
 
 

@@ -96,7 +96,7 @@ def test_the_source_was_found():
     assert any(p.suffix == ".safetensors" for p in PUBLISHED)
     assert pathlib.Path("run.py") not in PUBLISHED
     demo = {p.name for p in PUBLISHED if p.parts[0] == "demo" and p.suffix == ".py"}
-    assert demo == {"__init__.py", "loader.py"}
+    assert demo == {"__init__.py", "loader.py", "network.py"}
 
 
 @pytest.mark.parametrize("path", PACK, ids=str)
