@@ -1,18 +1,18 @@
-"""Train the embedded model: python demo/train.py --comfyui PATH --out demo/weights --seed 0.
+"""Train the embedded model: the client of `python run.py train`.
 
-Draws its own pictures, trains the autoencoder, then UNet and text encoder, and writes fp16
-safetensors with the loss curves. Uses CUDA if there is one; made for two CPU cores in an hour.
+Prepares pictures and their looks, trains, exports and evaluates; a run that was broken off goes on
+with --resume. Uses CUDA if there is one.
 """
 
 import argparse
+import importlib
 import importlib.util
-import logging
 import pathlib
+import subprocess
 import sys
-import tempfile
+import time
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
-WORK = str(pathlib.Path(tempfile.gettempdir()) / "livediffusion_demo")
 
 
 def pack_module(name):
@@ -27,24 +27,42 @@ def pack_module(name):
     return importlib.import_module(f"livediffusion.{name}")
 
 
-def main():
-    """Read the options, put ComfyUI on the path, train."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--comfyui", required=True, help="folder of a ComfyUI checkout")
-    parser.add_argument("--out", default=str(ROOT / "demo" / "weights"))
-    parser.add_argument("--work", default=WORK, help="pictures, latents")
+def options():
+    parser = argparse.ArgumentParser(prog="run.py train", description="Train the embedded model.")
+    parser.add_argument("--comfyui", required=True, help=argparse.SUPPRESS)
+    parser.add_argument("--pictures", type=pathlib.Path, required=True, help=argparse.SUPPRESS)
+    parser.add_argument("--work", type=pathlib.Path, required=True, help=argparse.SUPPRESS)
+    parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("output/model"),
+                        help="folder for the weights (default output/model)")  # fmt: skip
+    parser.add_argument("--minutes", type=float, default=120, help="of training (default 120)")
+    parser.add_argument("--crops", type=int, default=3400, help="most pieces of pictures")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--scenes", type=int, default=1600)
-    parser.add_argument("--autoencoder-minutes", type=float, default=6.5)
-    parser.add_argument("--minutes", type=float, default=32, help="of UNet and text encoder")
-    parser.add_argument("--decoder-minutes", type=float, default=4, help="of decoder, at the end")
-    parser.add_argument("--resume", action="store_true", help="go on from UNet and text in --out")
-    parser.add_argument("--batch", type=int, default=32)
-    options = parser.parse_args()
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint")
+    parser.add_argument("--no-evaluation", action="store_true", help="only train")
+    return parser.parse_args()
 
+
+class Report:
+    """Lines of what happens, with the time."""
+
+    def __init__(self):
+        self._start, self._last = time.monotonic(), 0.0
+
+    def __call__(self, line):
+        print(f"{time.monotonic() - self._start:6.0f} s  {line}", flush=True)
+
+    def prepared(self, done, total):
+        now = time.monotonic()
+        if now - self._last > 10 or done == total:
+            self._last = now
+            self(f"pictures in all looks: {done} of {total}")
+
+
+def main():
+    """Read the options, put ComfyUI on the path, prepare, train, export, evaluate."""
+    args = options()
     sys.argv = sys.argv[:1]
-    sys.path.insert(0, options.comfyui)
+    sys.path.insert(0, args.comfyui)
     import comfy.options
 
     comfy.options.enable_args_parsing()
@@ -53,7 +71,32 @@ def main():
 
     comfy.cli_args.args.cpu = not torch.cuda.is_available()
     comfy.cli_args.args.use_pytorch_cross_attention = True
-    pack_module("demo.training").run(options)
+    pictures, training = pack_module("demo.pictures"), pack_module("demo.training")
+
+    report = Report()
+    args.work.mkdir(parents=True, exist_ok=True)
+    args.out.mkdir(parents=True, exist_ok=True)
+    data = pictures.prepare(args.pictures, args.work, args.crops, args.seed, report.prepared)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if device.type == "cuda":
+        data = torch.from_numpy(data[:]).to(device)
+    trainer = training.Trainer(data, args.minutes, args.seed, device, report)
+    checkpoint = args.work / f"checkpoint_{args.seed}.pt"
+    if args.resume:
+        trainer.resume(torch.load(checkpoint, map_location=device, weights_only=False))
+
+    def save():
+        part = checkpoint.with_suffix(".part")
+        torch.save(trainer.state(), part)
+        part.replace(checkpoint)
+
+    trainer.run(save)
+    training.export(trainer, args.out)
+    report(f"weights in {args.out}: {trainer.steps} steps, {trainer.shown:.0f} pictures")
+    if not args.no_evaluation:
+        command = [sys.executable, str(ROOT / "demo" / "evaluate.py"), "--comfyui", args.comfyui,
+                   "--pictures", str(args.pictures), "--weights", str(args.out)]  # fmt: skip
+        subprocess.run(command, check=True)
 
 
 if __name__ == "__main__":
