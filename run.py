@@ -5,6 +5,8 @@
     python run.py live --headless [--video FILE] ...        the same on a file, without a browser
     python run.py clip [--video FILE] [--prompt TEXT] ...   stylise a clip
     python run.py engines [--install NAME ...]              which engines work here, and how fast
+    python run.py train [--minutes N] [--out FOLDER] ...    train the embedded model anew
+    python run.py evaluate [--weights FOLDER] ...           judge it on pictures it never saw
     python run.py test [pytest options]                     lint, then the whole test suite
 
 Everything is set up on the first run: a virtual environment in the user's cache folder, ComfyUI,
@@ -420,6 +422,19 @@ def bench(args: argparse.Namespace, rest: list[str]) -> int:
     return subprocess.run([*command, *rest], stdin=subprocess.DEVNULL).returncode
 
 
+def train(args: argparse.Namespace, rest: list[str], name: str = "train") -> int:
+    """The embedded model's trainer, or its judge."""
+    comfyui = find_comfyui(args.comfyui)
+    python = environment(comfyui, test=False)
+    command = [str(python), str(ROOT / "demo" / f"{name}.py"), "--comfyui", str(comfyui)]
+    return subprocess.run([*command, *rest], stdin=subprocess.DEVNULL).returncode
+
+
+def evaluate(args: argparse.Namespace, rest: list[str]) -> int:
+    """The embedded model on pictures that it never saw."""
+    return train(args, rest, "evaluate")
+
+
 def test(args: argparse.Namespace, rest: list[str]) -> int:
     """Lint, then the suite on one ComfyUI; without --comfyui, on the older ones first, in short.
 
@@ -447,7 +462,8 @@ def test(args: argparse.Namespace, rest: list[str]) -> int:
     return code
 
 
-COMMANDS = {"live": live, "clip": clip, "engines": engines, "bench": bench, "test": test}
+COMMANDS = {"live": live, "clip": clip, "engines": engines, "bench": bench, "train": train,
+            "evaluate": evaluate, "test": test}  # fmt: skip
 
 
 def main() -> int:

@@ -29,7 +29,6 @@ SIZES = ((192, 192), (256, 256), (384, 256), (512, 512))  # width, height
 def options():
     parser = argparse.ArgumentParser(prog="run.py evaluate", description=__doc__.split("\n")[0])
     parser.add_argument("--comfyui", required=True, help=argparse.SUPPRESS)
-    parser.add_argument("--pictures", type=pathlib.Path, required=True, help=argparse.SUPPRESS)
     parser.add_argument("--weights", type=pathlib.Path, help="folder (default: the pack's own)")
     parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("output/evaluation"))
     parser.add_argument("--count", type=int, default=24, help="pictures of the tables")
@@ -41,10 +40,10 @@ class Judge:
     """The model, the pack's nodes around it, and held-out pictures.
 
     Args:
-        folder: where the previews are. weights: folder or None. count: pictures of the tables.
+        weights: folder, None for the pack's own. count: pictures of the tables.
     """
 
-    def __init__(self, folder, weights, count):
+    def __init__(self, weights, count):
         loader = train.pack_module("demo.loader")
         if weights:
             loader.WEIGHTS = weights.resolve()
@@ -53,7 +52,7 @@ class Judge:
         self.load_seconds = time.perf_counter() - began
         for name in ("pictures", "looks", "measure", "pairs", "filters"):
             setattr(self, name, train.pack_module(f"demo.{name}"))
-        self.files = self.pictures.split(folder)[1]
+        self.files = self.pictures.split(self.pictures.fetched(train.CACHE))[1]
         self.names, self.x = self._held_out(count)
 
     def middle(self, name, side=256):
@@ -124,6 +123,10 @@ def mean(rows):
 def by_look(judge, out, report):
     """Each look beside its filter: n = 2 and 4 at cfg 1, and the templates' settings."""
     targets, results = judge.targets(judge.x), {}
+    flat = [judge.measure.psnr(t.mean((2, 3), keepdim=True).expand_as(t), t).mean()
+            for t in targets.values()]  # fmt: skip
+    results["constant"] = {"psnr": float(sum(flat) / len(flat))}
+    report(f"the best constant picture: PSNR {results['constant']['psnr']:.2f} dB")
     settings = {"n = 2": {}, "n = 4": {"steps": 4}, "templates": TEMPLATE}
     for name, values in settings.items():
         report(f"\n{name:<16}{'edge':>11}{'sharpness':>11}{'PSNR':>11}{'SSIM':>11}")
@@ -157,7 +160,8 @@ def faces(judge, out, report):
         parts = {"target": [], "input": [], "target to input": []}
         for i, (left, top, right, bottom) in enumerate(boxes.values()):
             face = [v[i : i + 1, :, top:bottom, left:right] for v in (y, targets[look], x)]
-            for key, (a, b) in {"target": (0, 1), "input": (0, 2), "target to input": (1, 2)}.items():
+            pairs = {"target": (0, 1), "input": (0, 2), "target to input": (1, 2)}
+            for key, (a, b) in pairs.items():
                 parts[key].append(float(judge.measure.edge_correlation(face[a], face[b])))
         table[look] = {k: statistics.mean(v) for k, v in parts.items()}
         table[look]["least"] = min(parts["target"])
@@ -168,8 +172,6 @@ def faces(judge, out, report):
 
 def webcam(judge, out, report):
     """The fall of PSNR to the clean picture's target with noise, JPEG and bad light."""
-    import random
-
     import torch
 
     clean, targets = judge.x[::3], judge.targets(judge.x[::3])
@@ -190,9 +192,7 @@ def webcam(judge, out, report):
         table[name] = {"psnr": statistics.mean(rows.values()), **rows}
         fall = table["clean"]["psnr"] - table[name]["psnr"]
         report(f"{name:<16}{table[name]['psnr']:>11.2f} dB, a fall of {fall:.2f}")
-    rng = random.Random(0)
     sheet([[*x[:8]] for x in inputs.values()], out / "webcam_inputs.png")
-    del rng
     return table
 
 
@@ -314,7 +314,7 @@ def main():
     comfy.cli_args.args.cpu = not torch.cuda.is_available()
     args.out.mkdir(parents=True, exist_ok=True)
     with torch.inference_mode():
-        judge = Judge(args.pictures, args.weights, args.count)
+        judge = Judge(args.weights, args.count)
         print(f"{len(judge.names)} held-out pictures, lcm, seed 0, self-negative")
         figures = {part: PARTS[part](judge, args.out, print) for part in args.only}
     path = args.out / "figures.json"

@@ -254,7 +254,8 @@ class Tiles:
     """Irregular tiles (Voronoi cells), 16 in each 32 x 32 pixels.
 
     Attributes, each (32, 32) of one period: which: index 0..15 of the tile; row, column: periods
-    that its middle lies away; gap: pixels to the joint; dx, dy: pixels from its middle; shade: -1..1.
+    that its middle lies away; gap: pixels to the joint; dx, dy: pixels from its middle; shade:
+    -1..1.
     """
 
     def __init__(self, count=4, jitter=0.36, seed=5):
@@ -270,7 +271,7 @@ class Tiles:
         distance = torch.hypot(t[None, :, None] - x, t[:, None, None] - y)
         (d1, d2), (a, b) = (v.unbind(-1) for v in distance.topk(2, largest=False))
         self.gap = (d2**2 - d1**2) / (2 * torch.hypot(x[a] - x[b], y[a] - y[b]))
-        self.which, self.row, self.column = a % len(cx), away[a // len(cx), 0], away[a // len(cx), 1]
+        self.which, (self.row, self.column) = a % len(cx), away[a // len(cx)].unbind(-1)
         self.dx, self.dy = t[None, :] - x[a], t[:, None] - y[a]
         self.shade = draw[..., 2].flatten()[self.which]
 

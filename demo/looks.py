@@ -1,7 +1,8 @@
-"""The looks that the demo model can give a picture, as filters of real pictures, and their prompts.
+"""The looks that the demo model can give a picture, as filters of real pictures.
 
-Each look maps a Scene to (B, 3, H, W) in 0..1 and keeps the layout of the picture. They are what the
-network is trained to do in one step; nothing here runs at inference. Filters and papers: filters.py.
+Each look maps a Scene to (B, 3, H, W) in 0..1 and keeps the layout of the picture. They are what
+the network is trained to do in one step; nothing here runs at inference. filters.py names the
+papers of what they are made of.
 """
 
 import functools
@@ -101,6 +102,7 @@ _TILES = filters.Tiles()
 
 def mosaic(s):
     """Irregular tiles in one vivid colour each, a glint on each, dark joints."""
+
     def map_(values):
         return filters.tiled(s.x, values[None])
 

@@ -23,8 +23,8 @@ LADDER = (0.5, 0.5, 0.75, 2 / 3, 0.5)
 LUMINANCE = """16 11 10 16 24 40 51 61 12 12 14 19 26 58 60 55 14 13 16 24 40 57 69 56
 14 17 22 29 51 87 80 62 18 22 37 56 68 109 103 77 24 35 55 64 81 104 113 92
 49 64 78 87 103 121 120 101 72 92 95 98 112 100 103 99"""
-CHROMA = """17 18 24 47 99 99 99 99 18 21 26 66 99 99 99 99 24 26 56 99 99 99 99 99
-47 66 99 99 99 99 99 99""" + " 99" * 32
+CHROMA = " ".join(["17 18 24 47 99 99 99 99 18 21 26 66 99 99 99 99 24 26 56", "99 " * 5,
+                   "47 66", "99 " * 38])  # fmt: skip
 
 
 @dataclasses.dataclass
@@ -172,8 +172,8 @@ class Pairs:
                 pictures it saw. count: how many rows.
 
         Returns:
-            Batch whose source is the output; half after residual guidance (StreamDiffusion,
-            arXiv 2312.12491, equation 7: the self-negative's residual noise), as the guider does it.
+            Batch whose source is the output; half of it after residual guidance as the guider
+            does it (StreamDiffusion, arXiv 2312.12491, section 3.3, self-negative).
         """
         rows = torch.randperm(len(output), generator=self.generator)[:count]
         some = batch.pick(rows)

@@ -1,13 +1,17 @@
 """Pictures to train on: the previews that ComfyUI's template packages bring (MIT licence).
 
-PACKAGES names them; `run.py train` installs them into a folder of their own. Files named in
-held_out.txt, and their before-and-after sisters, are never trained on: they are for judging.
+PACKAGES names them with their versions, so that everyone trains on and judges by the same ones.
+Files named in held_out.txt, and their before-and-after sisters, are never trained on.
 """
 
 import concurrent.futures
 import hashlib
+import importlib.metadata
+import importlib.util
 import pathlib
 import random
+import subprocess
+import sys
 
 import numpy as np
 import torch
@@ -15,6 +19,9 @@ from PIL import Image
 
 from . import filters, looks
 
+PREFIX = "comfyui_workflow_templates_media_"
+PACKAGES = {"api": "0.3.84", "assets_01": "0.1.30", "image": "0.3.160", "other": "0.3.229",
+            "video": "0.3.101"}  # fmt: skip
 HERE = pathlib.Path(__file__).resolve().parent
 SIDE = 256
 FRAMES = 10  # most crops of one file
@@ -31,15 +38,46 @@ def stem(name):
     return name.rsplit("-", 1)[0]
 
 
+def installed():
+    """The folder of the packages in this environment; None where one is missing or another."""
+    for name, version in PACKAGES.items():
+        try:
+            if importlib.metadata.version(PREFIX + name) != version:
+                return None
+        except importlib.metadata.PackageNotFoundError:
+            return None
+    origin = importlib.util.find_spec(PREFIX + "image").submodule_search_locations[0]
+    return pathlib.Path(origin).parent
+
+
+def fetched(cache):
+    """The folder of the packages: this environment's, else one below `cache` (pathlib.Path).
+
+    Raises:
+        subprocess.CalledProcessError: they are not here and pip could not fetch them.
+    """
+    here = installed()
+    if here is not None:
+        return here
+    wanted = [f"{PREFIX}{name}=={version}" for name, version in PACKAGES.items()]
+    place = cache / hashlib.sha256(" ".join(wanted).encode()).hexdigest()[:16]
+    if not place.is_dir():
+        part = place.with_suffix(".part")
+        command = [sys.executable, "-m", "pip", "install", "--no-deps", "--target", str(part)]
+        subprocess.run([*command, *wanted], check=True)
+        part.rename(place)
+    return place
+
+
 def files(folder):
-    """All previews below a folder, {name: path}.
+    """All previews of the packages in a folder, {name: path}.
 
     Raises:
         FileNotFoundError: there is none.
     """
-    found = {p.stem: p for p in sorted(pathlib.Path(folder).rglob("*.webp"))}
+    found = {p.stem: p for p in sorted(pathlib.Path(folder).glob(f"{PREFIX}*/**/*.webp"))}
     if not found:
-        raise FileNotFoundError(f"{folder} holds no .webp previews of ComfyUI's template packages")
+        raise FileNotFoundError(f"{folder} holds no previews of ComfyUI's template packages")
     return found
 
 
@@ -82,9 +120,7 @@ def crop(picture, rng):
 def worth(piece):
     """Neither a logo nor black or empty."""
     y = piece.astype(np.float32).mean(2)
-    return (
-        y.std() > 18 and 20 < y.mean() < 235 and (y < 12).mean() < 0.5 and (y > 248).mean() < 0.6
-    )
+    return y.std() > 18 and 20 < y.mean() < 235 and (y < 12).mean() < 0.5 and (y > 248).mean() < 0.6
 
 
 def crops(found, count, seed):

@@ -13,6 +13,7 @@ import sys
 import time
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
+CACHE = pathlib.Path.home() / ".cache" / "livediffusion" / "previews"
 
 
 def pack_module(name):
@@ -30,16 +31,23 @@ def pack_module(name):
 def options():
     parser = argparse.ArgumentParser(prog="run.py train", description="Train the embedded model.")
     parser.add_argument("--comfyui", required=True, help=argparse.SUPPRESS)
-    parser.add_argument("--pictures", type=pathlib.Path, required=True, help=argparse.SUPPRESS)
-    parser.add_argument("--work", type=pathlib.Path, required=True, help=argparse.SUPPRESS)
+    parser.add_argument("--work", type=pathlib.Path, default=pathlib.Path("output/training"),
+                        help="folder for pictures (8 GB) and checkpoint")  # fmt: skip
     parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("output/model"),
                         help="folder for the weights (default output/model)")  # fmt: skip
     parser.add_argument("--minutes", type=float, default=120, help="of training (default 120)")
-    parser.add_argument("--crops", type=int, default=3400, help="most pieces of pictures")
+    parser.add_argument("--crops", type=int, help="pieces (default 60 per minute, up to 3400)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint")
     parser.add_argument("--no-evaluation", action="store_true", help="only train")
-    return parser.parse_args()
+    args = parser.parse_args()
+    if args.minutes <= 0:
+        parser.error("--minutes: more than 0, please")
+    if args.crops is None:
+        args.crops = min(3400, max(60, round(60 * args.minutes)))
+    if args.crops < 1:
+        parser.error("--crops: at least 1")
+    return args
 
 
 class Report:
@@ -76,13 +84,17 @@ def main():
     report = Report()
     args.work.mkdir(parents=True, exist_ok=True)
     args.out.mkdir(parents=True, exist_ok=True)
-    data = pictures.prepare(args.pictures, args.work, args.crops, args.seed, report.prepared)
+    data = pictures.prepare(
+        pictures.fetched(CACHE), args.work, args.crops, args.seed, report.prepared
+    )
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if device.type == "cuda":
         data = torch.from_numpy(data[:]).to(device)
     trainer = training.Trainer(data, args.minutes, args.seed, device, report)
     checkpoint = args.work / f"checkpoint_{args.seed}.pt"
     if args.resume:
+        if not checkpoint.is_file():
+            raise SystemExit(f"--resume: there is no checkpoint {checkpoint}")
         trainer.resume(torch.load(checkpoint, map_location=device, weights_only=False))
 
     def save():
@@ -95,7 +107,8 @@ def main():
     report(f"weights in {args.out}: {trainer.steps} steps, {trainer.shown:.0f} pictures")
     if not args.no_evaluation:
         command = [sys.executable, str(ROOT / "demo" / "evaluate.py"), "--comfyui", args.comfyui,
-                   "--pictures", str(args.pictures), "--weights", str(args.out)]  # fmt: skip
+                   "--weights", str(args.out), "--out",
+                   str(args.out / "evaluation"), "--only", "looks"]  # fmt: skip
         subprocess.run(command, check=True)
 
 

@@ -5,12 +5,13 @@ import json
 import math
 import time
 
+import comfy.ops
 import numpy as np
 import safetensors.torch
 import torch
 import torch.nn.functional as F
 
-from . import chart, network, pairs
+from . import chart, network, pairs, pictures
 from .text import TextEncoder, head_start, initialise
 
 CLOSED = ("out_layers.3", "proj_out", "to_out.0", "out_proj", "fc2", "net.2", "out.2")
@@ -103,7 +104,7 @@ class Trainer:
         torch.manual_seed(seed)
         self.device, self.seconds, self.report = device, 60 * minutes, report
         net = network.Network(
-            **network.UNET, dtype=torch.float32, operations=_trainable()
+            **network.UNET, dtype=torch.float32, operations=comfy.ops.disable_weight_init
         ).requires_grad_(True)
         initialise(net, CLOSED)
         net.out[2].weight.data.mul_(4)
@@ -185,12 +186,11 @@ class Trainer:
         size, count = self._size()
         carried = self._carried
         if carried is None or carried.source.shape[-1] != size:
-            return self.pairs.draw(count, size), 0
-        kept = len(carried.t)
-        return self.pairs.draw(count - kept, size).join(carried), kept
+            return self.pairs.draw(count, size)
+        return self.pairs.draw(count - len(carried.t), size).join(carried)
 
     def _step(self):
-        batch, kept = self._batch()
+        batch = self._batch()
         count = len(batch.t)
         z = F.pixel_unshuffle(batch.source, network.PATCH) * network.SCALE
         sigma = self.sigmas[batch.t].view(-1, 1, 1, 1)
@@ -210,7 +210,7 @@ class Trainer:
         self._optimise()
         seen = F.pixel_shuffle(noised, network.PATCH) / network.SCALE
         self._carried = self.pairs.go_on(batch, output.detach(), seen, round(ROLLOUT * count))
-        self.shown += count * (batch.source.shape[-1] / pairs_side()) ** 2
+        self.shown += count * (batch.source.shape[-1] / pictures.SIDE) ** 2
         self._record(losses.detach(), batch.kinds)
 
     def _optimise(self):
@@ -247,17 +247,6 @@ class Trainer:
             f"step {self.steps}, {self.spent / 60:.1f} of {self.seconds / 60:.0f} min, "
             f"{rate:.1f} pictures/s, loss {mean:.4f}"
         )
-
-
-def pairs_side():
-    """Side of a whole piece in pixels."""
-    return SIZES[0][0]
-
-
-def _trainable():
-    import comfy.ops
-
-    return comfy.ops.disable_weight_init
 
 
 def export(trainer, out):
