@@ -10,6 +10,7 @@ import numpy as np
 import safetensors.torch
 import torch
 import torch.nn.functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from . import chart, network, pairs, pictures
 from .text import TextEncoder, head_start, initialise
@@ -23,7 +24,7 @@ SMALL = 0.25  # of the time on small pieces: more steps while everything is wron
 SIZES = ((256, 8), (256, 8), (256, 8), (192, 14))  # piece and batch, taken in turn
 FIRST, TURN = (128, 16), 40  # before that; steps until the next size
 EMA = 0.999
-CHARBONNIER = 0.02
+ROUND = 0.03  # errors below it count squared
 GRADIENT = (0.6, 0.5)  # at full and half size
 FINE = {"neon": 1.5, "blueprint": 1.5, "thermal": 1.5, "sunset": 1.5, "ink": 1.2, "poster": 1.2}
 HEAD_START = 20.0  # seconds of a long run
@@ -74,22 +75,27 @@ class Muon:
 
 
 def picture_loss(output, target, fine):
-    """Charbonnier error (B,) of pixels, of their gradients at two sizes, and of a small copy.
+    """Error (B,) of pixels, of their gradients at two sizes, and of a small copy.
+
+    All of it is linear in the difference, so that is taken once: on a CPU this loss took a fifth
+    of a step before.
 
     Args:
         output, target: (B, 3, H, W). fine: (B,) weight of the gradients.
     """
+    difference = output - target
+    zero = difference.new_zeros(())
 
     def error(d):
-        return ((d * d + CHARBONNIER**2).sqrt() - CHARBONNIER).mean((1, 2, 3))
+        # absolute, and squared near 0; a kernel of its own forwards and backwards
+        return F.smooth_l1_loss(d, zero.expand_as(d), reduction="none", beta=ROUND).mean((1, 2, 3))
 
-    loss = error(output - target)
+    loss = error(difference)
     for weight in GRADIENT:
-        for axis in (2, 3):
-            slope = output.diff(dim=axis) - target.diff(dim=axis)
-            loss = loss + weight * fine * error(slope)
-        output, target = F.avg_pool2d(output, 2), F.avg_pool2d(target, 2)
-    return loss + 0.5 * error(output - target)
+        slopes = error(difference.diff(dim=2)) + error(difference.diff(dim=3))
+        loss = loss + weight * fine * slopes
+        difference = F.avg_pool2d(difference, 2)
+    return loss + 0.5 * error(difference)
 
 
 class Trainer:
@@ -196,7 +202,8 @@ class Trainer:
         sigma = self.sigmas[batch.t].view(-1, 1, 1, 1)
         noised = z + sigma * batch.noise
         x = noised / (sigma**2 + network.SIGMA_DATA**2).sqrt()
-        with autocast(self.device):
+        # torch's fused attention is slow backwards at these sizes
+        with autocast(self.device), sdpa_kernel(SDPBackend.MATH):
             context, pooled = self.text(batch.prompts)
             output = self.net(x, batch.t.float(), context=context.float(), y=pooled.float())
         output = F.pixel_shuffle(output.float(), network.PATCH)
