@@ -144,7 +144,8 @@ def measure(args: argparse.Namespace, place: pathlib.Path) -> list[dict]:
     settings = Settings(tuple(float(s) for s in sigmas))
     generator = torch.Generator().manual_seed(0)
     device = comfy.model_management.get_torch_device()
-    frames = [torch.randn(1, 8, 32, 32, generator=generator).to(device) for _ in range(8)]
+    shape = 1, base.model.latent_format.latent_channels, 64, 64  # 256 x 256 pixels
+    frames = [torch.randn(shape, generator=generator).to(device) for _ in range(8)]
     eager = Way("eager", base, conditioning)
     ways, rows = [eager], []
     for name, model in models(args.only, base, place):

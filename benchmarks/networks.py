@@ -66,7 +66,8 @@ class Kit:
         model, vae: ComfyUI's MODEL and VAE.
         unet, tiny_vae: the same for diffusers and for the public class.
         prompt, negative: [1, tokens, D].
-        pooled: SDXL's pooled prompt [1, P], the same for both prompts, or None.
+        pooled: pooled prompt [1, P], the same for both prompts, or None.
+        patch: pixels on each side of a latent's position.
     """
 
     name: str
@@ -81,15 +82,19 @@ class Kit:
     prompt: Tensor
     negative: Tensor
     pooled: Tensor | None = None
+    patch: int = 8
 
     @property
     def latent(self) -> tuple[int, int, int]:
-        return self.channels, self.size // 8, self.size // 8
+        return self.channels, self.size // self.patch, self.size // self.patch
 
     @property
     def added(self) -> dict[str, Tensor] | None:
-        """What diffusers' SDXL UNet takes besides: the pooled prompt and the sizes, one row."""
-        if self.pooled is None:
+        """What diffusers' SDXL UNet takes besides: the pooled prompt and the sizes, one row.
+
+        None for other UNets; the embedded one has its pooled prompt.
+        """
+        if self.pooled is None or isinstance(self.unet, EpsilonUNet):
             return None
         sizes = torch.tensor([[self.size, self.size, 0, 0, self.size, self.size]])
         return {"text_embeds": self.pooled, "time_ids": sizes.to(self.device, self.dtype)}
@@ -256,30 +261,38 @@ def embedded(size: int = 256) -> Kit:
     from livediffusion.demo import loader
 
     model, clip, vae = loader.load()
-    prompt, negative = (
-        clip.encode_from_tokens_scheduled(clip.tokenize(text))[0][0] for text in ("neon night", "")
+    (prompt, extra), (negative, _) = (
+        clip.encode_from_tokens_scheduled(clip.tokenize(text))[0] for text in ("neon night", "")
     )
     comfy.model_management.load_models_gpu([model, vae.patcher])
     device, dtype = model.load_device, model.model_dtype()
-    prompts = (t.to(device, dtype) for t in (prompt, negative))
-    adapters = EpsilonUNet(model.model), FirstStage(vae, model.model.latent_format.scale_factor)
-    channels = model.model.latent_format.latent_channels
-    return Kit("embedded", size, device, dtype, channels, model, vae, *adapters, *prompts)
+    prompt, negative, pooled = (
+        t.to(device, dtype) for t in (prompt, negative, extra["pooled_output"])
+    )
+    kind = model.model.latent_format
+    return Kit(
+        "embedded", size, device, dtype, kind.latent_channels, model, vae,
+        EpsilonUNet(model.model, pooled), FirstStage(vae, kind.scale_factor), prompt, negative,
+        pooled, vae.downscale_ratio,
+    )  # fmt: skip
 
 
 class EpsilonUNet(torch.nn.Module):
-    """ComfyUI's v-prediction UNet, called as diffusers calls one that predicts noise.
+    """The embedded UNet, called as diffusers calls one that predicts noise, of one pooled prompt.
 
-    Its own work is two products and a sum of latents per call.
+    Its own work is three products and a sum of latents per call.
     """
 
-    def __init__(self, base):
+    def __init__(self, base, pooled: Tensor):
         from diffusers import LCMScheduler
 
         super().__init__()
         self._base = [base]  # its weights are ComfyUI's to move
+        self._pooled = pooled
         bar = LCMScheduler(**SCHEDULE).alphas_cumprod
         self.signal, self.noise = bar.sqrt(), (1 - bar).sqrt()
+        spread = base.model_sampling.sigma_data
+        self.scale = (self.noise.square() + (spread * self.signal).square()).rsqrt()
         channels = base.latent_format.latent_channels
         self.config = types.SimpleNamespace(
             in_channels=channels, time_cond_proj_dim=None, sample_size=64
@@ -289,13 +302,15 @@ class EpsilonUNet(torch.nn.Module):
     def forward(self, x, t, encoder_hidden_states, return_dict=False, **unused):
         t = t.expand(x.shape[0])
         context = encoder_hidden_states.expand(x.shape[0], -1, -1)
-        v = self._base[0].diffusion_model(x, t.float(), context=context)
-        a, b = (table[t].view(-1, 1, 1, 1).to(x.dtype) for table in (self.signal, self.noise))
-        return (a * v + b * x,)
+        tables = self.signal / self.noise, 1 / self.noise, self.scale
+        of_clean, of_x, scale = (table[t].view(-1, 1, 1, 1).to(x.dtype) for table in tables)
+        y = self._pooled.expand(x.shape[0], -1)
+        clean = self._base[0].diffusion_model(x * scale, t.float(), context=context, y=y)
+        return (of_x * x - of_clean * clean,)
 
 
 class FirstStage(torch.nn.Module):
-    """ComfyUI's autoencoder, called as diffusers calls AutoencoderTiny."""
+    """The embedded VAE, called as diffusers calls AutoencoderTiny."""
 
     def __init__(self, vae, scale: float):
         super().__init__()
@@ -303,8 +318,9 @@ class FirstStage(torch.nn.Module):
         self.dtype, self.device = vae.vae_dtype, vae.device
         # diffusers reads the size of latents off the number of blocks
         self.config = types.SimpleNamespace(
-            scaling_factor=scale, block_out_channels=(1,) * 4, latent_channels=vae.latent_channels
-        )
+            scaling_factor=scale, latent_channels=vae.latent_channels,
+            block_out_channels=(1,) * vae.downscale_ratio.bit_length(),
+        )  # fmt: skip
 
     def encode(self, pixels: Tensor):
         return types.SimpleNamespace(latents=self._vae[0].first_stage_model.encode(pixels))

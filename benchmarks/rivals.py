@@ -100,13 +100,14 @@ class Public:
 class _Pipe:
     """What the public class needs of a diffusers pipeline."""
 
-    vae_scale_factor, text_encoder = 8, None
+    text_encoder = None
 
     def __init__(self, kit: Kit):
         from diffusers import LCMScheduler
 
         self.kit, self.device, self.vae = kit, kit.device, kit.tiny_vae
-        self.unet = kit.unet if kit.pooled is None else _WithAdded(kit)
+        self.vae_scale_factor = kit.patch
+        self.unet = kit.unet if kit.added is None else _WithAdded(kit)
         self.scheduler = LCMScheduler(**SCHEDULE)
 
     def encode_prompt(self, **unused):
@@ -148,7 +149,7 @@ class AutoPipeline:
         }  # fmt: skip
         if full:
             self._asked["negative_prompt_embeds"] = kit.negative.expand(f, -1, -1)
-        if kit.pooled is None:
+        if kit.added is None:
             parts |= {"safety_checker": None, "feature_extractor": None}
             pipe = diffusers.StableDiffusionPipeline(**parts, requires_safety_checker=False)
         else:

@@ -210,14 +210,14 @@ def few() -> dict:
 
 
 def demo(samples: int, scales: list[float], strength: float) -> dict:
-    """Learned steps on the bundled model, n = 4; below strength 1 from its own scenes."""
-    import numpy as np
+    """Learned steps on the bundled model, n = 4; below strength 1 from synthetic pictures."""
     import torch
-    from livediffusion.demo import loader, looks, scenes
+    from livediffusion.demo import loader, looks
     from livediffusion.host.learning.hand_made import fitted, of_comfyui
     from livediffusion.host.learning.study import Subject
     from livediffusion.schedules.find import Ask, Model, evaluations, find, fine
     from livediffusion.schedules.timesteps import SPACINGS, from_strength
+    from pictures import pictures as scenes
     from PIL import Image
 
     import nodes
@@ -231,14 +231,12 @@ def demo(samples: int, scales: list[float], strength: float) -> dict:
 
     with torch.inference_mode():
         model, clip, vae = loader.load()
-        drawn = [scenes.draw(1_000_000 + i)[0] for i in range(2 * samples)]
-        pictures = small(torch.from_numpy(np.stack(drawn)).float().movedim(-1, 1) / 255)
+        pictures = small(scenes(2 * samples).movedim(-1, 1))
         latents = vae.encode(pictures)
         if strength == 1:
             latents = torch.zeros_like(latents)
         # what the prompt's look is, on other scenes
-        others = [scenes.draw(2_000_000 + i)[0] for i in range(64)]
-        others = torch.from_numpy(np.stack(others)).float().movedim(-1, 1) / 255
+        others = scenes(64, 2 * samples).movedim(-1, 1)
         look = vae.encode(small(looks.neon(others)))
         positive, negative = (nodes.CLIPTextEncode().encode(clip, t)[0] for t in (prompt, ""))
     sampling = model.get_model_object("model_sampling")

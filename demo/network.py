@@ -57,9 +57,11 @@ class Tile(torch.nn.Module):
         """[R, C, H, W], of any size, to the same."""
         height, width = x.shape[-2:]
         # channels last, as the convolution before it leaves them on a CPU
-        whole = self.map.to(x).movedim(1, -1)
-        whole = whole.repeat(1, -(-height // PERIOD), -(-width // PERIOD), 1).movedim(-1, 1)
-        return x + whole[..., :height, :width]
+        whole = self.map.to(x).permute(0, 2, 3, 1)
+        # rounded up by a sum: a traced -(-a // b) rounds towards zero
+        down, across = ((side + PERIOD - 1) // PERIOD for side in (height, width))
+        whole = whole.repeat(1, down, across, 1)
+        return x + whole.permute(0, 3, 1, 2)[..., :height, :width]
 
 
 class Network(UNetModel):

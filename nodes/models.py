@@ -11,8 +11,8 @@ class LiveDemoModel(io.ComfyNode):
             display_name="Live Demo Model",
             category="live/models",
             description=(
-                "The tiny model that comes with the pack: 256 x 256, knows a handful of looks, "
-                "runs on a CPU. For trying graphs out; real pictures need a real model."
+                "The tiny model that comes with the pack: turns a picture into one of a dozen "
+                "looks, best at 256 x 256, on a CPU. Other prompts need a real model."
             ),
             inputs=[],
             outputs=[

@@ -37,6 +37,21 @@ def test_both_sides_run_the_same_networks(name):
     assert max(published(name, SIZE, tiny=True).check().values()) < 1e-5
 
 
+def test_the_embedded_model_is_the_same_behind_its_adapters():
+    """As diffusers and the public class take it; they do the same work, and give pictures."""
+    import rivals
+    from networks import embedded
+
+    own = embedded(64)
+    assert max(own.check().values()) < 1e-4
+    assert rivals.apart(own, 2, "full") < 1e-3
+    fed = rivals.pictures(own)
+    for make in (rivals.Public, rivals.AutoPipeline, rivals.Ours, rivals.Floor):
+        side = make(own, 2, "off")
+        out = [side.frames(fed) for _ in range(3)][-1]
+        assert out.shape == fed.shape and out.std() > 1, side.name
+
+
 def test_another_network_is_seen(kit):
     from networks import Disagree
 

@@ -91,13 +91,14 @@ def test_the_embedded_model(comfyui):
     from livediffusion.demo import loader
 
     patcher = loader.load()[0]
-    made, unet = engine(patcher, call(patcher, 2, (32, 32)))
-    for rows, size, tokens in ((1, (32, 32), 77), (5, (16, 24), 154)):
+    made, unet = engine(patcher, call(patcher, 2, (64, 64)))
+    # also sizes that the map of positions and the levels do not divide
+    for rows, size, tokens in ((1, (64, 64), 77), (5, (16, 24), 154), (2, (30, 43), 77)):
         asked = call(patcher, rows, size, tokens)
         assert tiny.rms(made(asked), unet(asked)) <= 1e-5
     exact = half(patcher)
-    made, _ = engine(patcher, call(patcher, 2, (32, 32), dtype=torch.float16))
-    asked = call(patcher, 4, (32, 32), dtype=torch.float16)
+    made, _ = engine(patcher, call(patcher, 2, (64, 64), dtype=torch.float16))
+    asked = call(patcher, 4, (64, 64), dtype=torch.float16)
     wide = type(asked).of({name: tensor.float() for name, tensor in asked.named().items()})
     assert tiny.rms(made(asked), type(unet)(exact)(wide)) <= 2e-3
 

@@ -40,16 +40,17 @@ def build():
     return build
 
 
-def sampled(model, rows=2, size=(8, 8), tokens=77, cfg=1.5, **extra):
-    """What a stock guider samples with the model."""
+def sampled(model, rows=2, size=(8, 8), tokens=77, cfg=1.5, prompts=None, **extra):
+    """What a stock guider samples with the model, under random prompts if none are given."""
     import comfy.samplers
 
     guider = comfy.samplers.CFGGuider(model)
     pooled = model.model.model_config.unet_config.get("adm_in_channels")
-    sides = [tiny.conditioning(i, tokens, pooled, **extra) for i in (1, 2)]
+    sides = prompts or [tiny.conditioning(i, tokens, pooled, **extra) for i in (1, 2)]
     guider.set_conds(*sides)
     guider.set_cfg(cfg)
-    noise = torch.randn(rows, 4, *size, generator=torch.Generator().manual_seed(0))
+    channels = model.model.latent_format.latent_channels
+    noise = torch.randn(rows, channels, *size, generator=torch.Generator().manual_seed(0))
     return guider.sample(
         noise, torch.zeros_like(noise), comfy.samplers.ksampler("euler"), torch.tensor(SIGMAS),
         disable_pbar=True,
@@ -103,13 +104,17 @@ def test_layouts(layout, build):
 
 
 def test_the_embedded_model_alone(build):
-    """Its MODEL is made up again from the sidecar: classes of this pack, a latent of 8 channels."""
+    """Its MODEL is made up again from the sidecar: classes of this pack, latents of pixels."""
     from livediffusion.demo import loader
 
-    model = loader.load()[0]
+    model, clip, _ = loader.load()
     made = loaded(build(model, 256, 256, rows=2))
     assert type(made.model) is type(model.model)
     assert type(made.model.latent_format) is type(model.model.latent_format)
+    assert type(made.model.model_sampling) is type(model.model.model_sampling)
+    prompts = [clip.encode_from_tokens_scheduled(clip.tokenize(t)) for t in ("watercolor", "")]
+    wants, gives = (sampled(m, 1, (64, 64), prompts=prompts) for m in (model, made))
+    assert tiny.rms(gives, wants) <= 1e-5 and engine(made).fell_back == 0
     assert made.model_size() > 1 << 20  # what ComfyUI makes room for
     assert [p.numel() for p in made.model.diffusion_model.parameters()] == []
 

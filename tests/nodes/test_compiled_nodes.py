@@ -218,11 +218,10 @@ def test_a_model_that_is_no_unet_is_refused(trt):
 def test_the_clip_workflow_gives_the_same_pictures(monkeypatch):
     """The demo's clip graph in ComfyUI's own executor, eager and on ONNX Runtime."""
     import inprocess
-    from PIL import Image
 
     pictures = []
     monkeypatch.setitem(inprocess.CLASSES, "TestKeep", keeper(pictures))
-    monkeypatch.setitem(inprocess.CLASSES, "TestFrames", frames(Image))
+    monkeypatch.setitem(inprocess.CLASSES, "TestFrames", frames())
     with inprocess.comfy() as (server, _):
         for engine in ("eager", "onnxruntime"):
             graph = json.loads((DEMO / "clip_graph.json").read_text(encoding="utf-8"))
@@ -252,15 +251,14 @@ def keeper(pictures):
     return TestKeep
 
 
-def frames(image):
+def frames():
     class TestFrames:
         INPUT_TYPES = classmethod(lambda cls: {"required": {}})
         RETURN_TYPES, FUNCTION, CATEGORY = ("IMAGE",), "run", "test"
 
         def run(self):
-            from livediffusion.demo import scenes
+            from pictures import pictures
 
-            drawn = [torch.from_numpy(scenes.draw(2_000_000 + i)[0].copy()) for i in range(6)]
-            return (torch.stack(drawn).float() / 255,)
+            return (pictures(6),)
 
     return TestFrames

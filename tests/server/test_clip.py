@@ -19,12 +19,12 @@ def clip(comfyui):
 
 @pytest.fixture(scope="module")
 def source(clip, tmp_path_factory):
-    """A clip of 8 drawn frames, each a scene of its own so that a mix-up of frames shows."""
-    from livediffusion.demo import scenes
+    """A clip of 8 frames, each a scene of its own so that a mix-up of frames shows."""
+    from pictures import picture
     from PIL import Image
 
     path = tmp_path_factory.mktemp("source") / "source.mp4"
-    frames = [Image.fromarray(scenes.draw(2_000_000 + i)[0]) for i in range(FRAMES)]
+    frames = [Image.fromarray(picture(i, SIZE, SIZE)) for i in range(FRAMES)]
     clip.write_video(frames, 12.0, path)
     return path
 

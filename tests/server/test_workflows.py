@@ -114,11 +114,12 @@ def test_is_refused_for_missing_files_only(info, server, path):
 
 
 def test_clip_stylise_runs(info, server, comfyui, tmp_path):
-    from livediffusion.demo import clip, scenes
+    from livediffusion.demo import clip
+    from pictures import picture
     from PIL import Image
 
     # wider than the model's size, so that the workflow's own resizing is seen at work
-    frames = [Image.fromarray(scenes.draw(3_000_000 + i)[0]).resize((320, 288)) for i in range(3)]
+    frames = [Image.fromarray(picture(i, 288, 320)) for i in range(3)]
     clip.write_video(frames, 12.0, server.base / "input" / "mine.mp4")
     path = ROOT / "workflows" / "clip_stylise.json"
     graph = to_api(json.loads(path.read_text(encoding="utf-8")), info)
