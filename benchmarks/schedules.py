@@ -210,14 +210,14 @@ def few() -> dict:
 
 
 def demo(samples: int, scales: list[float], strength: float) -> dict:
-    """Learned steps on the bundled model, n = 4; below strength 1 from synthetic pictures."""
+    """Learned steps on the bundled model, n = 4; below strength 1 from real pictures."""
     import torch
     from livediffusion.demo import loader, looks
+    from livediffusion.demo import pictures as previews
     from livediffusion.host.learning.hand_made import fitted, of_comfyui
     from livediffusion.host.learning.study import Subject
     from livediffusion.schedules.find import Ask, Model, evaluations, find, fine
     from livediffusion.schedules.timesteps import SPACINGS, from_strength
-    from pictures import pictures as scenes
     from PIL import Image
 
     import nodes
@@ -231,13 +231,15 @@ def demo(samples: int, scales: list[float], strength: float) -> dict:
 
     with torch.inference_mode():
         model, clip, vae = loader.load()
-        pictures = small(scenes(2 * samples).movedim(-1, 1))
+        folder = previews.fetched(previews.CACHE)
+        crops = previews.crops(previews.split(folder)[0], 2 * samples + 64, 0)
+        crops = torch.from_numpy(crops).movedim(-1, 1).float() / 255
+        pictures = small(crops[: 2 * samples])
         latents = vae.encode(pictures)
         if strength == 1:
             latents = torch.zeros_like(latents)
-        # what the prompt's look is, on other scenes
-        others = scenes(64, 2 * samples).movedim(-1, 1)
-        look = vae.encode(small(looks.neon(others)))
+        # what the prompt's look is, on other pictures
+        look = vae.encode(small(looks.neon(looks.Scene(crops[2 * samples :]))))
         positive, negative = (nodes.CLIPTextEncode().encode(clip, t)[0] for t in (prompt, ""))
     sampling = model.get_model_object("model_sampling")
     table = sampling.sigmas.float().cpu()

@@ -52,7 +52,7 @@ class Judge:
         self.load_seconds = time.perf_counter() - began
         for name in ("pictures", "looks", "measure", "pairs", "filters"):
             setattr(self, name, train.pack_module(f"demo.{name}"))
-        self.files = self.pictures.split(self.pictures.fetched(train.CACHE))[1]
+        self.files = self.pictures.split(self.pictures.fetched(self.pictures.CACHE))[1]
         self.names, self.x = self._held_out(count)
 
     def middle(self, name, side=256):

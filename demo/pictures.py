@@ -23,6 +23,7 @@ PREFIX = "comfyui_workflow_templates_media_"
 PACKAGES = {"api": "0.3.84", "assets_01": "0.1.30", "image": "0.3.160", "other": "0.3.229",
             "video": "0.3.101"}  # fmt: skip
 HERE = pathlib.Path(__file__).resolve().parent
+CACHE = pathlib.Path.home() / ".cache" / "livediffusion" / "previews"
 SIDE = 256
 FRAMES = 10  # most crops of one file
 AT_ONCE = 4

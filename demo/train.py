@@ -13,7 +13,6 @@ import sys
 import time
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
-CACHE = pathlib.Path.home() / ".cache" / "livediffusion" / "previews"
 
 
 def pack_module(name):
@@ -85,7 +84,7 @@ def main():
     args.work.mkdir(parents=True, exist_ok=True)
     args.out.mkdir(parents=True, exist_ok=True)
     data = pictures.prepare(
-        pictures.fetched(CACHE), args.work, args.crops, args.seed, report.prepared
+        pictures.fetched(pictures.CACHE), args.work, args.crops, args.seed, report.prepared
     )
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if device.type == "cuda":
