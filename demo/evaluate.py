@@ -23,6 +23,9 @@ PROMPTS = {
 }  # fmt: skip
 FACES = ("ink", "watercolor", "oil", "comic", "pencil")
 FILM = "ltxv_image_to_video-1"
+SHOWN = (FILM, "video_ltx2_3_id_lora-1", "video_ltx2_i2v_distilled-1")  # films of the README
+SHOWN_LOOKS = ("watercolor", "ink", "neon", "poster", "oil")
+SHOWN_FRAMES, SHOWN_SIDE = 20, 168
 SIZES = ((192, 192), (256, 256), (384, 256), (512, 512))  # width, height
 
 
@@ -62,6 +65,17 @@ class Judge:
         with Image.open(self.files[name]) as picture:
             picture.seek(getattr(picture, "n_frames", 1) // 2)
             return self.tensor(self.pictures.centre(picture.convert("RGB"), side))
+
+    def film(self, name, frames):
+        """Frames of a held-out film, (len(frames), 3, 256, 256) in 0..1."""
+        from PIL import Image
+
+        with Image.open(self.files[name]) as film:
+            taken = []
+            for i in frames:
+                film.seek(i % film.n_frames)
+                taken.append(self.tensor(self.pictures.centre(film.convert("RGB"))))
+        return self._cat(taken)
 
     @staticmethod
     def tensor(pixels):
@@ -198,15 +212,7 @@ def webcam(judge, out, report):
 
 def flicker(judge, out, report):
     """Change from frame to frame where the film stands still: output against filter."""
-    import torch
-    from PIL import Image
-
-    with Image.open(judge.files[FILM]) as film:
-        frames = []
-        for i in range(4, 20):
-            film.seek(i)
-            frames.append(judge.tensor(judge.pictures.centre(film.convert("RGB"))))
-    x = torch.cat(frames)
+    x = judge.film(FILM, range(4, 20))
     still = ((x[1:] - x[:-1]).abs().amax(1, keepdim=True) < 0.015).float()
 
     def change(v):
@@ -287,18 +293,41 @@ def speed(judge, out, report):
     return table
 
 
+def showcase(judge, out, report):
+    """The moving picture at the top of the README, with the templates' settings."""
+    import torch.nn.functional as F
+
+    rows = []
+    for name in SHOWN:
+        x = judge.film(name, range(6, 6 + 2 * SHOWN_FRAMES, 2))
+        looks = [judge.restyle(x, PROMPTS[look], **TEMPLATE) for look in SHOWN_LOOKS]
+        side = (SHOWN_SIDE, SHOWN_SIDE)
+        rows.append([F.interpolate(v, size=side, mode="area") for v in (x, *looks)])
+    frames = [picture([[cell[i] for cell in row] for row in rows]) for i in range(SHOWN_FRAMES)]
+    frames += frames[-2:0:-1]  # there and back, so that it has no seam
+    path = out / "looks.webp"
+    frames[0].save(path, save_all=True, append_images=frames[1:], duration=80, loop=0,
+                   quality=68, method=6)  # fmt: skip
+    report(f"{path}: {path.stat().st_size / 1e6:.2f} MB")
+    return {"bytes": path.stat().st_size}
+
+
 PARTS = {"looks": by_look, "faces": faces, "webcam": webcam, "flicker": flicker, "dials": dials,
-         "sizes": sizes, "speed": speed}  # fmt: skip
+         "sizes": sizes, "speed": speed, "showcase": showcase}  # fmt: skip
 
 
-def sheet(rows, path):
-    """Rows of pictures (3, H, W) in 0..1 as one picture."""
+def picture(rows):
+    """Rows of pictures (3, H, W) in 0..1 as one of Pillow's."""
     import torch
     from PIL import Image
 
     whole = torch.cat([torch.cat([*row], 2) for row in rows], 1)
-    pixels = (whole * 255 + 0.5).clamp(0, 255).byte().movedim(0, -1).numpy()
-    Image.fromarray(pixels).save(path)
+    return Image.fromarray((whole * 255 + 0.5).clamp(0, 255).byte().movedim(0, -1).numpy())
+
+
+def sheet(rows, path):
+    """Rows of pictures as one file."""
+    picture(rows).save(path)
 
 
 def main():
