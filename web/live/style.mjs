@@ -66,7 +66,8 @@ const CSS = `
   pointer-events: none;
 }
 .livediffusion-note:empty { display: none; }
-.livediffusion-switch { display: flex; flex: none; }
+.livediffusion-tools { display: flex; flex: 1 0 auto; justify-content: flex-end; gap: 4px; }
+.livediffusion-switch { display: flex; flex: none; margin-right: auto; }
 .livediffusion-box .livediffusion-choice {
   display: flex; align-items: center; justify-content: center; width: 28px; padding: 0;
   border-radius: 0;

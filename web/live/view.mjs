@@ -58,9 +58,13 @@ export class View {
       'div',
       { className: 'livediffusion-line' },
       this.line,
-      this.compare.switch,
-      this.popButton,
-      this.copyButton
+      element(
+        'div',
+        { className: 'livediffusion-tools' },
+        this.compare.switch,
+        this.popButton,
+        this.copyButton
+      )
     )
     const box = element('div', { className: 'livediffusion-box' }, this.screen.root, line)
     // the first Nodes 2.0 gave a widget no more height than its contents need
