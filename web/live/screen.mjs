@@ -42,7 +42,8 @@ export class Screen {
     this.stage.onpointerdown = (event) => this.#press(event)
     this.stage.onpointermove = (event) => this.#move(event)
     this.stage.onpointerup = this.stage.onpointercancel = () => (this.#drag = null)
-    this.root = element('div', { className: 'livediffusion-screen' }, this.stage)
+    const className = 'livediffusion-screen livediffusion-compare'
+    this.root = element('div', { className }, this.stage)
     this.refresh()
   }
 

@@ -24,7 +24,7 @@ const CSS = `
   position: absolute; inset: 0; margin: auto;
   width: min(100cqw, 100cqh * var(--aspect)); height: min(100cqh, 100cqw / var(--aspect));
 }
-.livediffusion-screen:has(.livediffusion-stage) { container-type: size; }
+.livediffusion-compare { container-type: size; }
 .livediffusion-input, .livediffusion-output { position: absolute; inset: 0; overflow: hidden; }
 .livediffusion-input, .livediffusion-divider, .livediffusion-label { display: none; }
 .livediffusion-label {
@@ -77,6 +77,7 @@ const CSS = `
 .livediffusion-box .livediffusion-choice:last-child { border-radius: 0 5px 5px 0; }
 .livediffusion-choice::before {
   content: ''; width: 16px; height: 12px; background: currentColor; opacity: 0.55;
+  -webkit-mask: var(--icon) center / contain no-repeat;
   mask: var(--icon) center / contain no-repeat;
 }
 .livediffusion-choice:hover::before { opacity: 0.85; }
