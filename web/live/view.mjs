@@ -97,6 +97,8 @@ export class View {
 
   detach() {
     if (!this.#session) return
+    // the run may go on, with another node in this one's place after an undo
+    if (this.#wished) this.#session.compare(this.#place, (this.#wished = false))
     this.#session = this.#place = null
     for (const picture of this.#waiting.splice(0)) close(picture)
     this.#remark()
@@ -130,17 +132,18 @@ export class View {
     const newest = pictures.at(-1)
     if (!newest) return
     // one that comes again brings the input that it went without
-    const again = newest.seq === this.#last
+    const last = this.#last
+    const again = ({ seq }) => seq === last
     this.#last = newest.seq
     this.#paint(newest.bitmap, this.compare.mode === OFF ? null : newest.input)
     Object.assign(this.canvas.dataset, {
-      frames: Number(this.canvas.dataset.frames) + !again,
+      frames: Number(this.canvas.dataset.frames) + !again(newest),
       source: newest.source,
       seq: newest.seq,
       version: newest.version
     })
     for (const picture of pictures) {
-      this.#session?.shown(picture, again)
+      this.#session?.shown(picture, again(picture))
       close(picture)
     }
   }
