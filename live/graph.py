@@ -111,6 +111,20 @@ def _downstream(graph: Graph, found: set[str], within: set[str]) -> set[str]:
     return found
 
 
+def number(inputs: dict[str, Any], name: str, default: int) -> int:
+    """A setting of a node; the default for one that is no number, as when it is a link."""
+    value = inputs.get(name, default)
+    return int(value) if isinstance(value, int | float) else default
+
+
+def constant(inputs: dict[str, Any], name: str, default: str, node: str) -> str:
+    """A word among a node's settings. Raises GraphError if it is a link."""
+    value = inputs.get(name, default)
+    if not isinstance(value, str):
+        raise GraphError(f"{name}: set it on the Live Camera itself while live.", node)
+    return value
+
+
 def unchanged(before: Split, after: Split, among: Callable[[Split], frozenset[str]]) -> set[str]:
     """Nodes that are in both graphs with the same class, settings and dependencies.
 

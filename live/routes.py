@@ -207,6 +207,8 @@ def _hear(session: Session, viewer: Viewer, owner: bool, text: str) -> None:
             viewer.shown(data.get("view"))
             if owner:
                 session.showed(data.get("latency_ms"))
+        elif data.get("type") == "compare":
+            session.compare(viewer, data.get("view"), data.get("on") is True)
 
 
 def _part(data: bytes) -> bytes:

@@ -9,7 +9,6 @@ import contextlib
 import functools
 import secrets
 import time
-from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -20,9 +19,10 @@ from ..host.models import engines
 from ..host.registry import streams
 from . import pacing
 from .feeds import CameraFeed, Feed, FilmFeed, Frame
-from .graph import GraphError, Split
+from .graph import GraphError, Split, constant, number
 from .mailbox import Closed
 from .meters import Rate, Spread
+from .origins import Origins
 from .pictures import Shape
 from .view import View
 from .viewer import Viewer
@@ -74,7 +74,7 @@ class Session:
         self._feeds: dict[Any, Feed] = {}
         self._feed_of: dict[str, Feed] = {}
         self._frames: dict[Feed, Frame] = {}
-        self._entered: deque[Frame] = deque(maxlen=64)
+        self._origins = Origins()
         self.viewers: set[Viewer] = set()
         self.owner: Viewer | None = None
         self._owner_gone = time.monotonic() + OWNER_EXPECTED - OWNER_MISSED
@@ -95,19 +95,19 @@ class Session:
         feed_of: dict[str, Feed] = {}
         for node in split.sources:
             inputs = split.graph[node]["inputs"]
-            source = _constant(inputs, "source", BROWSER, node)
-            fps = _number(inputs, "fps", _SIZES["fps"])
+            source = constant(inputs, "source", BROWSER, node)
+            fps = number(inputs, "fps", _SIZES["fps"])
             if source == BROWSER:
                 key: Any = BROWSER
             else:
-                file, loop = _constant(inputs, "file", "", node), inputs.get("loop", True)
+                file, loop = constant(inputs, "file", "", node), inputs.get("loop", True)
                 key = (node, file, fps, loop is True)
             feed = feeds.get(key) or self._feeds.get(key)
             if feed is None:
                 feed = CameraFeed() if key == BROWSER else self._film(*key)
             feeds[key] = feed_of[node] = feed
             feed.shapes[node] = Shape(
-                *(_number(inputs, name, _SIZES[name]) for name in ("width", "height")),
+                *(number(inputs, name, _SIZES[name]) for name in ("width", "height")),
                 str(inputs.get("fit", "crop")), inputs.get("mirror") is True,
             )  # fmt: skip
         gone = [feed for key, feed in self._feeds.items() if key not in feeds]
@@ -141,8 +141,8 @@ class Session:
         return [
             {
                 "node": node,
-                "source": _constant(settings, "source", BROWSER, node),
-                **{name: _number(settings, name, default) for name, default in _SIZES.items()},
+                "source": constant(settings, "source", BROWSER, node),
+                **{name: number(settings, name, default) for name, default in _SIZES.items()},
             }
             for node, settings in inputs.items()
         ]
@@ -168,8 +168,8 @@ class Session:
         """
         for node in split.sources:
             inputs = split.graph[node]["inputs"]
-            if _constant(inputs, "source", BROWSER, node) != BROWSER:
-                self._opened(node, _constant(inputs, "file", "", node))
+            if constant(inputs, "source", BROWSER, node) != BROWSER:
+                self._opened(node, constant(inputs, "file", "", node))
         self.asked += 1
         self._pending = (self.asked, split)
         return self.asked
@@ -233,6 +233,15 @@ class Session:
         """The owner has shown a picture `latency` milliseconds after its capture."""
         if isinstance(latency, int | float) and 0 <= latency < 60_000:
             self._latency.add(float(latency))
+
+    def compare(self, viewer: Viewer, index: Any, on: bool) -> None:
+        """A listener wants, or wants no more, what a view's pictures were made from."""
+        view = next((view for view in self.views.values() if view.index == index), None)
+        if view is None or not on or self.over:
+            viewer.inputs.discard(index)
+        elif index not in viewer.inputs:
+            viewer.inputs.add(index)
+            self._keep(view.compare(self._loop, self._pool, viewer.offer))
 
     def stats(self) -> dict[str, Any]:
         """Counters and figures of the run so far."""
@@ -343,7 +352,7 @@ class Session:
             viewer.close(4410)
         streams.end_owner(self.id)
         self._frames.clear()
-        self._entered.clear()
+        self._origins.clear()
         for task in self._tasks:
             task.cancel()
         self._pool.shutdown(wait=False, cancel_futures=True)
@@ -372,7 +381,11 @@ class Session:
             if not view.begun:
                 view.begun = True
                 complain = functools.partial(self._tell_problem, node, self.version)
-                self._keep(view.serve(self._loop, self._pool, self._offer, complain))
+                compared = functools.partial(self._compared, view.index)
+                self._keep(view.serve(self._loop, self._pool, self._offer, complain, compared))
+
+    def _compared(self, view: int) -> bool:
+        return any(view in viewer.inputs for viewer in self.viewers)
 
     def _offer(self, packet) -> None:
         for viewer in self.viewers:
@@ -422,6 +435,7 @@ class Session:
         except Closed:
             self._report_errors()
             raise
+        self._origins.begin(frame)
         self._began = time.monotonic()
         self._lent.clear()
         return not self.stopping
@@ -447,6 +461,7 @@ class Session:
         feed = self._feed_of[node]
         feed.shapes[node] = shape
         frame = self._frames[feed]
+        self._origins.gave(node, frame, shape)
         return frame.image(shape), frame.sequence
 
     def show(self, node: str, image: Tensor, quality: int, record: Callable | None) -> None:
@@ -455,14 +470,10 @@ class Session:
         if view.same(image):
             self._lent.add(node)
             return
-        pace = self._frames.get(self._feeds.get(BROWSER) or next(iter(self._feeds.values())))
-        if not self._entered or self._entered[-1] is not pace:
-            self._entered.append(pace)
-        origin = self._entered[max(0, len(self._entered) - 1 - self._lag())]
-        view.show(image, quality, record, origin, self.version)
-
-    def _lag(self) -> int:
-        return max((getattr(state, "lag", 0) for state in streams.owned(self.id)), default=0)
+        lag = max((getattr(state, "lag", 0) for state in streams.owned(self.id)), default=0)
+        moment = self._origins.shown(lag)
+        made_from = functools.partial(moment.picture, self.split.graph, node)
+        view.show(image, quality, record, moment.pace, self.version, made_from)
 
     def frame_done(self) -> None:
         """The frame went through the graph."""
@@ -486,15 +497,3 @@ def _spread(spread: Spread, scale: float) -> dict[str, float] | None:
     if p50 is None:
         return None
     return {"p50": round(p50 * scale, 2), "p95": round(p95 * scale, 2)}
-
-
-def _number(inputs: dict, name: str, default: int) -> int:
-    value = inputs.get(name, default)
-    return int(value) if isinstance(value, int | float) else default
-
-
-def _constant(inputs: dict, name: str, default: str, node: str) -> str:
-    value = inputs.get(name, default)
-    if not isinstance(value, str):
-        raise GraphError(f"{name}: set it on the Live Camera itself while live.", node)
-    return value

@@ -17,6 +17,9 @@ from .pictures import landed, on_its_way
 from .record import Recorder
 from .wire import VIEW, Packet
 
+# gives the frame that a picture was made from, [H, W, 3] uint8, if it is known
+MadeFrom = Callable[[], np.ndarray | None]
+
 
 class Shown(NamedTuple):
     """A picture that a LiveView gave."""
@@ -27,6 +30,7 @@ class Shown(NamedTuple):
     record: Callable[[], Recorder] | None
     origin: Frame
     version: int
+    made_from: MadeFrom
 
 
 class View:
@@ -45,6 +49,7 @@ class View:
         self.error: Exception | None = None
         self.slot: Slot[Shown] = Slot()
         self.latest: Packet | None = None
+        self._made_from: tuple[MadeFrom, int] | None = None
         self._numbered = 0
         self._landed = 0
         self._arrival: Slot[int] = Slot()
@@ -56,11 +61,20 @@ class View:
         """Whether this is the very tensor shown last. In the prompt worker, as `show`."""
         return image is self._image
 
-    def show(self, image: Tensor, quality: int, record, origin: Frame, version: int) -> None:
+    def show(
+        self,
+        image: Tensor,
+        quality: int,
+        record: Callable[[], Recorder] | None,
+        origin: Frame,
+        version: int,
+        made_from: MadeFrom,
+    ) -> None:
         """Leave a picture, IMAGE [B, H, W, C]; the newest of the batch is shown."""
         self._image = image
         self._numbered += 1
-        self.slot.put(Shown(on_its_way(image), self._numbered, quality, record, origin, version))
+        coming = on_its_way(image)
+        self.slot.put(Shown(coming, self._numbered, quality, record, origin, version, made_from))
 
     async def room(self, most: int) -> None:
         """Wait until fewer than `most` pictures are on their way from the device."""
@@ -76,12 +90,14 @@ class View:
         pool: Executor,
         offer: Callable[[Packet], None],
         complain: Callable[[str], None],
+        compared: Callable[[], bool],
     ) -> None:
         """Fetch, record, encode and offer pictures until the end. In the server's loop.
 
         Args:
             offer: called with each picture.
             complain: called with a reason why there is no recording.
+            compared: whether somebody wants to see what the pictures were made from.
         """
         try:
             while True:
@@ -90,11 +106,16 @@ class View:
                 self._landed = shown.number
                 self._arrival.put(shown.number)
                 self._record(shown, picture, complain)
-                data = await loop.run_in_executor(pool, JPEG.encode, picture, shown.quality)
+                coding = [loop.run_in_executor(pool, JPEG.encode, picture, shown.quality)]
+                if compared():
+                    work = _coded, shown.made_from, shown.quality
+                    coding.append(loop.run_in_executor(pool, *work))
+                # both at once, each in a thread
                 self.latest = Packet(
                     VIEW, JPEG.number, self.index, shown.number, shown.origin.captured,
-                    shown.version, shown.origin.sequence, data,
+                    shown.version, shown.origin.sequence, *await asyncio.gather(*coding),
                 )  # fmt: skip
+                self._made_from = shown.made_from, shown.quality
                 offer(self.latest)
         except Closed:
             pass
@@ -102,6 +123,22 @@ class View:
             # the run reports it at the node
             self.error = reason
             self._arrival.close()
+
+    async def compare(
+        self, loop: asyncio.AbstractEventLoop, pool: Executor, offer: Callable[[Packet], None]
+    ) -> None:
+        """Offer the latest picture again, with its input, which it went without.
+
+        While nothing moves, a Live Similarity Filter lets no new picture come.
+        """
+        latest = self.latest
+        if latest is None or self._made_from is None:
+            return
+        if not latest.input:
+            data = await loop.run_in_executor(pool, _coded, *self._made_from)
+            latest = latest._replace(input=data)
+        if self.latest is not None and self.latest.sequence == latest.sequence:
+            offer(latest)
 
     def _record(self, shown: Shown, picture: np.ndarray, complain: Callable[[str], None]) -> None:
         if shown.record is None:
@@ -132,4 +169,9 @@ class View:
         self.slot.close()
         self._arrival.close()
         self._end_recording()
-        self._image = None
+        self._image = self._made_from = None
+
+
+def _coded(made_from: MadeFrom, quality: int) -> bytes:
+    picture = made_from()
+    return b"" if picture is None else JPEG.encode(picture, quality)

@@ -20,6 +20,7 @@ class Viewer:
 
     Attributes:
         unsent: pictures that a newer one replaced before they were sent.
+        inputs: indices of the views whose pictures it wants with what they were made from.
         over: nothing more comes; the code to close with, once all is sent.
     """
 
@@ -27,6 +28,7 @@ class Viewer:
         self.patient = patient
         self.view = view
         self.unsent = 0
+        self.inputs: set[int] = set()
         self.over: int | None = None
         self._messages: deque[str] = deque(maxlen=_MESSAGES)
         self._packets: dict[int, Packet] = {}
@@ -42,6 +44,8 @@ class Viewer:
         """Send a picture, unless a newer one comes first."""
         if self.view is not None and packet.view != self.view:
             return
+        if packet.view not in self.inputs:
+            packet = packet._replace(input=b"")
         self.unsent += packet.view in self._packets
         self._packets[packet.view] = packet
         self._wake.set()

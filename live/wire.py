@@ -1,10 +1,11 @@
-"""What travels on the frame socket: a header of 24 bytes, then the encoded picture."""
+"""What travels on the frame socket: a header of 24 bytes, then one or two encoded pictures."""
 
 import struct
 from typing import NamedTuple
 
 _HEADER = struct.Struct("<BBHIdII")
-CAMERA, VIEW = 1, 2
+_LENGTH = struct.Struct("<I")
+CAMERA, VIEW, COMPARED = 1, 2, 3
 LARGEST = 4 * 2**20  # bytes of one message
 
 
@@ -16,7 +17,7 @@ class Packet(NamedTuple):
     """One encoded picture on its way.
 
     Attributes:
-        kind: CAMERA (up) or VIEW (down).
+        kind: CAMERA (up) or VIEW (down); on the wire a VIEW with an input is COMPARED.
         codec: number of a codec in live.codecs.
         view: index of the view, 0 for a camera frame.
         sequence: counts the frames of this camera or view.
@@ -24,6 +25,7 @@ class Packet(NamedTuple):
         version: of the graph that made the picture.
         source: sequence of the camera frame that the picture was made from.
         payload: the encoded picture.
+        input: the encoded frame that the picture was made from, for those who asked for it.
     """
 
     kind: int
@@ -34,16 +36,18 @@ class Packet(NamedTuple):
     version: int
     source: int
     payload: bytes
+    input: bytes = b""
 
     def packed(self) -> bytes:
-        """The message."""
-        return (
-            _HEADER.pack(
-                self.kind, self.codec, self.view, self.sequence & 0xFFFFFFFF,
-                self.captured * 1000, self.version, self.source & 0xFFFFFFFF,
-            )
-            + self.payload
+        """The message; with an input, the length of the picture stands before the two."""
+        header = _HEADER.pack(
+            COMPARED if self.input else self.kind, self.codec, self.view,
+            self.sequence & 0xFFFFFFFF, self.captured * 1000, self.version,
+            self.source & 0xFFFFFFFF,
         )  # fmt: skip
+        if not self.input:
+            return header + self.payload
+        return header + _LENGTH.pack(len(self.payload)) + self.payload + self.input
 
 
 def unpacked(message: bytes) -> Packet:

@@ -5,6 +5,7 @@ import collections
 import contextlib
 import io
 import json
+import struct
 import threading
 import time
 import types
@@ -14,7 +15,7 @@ import execution
 import numpy as np
 from aiohttp import web
 from livediffusion.live.routes import add_routes
-from livediffusion.live.wire import CAMERA, Packet
+from livediffusion.live.wire import CAMERA, COMPARED, Packet
 from livediffusion.nodes import live as live_nodes
 from PIL import Image
 
@@ -193,6 +194,10 @@ class Client:
         self.sequence += 1
         await self.socket.send_bytes(packet.packed())
 
+    async def compare(self, view=0, on=True):
+        """Ask for what the pictures of a view were made from."""
+        await self.socket.send_json({"type": "compare", "view": view, "on": on})
+
     async def post(self, route, **data):
         keys = {name: self.begun[name] for name in ("session", "token")}
         return await post(self.http, f"{self.url}/livediffusion/{route}", {**keys, **data})
@@ -214,13 +219,14 @@ class Client:
 
 
 def unpacked(data):
-    """A view frame out of its message."""
-    from livediffusion.live.wire import _HEADER
-
-    kind, codec, view, sequence, captured, version, source = _HEADER.unpack_from(data)
-    return Packet(
-        kind, codec, view, sequence, captured / 1000, version, source, data[_HEADER.size :]
-    )
+    """A view frame out of its message, after docs/live.md."""
+    head, rest = struct.unpack_from("<BBHIdII", data), data[24:]
+    kind, codec, view, sequence, captured, version, source = head
+    made_from = b""
+    if kind == COMPARED:
+        (length,) = struct.unpack_from("<I", rest)
+        rest, made_from = rest[4 : 4 + length], rest[4 + length :]
+    return Packet(kind, codec, view, sequence, captured / 1000, version, source, rest, made_from)
 
 
 def begin(graph, workflow="w"):
@@ -244,9 +250,9 @@ def flat(value, size=32):
     return np.full((size, size, 3), value, np.uint8)
 
 
-def grey(packet):
-    """The grey of a shown picture."""
-    return round(float(np.asarray(Image.open(io.BytesIO(packet.payload))).mean()))
+def grey(packet, part="payload"):
+    """The grey of a shown picture, or with part "input" of what it was made from."""
+    return round(float(np.asarray(Image.open(io.BytesIO(getattr(packet, part)))).mean()))
 
 
 def live(work):

@@ -6,9 +6,12 @@ import { api } from '../../scripts/api.js'
 // browsers keep .mjs files by themselves; another version has other addresses
 const VERSION = '0.1.0'
 const place = (name) => new URL(`./live/${name}.mjs?v=${VERSION}`, import.meta.url).href
-const modules = ['camera', 'edits', 'picker', 'plot', 'session', 'style', 'view']
+const modules = [
+  'camera', 'compare', 'edits', 'picker', 'plot', 'screen', 'session', 'style', 'view'
+]
 const [
-  { Camera }, { Edits }, { Picker }, { Plot }, { Invalid, Session }, { addStyle, element }, { View }
+  { Camera }, { Compare }, { Edits }, { Picker }, { Plot }, { Screen }, { Invalid, Session },
+  { addStyle, element }, { View }
 ] = await Promise.all(modules.map((name) => import(place(name))))
 
 const LABELS = {
@@ -52,7 +55,8 @@ function notify(severity, summary, detail) {
   app.extensionManager?.toast?.add?.({ severity, summary, detail, life })
 }
 
-const tools = { element, notify, upload, apiURL: (path) => api.apiURL(path) }
+const apiURL = (path) => api.apiURL(path)
+const tools = { element, addStyle, notify, upload, apiURL, Compare, Screen }
 const root = () => app.rootGraph ?? app.graph
 const title = (id) => node(id)?.title ?? `node ${id}`
 
@@ -156,6 +160,7 @@ function listen(mine) {
     if (view) return view.take(detail)
     // its node is gone, but the server waits for an answer
     detail.bitmap.close()
+    detail.input?.close()
     mine.shown(detail)
   })
   mine.addEventListener('problem', ({ detail }) => {
@@ -275,6 +280,11 @@ function addView(owner) {
     view.remove()
     views.delete(owner)
   })
+  const configured = owner.onConfigure
+  owner.onConfigure = function () {
+    configured?.apply(this, arguments)
+    view.compare.read()
+  }
   const executed = owner.onExecuted
   owner.onExecuted = function (output) {
     executed?.apply(this, arguments)
@@ -376,7 +386,7 @@ app.registerExtension({
       onClick: toggle
     }
   ],
-  init: addStyle,
+  init: () => addStyle(document),
   setup() {
     // frontends without an action bar of their own have the older menu
     setTimeout(() => {

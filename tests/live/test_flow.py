@@ -182,6 +182,26 @@ def test_the_stream_keeps_its_slots_over_an_edit(running, monkeypatch):
     assert {p.version for p, _ in client.views[9:]} == {2}
 
 
+def test_an_input_is_of_the_frame_that_left_the_stream(running, monkeypatch):
+    """Three slots: beside a picture stands the frame of two frames ago, not the latest."""
+    comfy, _ = running
+    add_tiny(monkeypatch)
+
+    async def work(http):
+        client = await Client.start(http, comfy.url, stream())
+        await client.compare()
+        for i in range(10):
+            seen = len(client.views)
+            await client.send(flat(60 + 5 * i, 64))
+            await client.wait(lambda n=seen: len(client.views) > n)
+        await client.stop()
+        return client
+
+    views = [packet for packet, _ in inprocess.live(work).views]
+    assert [p.source for p in views] == [0, 0, *range(8)]
+    assert [grey(p, "input") for p in views] == [60 + 5 * p.source for p in views]
+
+
 def test_a_skipped_frame_is_not_sent_again(running):
     comfy, world = running
     filtered = graph(fps=120)

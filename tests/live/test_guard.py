@@ -178,7 +178,9 @@ def test_messages_that_make_no_sense_are_left_alone(running):
         client = await Client.start(http, comfy.url, graph())
         for text in ("", "{", "[]", "5", '"x"', "{}", '{"type":"shown"}', "null",
                      '{"type":"shown","view":"a"}', '{"type":"shown","latency_ms":"x"}',
-                     '{"type":"shown","view":1e400,"latency_ms":1e400}'):  # fmt: skip
+                     '{"type":"shown","view":1e400,"latency_ms":1e400}', '{"type":"compare"}',
+                     '{"type":"compare","view":[0],"on":true}',
+                     '{"type":"compare","view":99,"on":true}'):  # fmt: skip
             await client.socket.send_str(text)
         await client.send(flat(50))
         await client.wait(lambda: client.views)

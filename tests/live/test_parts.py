@@ -61,6 +61,16 @@ def test_the_wire_gives_back_what_was_packed():
     assert len(packet.packed()) == 24 + 7
 
 
+def test_an_input_travels_behind_its_picture():
+    packet = Packet(wire.VIEW, 1, 0, 7, 1700000000.125, 3, 9, b"picture", b"frame")
+    message = packet.packed()
+    assert message[0] == wire.COMPARED
+    assert message[24:] == (7).to_bytes(4, "little") + b"pictureframe"
+    # nobody sends the server one
+    with pytest.raises(NotTaken, match="kind 3"):
+        wire.unpacked(message)
+
+
 @given(st.binary(max_size=60))
 def test_any_bytes_are_a_frame_or_refused(data):
     try:

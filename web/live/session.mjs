@@ -119,9 +119,14 @@ export class Session extends EventTarget {
     this.#camera.leave(this)
   }
 
-  /** A picture was drawn. */
-  shown(picture) {
-    const latency = performance.timeOrigin + performance.now() - picture.captured
+  /** Whether a view's pictures are wanted with what they were made from. */
+  compare(view, on) {
+    this.#worker?.postMessage({ type: 'compare', view, on })
+  }
+
+  /** A picture was drawn; one that came again says nothing of the latency. */
+  shown(picture, again = false) {
+    const latency = again ? null : performance.timeOrigin + performance.now() - picture.captured
     this.#worker?.postMessage({ type: 'shown', view: picture.view, seq: picture.seq, latency })
     return latency
   }

@@ -1,5 +1,12 @@
 // Looks, in ComfyUI's own colours; every rule is below a class of ours.
 
+/** Black lines, as a mask. */
+const icon = (shapes) =>
+  `url("data:image/svg+xml,${encodeURIComponent(
+    "<svg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 16 12' fill='none' stroke='black' " +
+      `stroke-width='1.5'>${shapes}</svg>`
+  )}")`
+
 const CSS = `
 .livediffusion-box {
   display: flex; flex-direction: column; gap: 4px; box-sizing: border-box;
@@ -12,6 +19,78 @@ const CSS = `
 }
 .livediffusion-screen canvas {
   position: absolute; inset: 0; width: 100%; height: 100%; object-fit: contain; display: block;
+}
+.livediffusion-stage {
+  position: absolute; inset: 0; margin: auto;
+  width: min(100cqw, 100cqh * var(--aspect)); height: min(100cqh, 100cqw / var(--aspect));
+}
+.livediffusion-compare { container-type: size; }
+.livediffusion-input, .livediffusion-output { position: absolute; inset: 0; overflow: hidden; }
+.livediffusion-input, .livediffusion-divider, .livediffusion-label { display: none; }
+.livediffusion-label {
+  position: absolute; bottom: 8px; padding: 2px 8px; border-radius: 9px; color: #fff;
+  background: rgb(0 0 0 / 45%); font: 11px/1.4 Inter, system-ui, sans-serif;
+  pointer-events: none; user-select: none;
+}
+.livediffusion-input .livediffusion-label { left: 8px; }
+.livediffusion-output .livediffusion-label { right: 8px; }
+[data-compare='side by side'] .livediffusion-stage {
+  width: min(100cqw, 200cqh * var(--aspect)); height: min(100cqh, 50cqw / var(--aspect));
+}
+[data-compare='side by side'] .livediffusion-label,
+[data-compare='side by side'] .livediffusion-input,
+[data-compare='line'] .livediffusion-label, [data-compare='line'] .livediffusion-input,
+[data-compare='line'] .livediffusion-divider { display: block; }
+[data-compare='side by side'] .livediffusion-input { right: calc(50% + 1px); }
+[data-compare='side by side'] .livediffusion-output { left: calc(50% + 1px); }
+[data-compare='line'] .livediffusion-stage { cursor: ew-resize; touch-action: none; }
+[data-compare='line'] .livediffusion-input { clip-path: inset(0 calc(100% - var(--at)) 0 0); }
+.livediffusion-divider {
+  position: absolute; top: 0; bottom: 0; left: var(--at); width: 44px; margin-left: -22px;
+  outline: none;
+}
+.livediffusion-divider::before {
+  content: ''; position: absolute; top: 0; bottom: 0; left: 21px; width: 2px; background: #fff;
+  box-shadow: 0 0 3px rgb(0 0 0 / 50%);
+}
+.livediffusion-divider::after {
+  content: ''; position: absolute; top: 50%; left: 6px; width: 32px; height: 32px;
+  margin-top: -16px; border-radius: 50%; box-shadow: 0 1px 5px rgb(0 0 0 / 45%);
+  background: #fff url("data:image/svg+xml,%3Csvg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 32 32' fill='none' stroke='%23333' stroke-width='2' stroke-linecap='round' stroke-linejoin='round'%3E%3Cpath d='M12 11l-5 5 5 5M20 11l5 5-5 5'/%3E%3C/svg%3E");
+}
+.livediffusion-divider:focus-visible::after { outline: 3px solid #4c9ffe; outline-offset: 1px; }
+.livediffusion-window { position: fixed; inset: 0; border-radius: 0; }
+.livediffusion-note {
+  position: absolute; left: 50%; bottom: 8px; transform: translateX(-50%); padding: 2px 10px;
+  border-radius: 9px; background: rgb(0 0 0 / 55%); color: #ddd; white-space: nowrap;
+  pointer-events: none;
+}
+.livediffusion-note:empty { display: none; }
+.livediffusion-tools { display: flex; flex: 1 0 auto; justify-content: flex-end; gap: 4px; }
+.livediffusion-switch { display: flex; flex: none; margin-right: auto; }
+.livediffusion-box .livediffusion-choice {
+  display: flex; align-items: center; justify-content: center; width: 28px; padding: 0;
+  border-radius: 0;
+}
+.livediffusion-box .livediffusion-choice + .livediffusion-choice { border-left: 0; }
+.livediffusion-box .livediffusion-choice:first-child { border-radius: 5px 0 0 5px; }
+.livediffusion-box .livediffusion-choice:last-child { border-radius: 0 5px 5px 0; }
+.livediffusion-choice::before {
+  content: ''; width: 16px; height: 12px; background: currentColor; opacity: 0.55;
+  -webkit-mask: var(--icon) center / contain no-repeat;
+  mask: var(--icon) center / contain no-repeat;
+}
+.livediffusion-choice:hover::before { opacity: 0.85; }
+.livediffusion-box .livediffusion-choice[aria-pressed='true'] {
+  background: var(--border-color, #4e4e4e);
+}
+.livediffusion-choice[aria-pressed='true']::before { opacity: 1; }
+.livediffusion-choice[data-mode='off'] { --icon: ${icon("<rect x='.75' y='.75' width='14.5' height='10.5' rx='1.5'/>")}; }
+.livediffusion-choice[data-mode='side by side'] {
+  --icon: ${icon("<rect x='.75' y='1.75' width='6' height='8.5' rx='1' fill='black'/><rect x='9.25' y='1.75' width='6' height='8.5' rx='1'/>")};
+}
+.livediffusion-choice[data-mode='line'] {
+  --icon: ${icon("<rect x='.75' y='.75' width='14.5' height='10.5' rx='1.5'/><path d='M1 1h7v10H1z' fill='black'/>")};
 }
 .livediffusion-screen canvas.livediffusion-mirror { transform: scaleX(-1); }
 .livediffusion-hint {
@@ -55,14 +134,13 @@ const CSS = `
 .livediffusion-plot .livediffusion-figures { flex: none; }
 `
 
-let added = false
+const dressed = new WeakSet()
 
-export function addStyle() {
-  if (added) return
-  added = true
-  const style = document.createElement('style')
-  style.textContent = CSS
-  document.head.append(style)
+/** Once for each document: the page, and windows of their own. */
+export function addStyle(page) {
+  if (dressed.has(page)) return
+  dressed.add(page)
+  page.head.append(element('style', { textContent: CSS }))
 }
 
 /** An element with properties, class and children. */

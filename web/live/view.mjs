@@ -1,9 +1,11 @@
 // The Live View's screen: pictures, one line of figures, a window of its own, an address for OBS.
 
 const IDLE = 'Press Live'
+const UNKNOWN = 'The input shows while live'
 const SIZE = 220
 const MARGINS = 20 // px that the canvas leaves around a widget, of its height
 
+const OFF = 'off'
 const figure = (value, digits = 0) => (value == null ? '-' : value.toFixed(digits))
 
 /** What the line below the picture says. */
@@ -21,18 +23,25 @@ export class View {
   #waiting = []
   #drawing = 0
   #popup = null
+  #window = null
+  #wished = false
+  #last = null
   #mjpeg = null
 
   /**
    * @param node a LiveView
-   * @param tools element(), notify(severity, summary, detail)
+   * @param tools element(), addStyle(document), notify(severity, summary, detail), Compare, Screen
    */
   constructor(node, tools) {
-    const { element } = tools
+    const { element, Compare, Screen } = tools
     this.node = node
     this.tools = tools
-    this.canvas = element('canvas', { width: 512, height: 512 })
+    this.compare = new Compare(node, element, () => this.#compared())
+    this.screen = new Screen(element, this.compare)
+    this.canvas = this.screen.output
     this.hint = element('div', { className: 'livediffusion-hint', textContent: IDLE })
+    this.note = element('div', { className: 'livediffusion-note' })
+    this.screen.root.append(this.note, this.hint)
     this.line = element('span', { className: 'livediffusion-figures' })
     this.popButton = element('button', {
       textContent: 'Window',
@@ -45,15 +54,19 @@ export class View {
       disabled: true,
       onclick: () => this.copy()
     })
-    const screen = element('div', { className: 'livediffusion-screen' }, this.canvas, this.hint)
     const line = element(
       'div',
       { className: 'livediffusion-line' },
       this.line,
-      this.popButton,
-      this.copyButton
+      element(
+        'div',
+        { className: 'livediffusion-tools' },
+        this.compare.switch,
+        this.popButton,
+        this.copyButton
+      )
     )
-    const box = element('div', { className: 'livediffusion-box' }, screen, line)
+    const box = element('div', { className: 'livediffusion-box' }, this.screen.root, line)
     // the first Nodes 2.0 gave a widget no more height than its contents need
     box.style.minHeight = `${SIZE - MARGINS}px`
     this.canvas.dataset.frames = 0
@@ -74,6 +87,9 @@ export class View {
     if (this.#session === session && this.#place === place.index) return
     this.#session = session
     this.#place = place.index
+    this.#last = null
+    this.#wished = false
+    this.#wish()
     this.#mjpeg = place.mjpeg
     this.copyButton.disabled = false
     if (!this.canvas.dataset.source) this.hint.textContent = 'Waiting for the first picture'
@@ -81,8 +97,11 @@ export class View {
 
   detach() {
     if (!this.#session) return
+    // the run may go on, with another node in this one's place after an undo
+    if (this.#wished) this.#session.compare(this.#place, (this.#wished = false))
     this.#session = this.#place = null
-    for (const picture of this.#waiting.splice(0)) picture.bitmap.close()
+    for (const picture of this.#waiting.splice(0)) close(picture)
+    this.#remark()
     if (this.canvas.dataset.frames === '0') this.hint.textContent = IDLE
   }
 
@@ -112,33 +131,52 @@ export class View {
     const pictures = this.#waiting.splice(0)
     const newest = pictures.at(-1)
     if (!newest) return
-    this.#paint(newest.bitmap)
+    // one that comes again brings the input that it went without
+    const last = this.#last
+    const again = ({ seq }) => seq === last
+    this.#last = newest.seq
+    this.#paint(newest.bitmap, this.compare.mode === OFF ? null : newest.input)
     Object.assign(this.canvas.dataset, {
-      frames: Number(this.canvas.dataset.frames) + 1,
+      frames: Number(this.canvas.dataset.frames) + !again(newest),
       source: newest.source,
       seq: newest.seq,
       version: newest.version
     })
     for (const picture of pictures) {
-      this.#session?.shown(picture)
-      picture.bitmap.close()
+      this.#session?.shown(picture, again(picture))
+      close(picture)
     }
   }
 
-  #paint(bitmap) {
+  #paint(bitmap, input) {
     this.hint.textContent = ''
-    this.#paintOn(this.canvas, bitmap)
-    if (this.#popup?.closed) this.#popup = null
-    const there = this.#popup?.document.querySelector('canvas')
-    if (there) this.#paintOn(there, bitmap)
+    for (const screen of this.#screens) screen.paint(bitmap, input)
+    this.#remark()
   }
 
-  #paintOn(canvas, bitmap) {
-    if (canvas.width !== bitmap.width || canvas.height !== bitmap.height) {
-      canvas.width = bitmap.width
-      canvas.height = bitmap.height
-    }
-    canvas.getContext('2d').drawImage(bitmap, 0, 0)
+  get #screens() {
+    if (this.#popup?.closed) this.#popup = this.#window = null
+    return this.#window ? [this.screen, this.#window] : [this.screen]
+  }
+
+  /** The user has chosen another way to compare, or moved the line. */
+  #compared() {
+    const off = this.compare.mode === OFF
+    // inputs do not come any more: when they do again, this one is of another picture
+    for (const screen of this.#screens) off ? screen.alone() : screen.refresh()
+    this.#wish()
+    this.#remark()
+  }
+
+  #wish() {
+    const on = this.compare.mode !== OFF
+    if (this.#session && on !== this.#wished) this.#session.compare(this.#place, (this.#wished = on))
+  }
+
+  #remark() {
+    const lacking = this.compare.mode !== OFF && !this.screen.compared
+    const text = lacking && !this.#session && !this.hint.textContent ? UNKNOWN : ''
+    if (this.note.textContent !== text) this.note.textContent = text
   }
 
   /** The last picture of an ordinary prompt. */
@@ -158,15 +196,18 @@ export class View {
       return this.tools.notify('warn', 'Live View', detail)
     }
     this.#popup = popup
+    this.#window = new this.tools.Screen(this.tools.element, this.compare)
+    const { root } = this.#window
     const { document: page } = popup
+    this.tools.addStyle(page)
     page.title = 'Live View'
     page.body.style.cssText = 'margin:0;background:#000;overflow:hidden'
-    const canvas = page.createElement('canvas')
-    canvas.style.cssText = 'width:100vw;height:100vh;object-fit:contain;display:block'
-    page.body.replaceChildren(canvas)
-    canvas.ondblclick = () =>
-      page.fullscreenElement ? page.exitFullscreen() : canvas.requestFullscreen()
-    if (this.canvas.dataset.frames !== '0') this.#paintOn(canvas, this.canvas)
+    root.classList.add('livediffusion-window')
+    page.body.replaceChildren(root)
+    root.ondblclick = () =>
+      page.fullscreenElement ? page.exitFullscreen() : root.requestFullscreen()
+    if (this.canvas.dataset.frames === '0') return
+    this.#window.paint(this.canvas, this.screen.compared ? this.screen.input : null)
   }
 
   async copy() {
@@ -182,7 +223,7 @@ export class View {
 
   closeWindow() {
     this.#popup?.close()
-    this.#popup = null
+    this.#popup = this.#window = null
   }
 
   remove() {
@@ -191,4 +232,9 @@ export class View {
     this.detach()
     this.closeWindow()
   }
+}
+
+function close(picture) {
+  picture.bitmap.close()
+  picture.input?.close()
 }

@@ -5,6 +5,7 @@
 
 const HEADER = 24
 const CAMERA = 1
+const COMPARED = 3
 const JPEG = 1
 const MOST_AWAY = 2
 const AGAIN = 250 // ms between two attempts to reach a run whose connection broke
@@ -26,6 +27,8 @@ let ticking = null
 let asked = false
 let canvas = null
 
+const compared = new Set() // views whose pictures are wanted with what they were made from
+
 let turn = Promise.resolve()
 
 const now = () => performance.timeOrigin + performance.now()
@@ -34,7 +37,10 @@ function open() {
   socket = new WebSocket(url)
   socket.binaryType = 'arraybuffer'
   away = 0
-  socket.onopen = () => (lostAt = 0)
+  socket.onopen = () => {
+    lostAt = 0
+    for (const view of compared) wish(view)
+  }
   socket.onmessage = ({ data }) => (typeof data === 'string' ? hear(data) : show(data))
   socket.onclose = ({ code }) => {
     socket = null
@@ -62,15 +68,31 @@ function show(data) {
     version: head.getUint32(16, true),
     source: head.getUint32(20, true)
   }
-  const jpeg = new Blob([new Uint8Array(data, HEADER)], { type: 'image/jpeg' })
-  const decoded = createImageBitmap(jpeg).catch(() => null)
+  const decoded = Promise.all(jpegs(data, head).map(decode))
   // two are decoded at once and may be ready in the other order
   turn = turn.then(async () => {
-    picture.bitmap = await decoded
-    if (picture.bitmap) postMessage(picture, [picture.bitmap])
+    const [bitmap, input] = await decoded
+    if (bitmap) return postMessage({ ...picture, bitmap, input }, [bitmap, input].filter(Boolean))
     // a picture that cannot be shown is over as well
-    else shown(picture.view, picture.seq, null)
+    input?.close()
+    shown(picture.view, picture.seq, null)
   })
+}
+
+/** The picture of a message, and the one that it was made from if that is there too. */
+function jpegs(data, head) {
+  if (head.getUint8(0) !== COMPARED) return [new Uint8Array(data, HEADER)]
+  const length = head.getUint32(HEADER, true)
+  const begin = HEADER + 4
+  return [new Uint8Array(data, begin, length), new Uint8Array(data, begin + length)]
+}
+
+const decode = (jpeg) =>
+  createImageBitmap(new Blob([jpeg], { type: 'image/jpeg' })).catch(() => null)
+
+function wish(view) {
+  if (socket?.readyState !== WebSocket.OPEN) return
+  socket.send(JSON.stringify({ type: 'compare', view, on: compared.has(view) }))
 }
 
 function shown(view, seq, latency) {
@@ -166,6 +188,11 @@ const orders = {
   },
   cover: (order) => (cover = order.cover),
   off,
+  compare({ view, on }) {
+    if (on) compared.add(view)
+    else compared.delete(view)
+    wish(view)
+  },
   shown: (order) => shown(order.view, order.seq, order.latency),
   close() {
     off()
