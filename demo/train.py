@@ -38,6 +38,7 @@ def options():
     parser.add_argument("--crops", type=int, help="pieces (default 60 per minute, up to 3400)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint")
+    parser.add_argument("--start", type=pathlib.Path, help="folder of weights to begin with")
     parser.add_argument("--no-evaluation", action="store_true", help="only train")
     args = parser.parse_args()
     if args.minutes <= 0:
@@ -91,6 +92,8 @@ def main():
         data = torch.from_numpy(data[:]).to(device)
     trainer = training.Trainer(data, args.minutes, args.seed, device, report)
     checkpoint = args.work / f"checkpoint_{args.seed}.pt"
+    if args.start:
+        trainer.start_from(args.start)
     if args.resume:
         if not checkpoint.is_file():
             raise SystemExit(f"--resume: there is no checkpoint {checkpoint}")

@@ -139,7 +139,7 @@ class Trainer:
         self.adamw = torch.optim.AdamW(groups, lr=RATE, betas=(0.9, 0.98), weight_decay=0.01)
         self.averages = [copy.deepcopy(m).requires_grad_(False) for m in (self.net, self.text)]
         self.steps, self.spent, self.shown, self.curve = 0, 0.0, 0, []
-        self._carried, self._recent = None, []
+        self._carried, self._recent, self._named = None, [], False
 
     def state(self):
         """What `resume` takes."""
@@ -174,9 +174,35 @@ class Trainer:
         self.pairs.generator.set_state(third)
         torch.set_rng_state(fourth)
 
+    def start_from(self, folder):
+        """Begin with exported weights (a folder, pathlib.Path), with a fresh optimiser.
+
+        Raises:
+            ValueError: they know other prompts.
+        """
+        net = {
+            k: v.float()
+            for k, v in safetensors.torch.load_file(folder / "unet.safetensors").items()
+        }
+        for name in ("out.2.weight", "out.2.bias"):
+            net[name] = net[name] / network.SCALE
+        text = safetensors.torch.load_file(folder / "text.safetensors")
+        if text.pop("ids").tolist() != self.text.ids:
+            raise ValueError(f"the prompts of {folder} are others than those of prompts.py")
+        rows = torch.cat([text.pop("rows"), text.pop("unknown")[None]]).float()
+        prefix = "text_model."
+        layers = {
+            k.removeprefix(prefix): v.float() for k, v in text.items() if k.startswith(prefix)
+        }
+        for a, b in ((self.net, self.text), self.averages):
+            a.load_state_dict(net)
+            b.model.load_state_dict(layers)
+            b.rows.data.copy_(rows)
+        self._named = True
+
     def run(self, save):
         """Train until the minutes are over; `save` is called every SAVE seconds."""
-        if not self.steps:
+        if not self.steps and not self._named:
             rng = np.random.default_rng(0)
             head_start(self.text, min(HEAD_START, 0.1 * self.seconds), rng, self.report)
         saved = last = time.monotonic()

@@ -188,6 +188,12 @@ def test_trains_resumes_and_exports(parts, data, tmp_path, monkeypatch):
 
     training.export(trainer, tmp_path)
     assert sum(f.stat().st_size for f in tmp_path.glob("*.safetensors")) <= 16e6
+    third = training.Trainer(data, 0.1, 5, cpu, lines.append)
+    third.start_from(tmp_path)
+    for name, value in trainer.averages[0].state_dict().items():
+        assert torch.allclose(third.net.state_dict()[name], value, atol=2e-3), name
+    assert torch.allclose(third.text.rows, trainer.averages[1].rows, atol=2e-3)
+
     monkeypatch.setattr(loader, "WEIGHTS", tmp_path)
     model, clip, _ = loader.load()
     text = trainer.averages[1]
