@@ -35,9 +35,9 @@ def options() -> argparse.Namespace:
     parser.add_argument("--video", type=pathlib.Path, help="your clip (default: ComfyUI's own)")
     parser.add_argument("--prompt", default="neon night", help="what it shall look like")
     parser.add_argument("--negative", default="", help="for onetime-negative and full")
-    parser.add_argument("--steps", type=int, default=4, help="denoising steps n (default 4)")
+    parser.add_argument("--steps", type=int, default=2, help="denoising steps n (default 2)")
     parser.add_argument("--strength", type=float, default=0.5, help="0..1, how far from the input")
-    parser.add_argument("--cfg", type=float, default=1.4, help="guidance scale (default 1.4)")
+    parser.add_argument("--cfg", type=float, default=1.1, help="guidance scale (default 1.1)")
     parser.add_argument("--delta", type=float, default=0.3, help="residual noise (default 0.3)")
     parser.add_argument(
         "--mode", default="self-negative",

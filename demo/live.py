@@ -33,7 +33,7 @@ def options() -> argparse.Namespace:
     parser.add_argument("--prompt", default="neon night", help="what it shall look like")
     parser.add_argument("--steps", type=int, default=2, help="denoising steps n (default 2)")
     parser.add_argument("--strength", type=float, default=0.5, help="0..1, how far from the input")
-    parser.add_argument("--cfg", type=float, default=1.4, help="guidance scale (default 1.4)")
+    parser.add_argument("--cfg", type=float, default=1.1, help="guidance scale (default 1.1)")
     parser.add_argument("--delta", type=float, default=0.3, help="residual noise (default 0.3)")
     parser.add_argument("--size", type=int, default=256, help="side in pixels (default 256)")
     parser.add_argument("--fps", type=int, default=60, help="the most frames a second")

@@ -7,7 +7,7 @@ import pytest
 
 pytestmark = [pytest.mark.comfy, pytest.mark.server]
 
-FRAMES, SIZE, SLOTS = 8, 256, 4
+FRAMES, SIZE, SLOTS = 8, 256, 2
 
 
 @pytest.fixture(scope="module")
