@@ -54,7 +54,7 @@ def test_from_the_template_browser_to_stop(page):
     boxes = page.get("""app.graph.nodes.map((n) =>
         [n.title, n.pos[0], n.pos[1] - LiteGraph.NODE_TITLE_HEIGHT,
          n.pos[0] + n.size[0], n.pos[1] + n.size[1]])""")
-    assert len(boxes) == 10
+    assert len(boxes) == 11
     for (one, x, y, right, low), (other, u, v, far, deep) in itertools.combinations(boxes, 2):
         apart = right <= u or far <= x or low <= v or deep <= y
         assert apart, (one, other, boxes)
