@@ -37,8 +37,8 @@ def options() -> argparse.Namespace:
     parser.add_argument("--negative", default="", help="for onetime-negative and full")
     parser.add_argument("--steps", type=int, default=2, help="denoising steps n (default 2)")
     parser.add_argument("--strength", type=float, default=0.5, help="0..1, how far from the input")
-    parser.add_argument("--cfg", type=float, default=1.1, help="guidance scale (default 1.1)")
-    parser.add_argument("--delta", type=float, default=0.3, help="residual noise (default 0.3)")
+    parser.add_argument("--cfg", type=float, default=1.2, help="guidance scale (default 1.2)")
+    parser.add_argument("--delta", type=float, default=0.6, help="residual noise (default 0.6)")
     parser.add_argument(
         "--mode", default="self-negative",
         choices=["self-negative", "onetime-negative", "full", "off"], help="guidance mode",

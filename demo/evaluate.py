@@ -14,7 +14,7 @@ import time
 import train
 
 STEPS, STRENGTH, CFG, DELTA = 2, 0.5, 1.0, 0.3
-TEMPLATE = {"steps": 2, "strength": 0.5, "cfg": 1.1}  # the workflows' settings
+TEMPLATE = {"steps": 2, "strength": 0.5, "cfg": 1.2, "delta": 0.6}  # the workflows' settings
 PROMPTS = {
     "photo": "photo", "ink": "ink drawing", "neon": "neon night", "watercolor": "watercolor",
     "mosaic": "mosaic tiles", "thermal": "thermal camera", "blueprint": "blueprint",
