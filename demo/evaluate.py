@@ -11,7 +11,7 @@ import statistics
 import sys
 import time
 
-import train
+from packed import ROOT, pack_module
 
 STEPS, STRENGTH, CFG, DELTA = 2, 0.5, 1.0, 0.3
 TEMPLATE = {"steps": 2, "strength": 0.5, "cfg": 1.2, "delta": 0.6}  # the workflows' settings
@@ -47,14 +47,14 @@ class Judge:
     """
 
     def __init__(self, weights, count):
-        loader = train.pack_module("demo.loader")
+        loader = pack_module("demo.loader")
         if weights:
             loader.WEIGHTS = weights.resolve()
         began = time.perf_counter()
         self.model, self.clip, self.vae = loader.load()
         self.load_seconds = time.perf_counter() - began
         for name in ("pictures", "looks", "measure", "pairs", "filters"):
-            setattr(self, name, train.pack_module(f"demo.{name}"))
+            setattr(self, name, pack_module(f"demo.{name}"))
         self.files = self.pictures.split(self.pictures.fetched(self.pictures.CACHE))[1]
         self.names, self.x = self._held_out(count)
 
@@ -109,9 +109,9 @@ class Judge:
     def restyle(self, x, prompt, steps=STEPS, strength=STRENGTH, cfg=CFG, delta=DELTA, seed=0):
         """Pictures through the nodes of the clip workflow, (B, 3, H, W) in 0..1."""
         sampling, frames, schedules = (
-            train.pack_module(f"nodes.{name}") for name in ("sampling", "frames", "schedules")
+            pack_module(f"nodes.{name}") for name in ("sampling", "frames", "schedules")
         )
-        stream = train.pack_module("host.sampling.stream")
+        stream = pack_module("host.sampling.stream")
         import nodes
 
         text = nodes.CLIPTextEncode()
@@ -163,7 +163,7 @@ def by_look(judge, out, report):
 
 def faces(judge, out, report):
     """Edges in the box of each held-out face, against the filter's and against the input's."""
-    boxes = json.loads((train.ROOT / "demo" / "held_faces.json").read_text(encoding="utf-8"))
+    boxes = json.loads((ROOT / "demo" / "held_faces.json").read_text(encoding="utf-8"))
     x = judge._cat([judge.middle(name) for name in boxes])
     targets, table = judge.targets(x), {}
     report(f"\n{'faces':<16}{'to target':>11}{'to input':>11}{'its target':>11}")

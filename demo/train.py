@@ -5,26 +5,12 @@ with --resume. Uses CUDA if there is one.
 """
 
 import argparse
-import importlib
-import importlib.util
 import pathlib
 import subprocess
 import sys
 import time
 
-ROOT = pathlib.Path(__file__).resolve().parents[1]
-
-
-def pack_module(name):
-    """Import a module of the pack under the alias the tests use."""
-    if "livediffusion" not in sys.modules:
-        spec = importlib.util.spec_from_file_location(
-            "livediffusion", ROOT / "__init__.py", submodule_search_locations=[str(ROOT)]
-        )
-        module = importlib.util.module_from_spec(spec)
-        sys.modules["livediffusion"] = module
-        spec.loader.exec_module(module)
-    return importlib.import_module(f"livediffusion.{name}")
+from packed import ROOT, pack_module
 
 
 def options():

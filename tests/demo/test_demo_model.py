@@ -220,7 +220,7 @@ def test_cpu_weights_have_the_fast_layout(demo):
     plain = restyle(demo, scenes(1), "watercolor")
     changed = restyle(demo, scenes(1), "watercolor", model=patched(model, 0.02))
     assert weight().is_contiguous(memory_format=torch.channels_last)
-    assert distance(plain, changed) > 0.005
+    assert distance(plain, changed) > 1e-4  # without the patch nothing differs at all
     assert torch.equal(restyle(demo, scenes(1), "watercolor"), plain)
     assert torch.equal(weight(), before)
 

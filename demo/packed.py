@@ -1,0 +1,20 @@
+"""The pack as a package, for the scripts beside it that are run by their path."""
+
+import importlib
+import importlib.util
+import pathlib
+import sys
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+
+
+def pack_module(name):
+    """Import a module of the pack under the alias the tests use."""
+    if "livediffusion" not in sys.modules:
+        spec = importlib.util.spec_from_file_location(
+            "livediffusion", ROOT / "__init__.py", submodule_search_locations=[str(ROOT)]
+        )
+        module = importlib.util.module_from_spec(spec)
+        sys.modules["livediffusion"] = module
+        spec.loader.exec_module(module)
+    return importlib.import_module(f"livediffusion.{name}")
