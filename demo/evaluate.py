@@ -112,10 +112,9 @@ class Judge:
             pack_module(f"nodes.{name}") for name in ("sampling", "frames", "schedules")
         )
         stream = pack_module("host.sampling.stream")
-        import nodes
-
-        text = nodes.CLIPTextEncode()
-        positive, negative = (text.encode(self.clip, p)[0] for p in (prompt, ""))
+        positive, negative = (
+            self.clip.encode_from_tokens_scheduled(self.clip.tokenize(p)) for p in (prompt, "")
+        )
         sigmas = schedules.LiveStrength.execute(self.model, steps, strength, "uniform t").args[0]
         guider = sampling.LiveRCFGGuider.execute(
             self.model, positive, cfg, delta, "self-negative", negative

@@ -73,7 +73,7 @@ def test_more_strength_is_farther_from_the_photo(judging, look):
     x = judging[1].x[:3]
     moved = [float((judging[1].restyle(x, look, strength=s) - x).abs().mean())
              for s in (0.1, 0.2, 0.3, 0.5)]  # fmt: skip
-    assert moved == sorted(moved) and moved[-1] > 2 * moved[0], moved
+    assert moved == sorted(moved) and moved[-1] > 1.5 * moved[0], moved
 
 
 def test_a_poor_webcam_costs_little(judging):
