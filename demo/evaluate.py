@@ -25,7 +25,7 @@ FACES = ("ink", "watercolor", "oil", "comic", "pencil")
 FILM = "ltxv_image_to_video-1"
 SHOWN = (FILM, "video_ltx2_3_id_lora-1", "video_ltx2_i2v_distilled-1")  # films of the README
 SHOWN_LOOKS = ("watercolor", "ink", "neon", "poster", "oil")
-SHOWN_FRAMES, SHOWN_SIDE = 20, 168
+SHOWN_FRAMES, SHOWN_SIDE = 14, 156
 SIZES = ((192, 192), (256, 256), (384, 256), (512, 512))  # width, height
 
 
@@ -305,8 +305,8 @@ def showcase(judge, out, report):
     frames = [picture([[cell[i] for cell in row] for row in rows]) for i in range(SHOWN_FRAMES)]
     frames += frames[-2:0:-1]  # there and back, so that it has no seam
     path = out / "looks.webp"
-    frames[0].save(path, save_all=True, append_images=frames[1:], duration=80, loop=0,
-                   quality=68, method=6)  # fmt: skip
+    frames[0].save(path, save_all=True, append_images=frames[1:], duration=90, loop=0,
+                   quality=55, method=6)  # fmt: skip
     report(f"{path}: {path.stat().st_size / 1e6:.2f} MB")
     return {"bytes": path.stat().st_size}
 
