@@ -54,7 +54,12 @@ def options() -> argparse.Namespace:
     parser.add_argument("--frames", type=int, default=48, help="most frames taken (default 48)")
     parser.add_argument("--size", type=int, default=SIZE, help=f"side in pixels (default {SIZE})")
     parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("output"))
-    return parser.parse_args()
+    args = parser.parse_args()
+    if args.size < 64 or args.size % 2:
+        parser.error("--size: an even number of pixels, 64 or more")
+    if args.frames < 1:
+        parser.error("--frames: 1 or more")
+    return args
 
 
 def bundled_clip() -> pathlib.Path:

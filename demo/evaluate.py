@@ -36,7 +36,10 @@ def options():
     parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("output/evaluation"))
     parser.add_argument("--count", type=int, default=24, help="pictures of the tables")
     parser.add_argument("--only", nargs="*", default=list(PARTS), choices=list(PARTS))
-    return parser.parse_args()
+    args = parser.parse_args()
+    if args.count < 1:
+        parser.error("--count: 1 or more")
+    return args
 
 
 class Judge:

@@ -27,8 +27,14 @@ def options():
     parser.add_argument("--start", type=pathlib.Path, help="folder of weights to begin with")
     parser.add_argument("--no-evaluation", action="store_true", help="only train")
     args = parser.parse_args()
-    if args.minutes <= 0:
-        parser.error("--minutes: more than 0, please")
+    if not 0 < args.minutes < 1e6:
+        parser.error("--minutes: more than 0, and no more than a million")
+    if args.seed < 0:
+        parser.error("--seed: 0 or more")
+    if args.resume and args.start:
+        parser.error("--resume goes on from a checkpoint, --start begins anew: one of them")
+    if args.start and not (args.start / "unet.safetensors").is_file():
+        parser.error(f"--start: {args.start} holds no unet.safetensors")
     if args.crops is None:
         args.crops = min(3400, max(60, round(60 * args.minutes)))
     if args.crops < 1:
@@ -70,24 +76,27 @@ def main():
     report = Report()
     args.work.mkdir(parents=True, exist_ok=True)
     args.out.mkdir(parents=True, exist_ok=True)
-    data = pictures.prepare(
-        pictures.fetched(pictures.CACHE), args.work, args.crops, args.seed, report.prepared
-    )
+    checkpoint, state = args.work / f"checkpoint_{args.seed}.pt", None
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if device.type == "cuda":
-        data = torch.from_numpy(data[:]).to(device)
-    trainer = training.Trainer(data, args.minutes, args.seed, device, report)
-    checkpoint = args.work / f"checkpoint_{args.seed}.pt"
-    if args.start:
-        trainer.start_from(args.start)
     if args.resume:
         if not checkpoint.is_file():
             raise SystemExit(f"--resume: there is no checkpoint {checkpoint}")
-        trainer.resume(torch.load(checkpoint, map_location=device, weights_only=False))
+        state = torch.load(checkpoint, map_location=device, weights_only=False)
+        args.crops = state["crops"]  # the same pictures, whatever the minutes are now
+    data = pictures.prepare(
+        pictures.fetched(pictures.CACHE), args.work, args.crops, args.seed, report.prepared
+    )
+    if device.type == "cuda":
+        data = torch.from_numpy(data[:]).to(device)
+    trainer = training.Trainer(data, args.minutes, args.seed, device, report)
+    if args.start:
+        trainer.start_from(args.start)
+    if state is not None:
+        trainer.resume(state)
 
     def save():
         part = checkpoint.with_suffix(".part")
-        torch.save(trainer.state(), part)
+        torch.save({**trainer.state(), "crops": args.crops}, part)
         part.replace(checkpoint)
 
     trainer.run(save)
