@@ -9,7 +9,7 @@ import torch
 pytestmark = [pytest.mark.comfy, pytest.mark.slow]
 
 DEMO = pathlib.Path(__file__).resolve().parents[2] / "demo"
-COUNT = 6
+COUNT = 4
 # a little below the model card: these are fewer pictures
 LEAST = {"edge": 0.86, "psnr": 19.5, "ssim": 0.73, "sharpness": 0.5}
 WORST = {"edge": 0.72, "psnr": 15.5, "sharpness": 0.3}
@@ -91,10 +91,10 @@ def test_a_poor_webcam_costs_little(judging):
     assert clean - other < 1.5, (clean, other)
 
 
-@pytest.mark.parametrize("size", [(192, 192), (256, 384), (512, 512)])
+@pytest.mark.parametrize("size", [(192, 192), (256, 384)])
 def test_other_sizes_are_as_good(judging, size):
     judge = judging[1]
-    whole = torch.cat([judge.middle(name, 512) for name in judge.names[:3]])
+    whole = torch.cat([judge.middle(name, 512) for name in judge.names[:2]])
 
     def found(height, width):
         long = max(height, width)
