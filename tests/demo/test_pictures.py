@@ -11,8 +11,8 @@ pytestmark = [pytest.mark.comfy, pytest.mark.slow]
 DEMO = pathlib.Path(__file__).resolve().parents[2] / "demo"
 COUNT = 4
 # a little below the model card: these are fewer pictures
-LEAST = {"edge": 0.86, "psnr": 19.5, "ssim": 0.73, "sharpness": 0.5}
-WORST = {"edge": 0.72, "psnr": 15.5, "sharpness": 0.3}
+LEAST = {"edge": 0.88, "psnr": 20.5, "ssim": 0.78, "sharpness": 0.58}
+WORST = {"edge": 0.78, "psnr": 16.0, "sharpness": 0.38}
 
 
 @pytest.fixture(scope="module")
