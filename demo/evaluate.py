@@ -8,10 +8,9 @@ import argparse
 import json
 import pathlib
 import statistics
-import sys
 import time
 
-from packed import ROOT, pack_module
+from packed import ROOT, comfyui, pack_module
 
 STEPS, STRENGTH, CFG, DELTA = 2, 0.5, 1.0, 0.3
 TEMPLATE = {"steps": 2, "strength": 0.5, "cfg": 1.2, "delta": 0.6}  # the workflows' settings
@@ -334,15 +333,9 @@ def sheet(rows, path):
 
 def main():
     args = options()
-    sys.argv = sys.argv[:1]
-    sys.path.insert(0, args.comfyui)
-    import comfy.options
-
-    comfy.options.enable_args_parsing()
-    import comfy.cli_args
+    comfyui(args.comfyui)
     import torch
 
-    comfy.cli_args.args.cpu = not torch.cuda.is_available()
     args.out.mkdir(parents=True, exist_ok=True)
     with torch.inference_mode():
         judge = Judge(args.weights, args.count)

@@ -18,3 +18,21 @@ def pack_module(name):
         sys.modules["livediffusion"] = module
         spec.loader.exec_module(module)
     return importlib.import_module(f"livediffusion.{name}")
+
+
+def comfyui(folder):
+    """Put a ComfyUI on the path and set it up for a script: on the CPU where there is no CUDA.
+
+    Args:
+        folder: str, where ComfyUI's main.py is.
+    """
+    sys.argv = sys.argv[:1]
+    sys.path.insert(0, folder)
+    import comfy.options
+
+    comfy.options.enable_args_parsing()
+    import comfy.cli_args
+    import torch
+
+    comfy.cli_args.args.cpu = not torch.cuda.is_available()
+    comfy.cli_args.args.use_pytorch_cross_attention = True

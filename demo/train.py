@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 
-from packed import ROOT, pack_module
+from packed import ROOT, comfyui, pack_module
 
 
 def options():
@@ -61,16 +61,9 @@ class Report:
 def main():
     """Read the options, put ComfyUI on the path, prepare, train, export, evaluate."""
     args = options()
-    sys.argv = sys.argv[:1]
-    sys.path.insert(0, args.comfyui)
-    import comfy.options
-
-    comfy.options.enable_args_parsing()
-    import comfy.cli_args
+    comfyui(args.comfyui)
     import torch
 
-    comfy.cli_args.args.cpu = not torch.cuda.is_available()
-    comfy.cli_args.args.use_pytorch_cross_attention = True
     pictures, training = pack_module("demo.pictures"), pack_module("demo.training")
 
     report = Report()

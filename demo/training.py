@@ -84,8 +84,7 @@ def picture_loss(output, target, fine):
     """Error (B,) of pixels, of their gradients at two sizes, of a small copy, and of sharpness.
 
     Sharpness is how strong edges are nearby, wherever they are: without it what is uncertain is
-    blurred. The rest is linear in the difference, so that is taken once: on a CPU this loss took
-    a fifth of a step before.
+    blurred. The rest is linear in the difference, so that is taken once.
 
     Args:
         output, target: (B, 3, H, W). fine: (B,) weight of the gradients.
