@@ -89,8 +89,8 @@ def test_a_page_that_does_not_show_gets_two_pictures_and_then_the_latest(running
         await client.wait(lambda: client.stats.get("unsent", 0) >= 50)
         client.acknowledge = True
         await client.shown(*client.views[-1])
-        await client.wait(lambda: len(client.views) == 3)
-        assert client.views[-1][0].source >= 50
+        await client.wait(lambda: len(client.views) >= 3)
+        assert client.views[2][0].source >= 50
         await client.stop()
 
     inprocess.live(work)
