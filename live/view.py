@@ -185,9 +185,11 @@ class View:
         self._ended = True
         self.slot.close()
         self._arrival.close()
+        # also one that is whole a moment from now: what it tells is on its way then
+        writing = [one.over for one in self._recorders if not one.over.is_set()]
         self._end_recording()
         self._image = self._made_from = self._picture = None
-        return [one.over for one in self._recorders if not one.over.is_set()]
+        return writing
 
 
 def _coded(made_from: MadeFrom, quality: int) -> bytes:
