@@ -335,7 +335,7 @@ def resident():
 @pytest.mark.slow
 @pytest.mark.timeless
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-def test_ten_thousand_frames_leave_nothing_behind(running):
+def test_thousands_of_frames_leave_nothing_behind(running):
     """Memory, threads and descriptors stay where they were after the first 500."""
     comfy, world = running
     marks = []
@@ -347,8 +347,8 @@ def test_ten_thousand_frames_leave_nothing_behind(running):
     async def work(http):
         client = await Client.start(http, comfy.url, graph(fps=120))
         pictures = [inprocess.jpeg(flat(i)) for i in range(100)]
-        while client.stats.get("frames", 0) < 10_000:
-            target = 500 if not marks else 10_000
+        while client.stats.get("frames", 0) < 4_000:
+            target = 500 if not marks else 4_000
             while client.answers < client.sequence - 4:
                 await asyncio.sleep(0)
             await client.send(pictures[client.sequence % 100])
