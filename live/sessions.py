@@ -7,7 +7,6 @@ import secrets
 import time
 import uuid
 from collections import OrderedDict
-from contextvars import ContextVar
 from typing import Any
 
 import execution
@@ -24,9 +23,6 @@ RUN = "livediffusion-run"
 _KEPT = 8  # sessions that are over, for those who still ask
 _KEYS = 256
 _LOOK = 0.2  # seconds between two looks at the queue
-
-# the run whose frame is being made, for the nodes of that frame
-current: ContextVar[Session | None] = ContextVar("livediffusion_session", default=None)
 
 
 class Invalid(Exception):
@@ -76,8 +72,9 @@ class Sessions:
             session = Session(cut, self._film, asyncio.get_running_loop())
         except GraphError as reason:
             raise _invalid(cut.graph, reason) from None
-        session.prompt_id, session.client = prompt_id, client_id
-        session.extra = {**extra, "preview_method": "none"}
+        session.client = client_id
+        session.shared.prompt_id = prompt_id
+        session.shared.extra = {**extra, "preview_method": "none"}
         session.cancel = lambda: self._cancel(session)
         self._all[session.id] = session
         self._forget()

@@ -9,11 +9,12 @@ from server import PromptServer
 from ..host.registry import stream_key, streams
 from ..live.codecs import JPEG
 from ..live.film import Reader, inside, listed
+from ..live.frames import current
 from ..live.pictures import FITS, Shape, fitted, to_image
 from ..live.record import Recorder
 from ..live.routes import add_routes
 from ..live.run import run
-from ..live.sessions import Sessions, current
+from ..live.sessions import Sessions
 from ..live.still import stills
 from .compat import io, newer
 
@@ -106,9 +107,9 @@ class LiveCamera(io.ComfyNode):
     def execute(cls, source, file, width, height, fit, fps, mirror, loop) -> io.NodeOutput:
         shape = Shape(width, height, fit, mirror)
         node = str(cls.hidden.unique_id)
-        session = current.get()
-        if session is not None:
-            return io.NodeOutput(*session.image(node, shape))
+        frames = current.get()
+        if frames is not None:
+            return io.NodeOutput(*frames.image(node, shape))
         if source == "file":
             picture, number = cls._next(inside(file, folder_paths.get_input_directory()), loop)
         else:
@@ -170,8 +171,8 @@ class LiveView(io.ComfyNode):
 
     @classmethod
     def execute(cls, image, quality, record, filename_prefix) -> io.NodeOutput:
-        session = current.get()
-        if session is None:
+        frames = current.get()
+        if frames is None:
             saved = ui.ImageSaveHelper.save_images(
                 image[-1:], "livediffusion", io.FolderType.temp, cls, compress_level=1
             )
@@ -181,7 +182,7 @@ class LiveView(io.ComfyNode):
         def recorder() -> Recorder:
             return Recorder(_recording(filename_prefix, width, height))
 
-        session.show(str(cls.hidden.unique_id), image, quality, recorder if record else None)
+        frames.show(str(cls.hidden.unique_id), image, quality, recorder if record else None)
         return io.NodeOutput()
 
 
@@ -221,5 +222,6 @@ class LiveRun(io.ComfyNode):
         if found is None or found.running or found.over:
             raise ValueError("session: this node runs inside Live only. Remove it from the graph.")
         values = [frozen[f"frozen_{i}"] for i in range(len(found.split.handover))]
-        await run(found, values, cls.hidden.dynprompt, cls.hidden.unique_id, PromptServer.instance)
+        hidden = cls.hidden
+        await run(found.frames, values, hidden.dynprompt, hidden.unique_id, PromptServer.instance)
         return io.NodeOutput(ui={"live": [found.stats()]})
