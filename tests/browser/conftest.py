@@ -10,6 +10,7 @@ import urllib.request
 import av
 import numpy as np
 import pytest
+from clock import Limit
 from serving import serving
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -175,8 +176,16 @@ class Page:
         self.wait("document.querySelector('.livediffusion-live')")
 
     def wait(self, condition, seconds=40):
+        limit = Limit(seconds)
         try:
-            self.page.wait_for_function(f"() => {condition}", timeout=1000 * seconds)
+            while True:
+                try:
+                    self.page.wait_for_function(f"() => {condition}", timeout=1000 * seconds)
+                    return
+                except Exception as error:
+                    # Playwright's own, which is imported late
+                    if type(error).__name__ != "TimeoutError" or limit.over:
+                        raise
         except Exception as error:
             there = self.page.evaluate(
                 """() => [window.live.state(), window.live.cameras(),

@@ -12,6 +12,7 @@ import inprocess
 import numpy as np
 import pytest
 import torch
+from clock import Limit, crowded
 from films import write_gif
 from inprocess import Client, camera, flat, graph, grey, view
 
@@ -67,7 +68,8 @@ def test_latency_is_bounded_when_the_model_is_three_times_slower(running):
     ages = np.array([after - p.captured for (p, _), (_, after) in itertools.pairwise(views)])
     # one computation is what the run itself measured, on a machine that has other things to do
     bound = 2 * client.stats["compute_ms"]["p95"] / 1000 + 1 / fps
-    bound += 0.005  # the picture's way through its codec; one frame that queued would be 0.033
+    # the picture's way through its codec; one frame that queued would be 0.033
+    bound += 0.005 * crowded()
     assert np.percentile(ages, 90) < bound, (ages.max(), bound)
     # nothing queues: the last hundred are no older than the first hundred
     assert np.median(ages[-100:]) < 1.25 * np.median(ages[:100])
@@ -378,11 +380,11 @@ def test_nothing_is_left_of_a_run(running):
     threads, files = set(threading.enumerate()), len(os.listdir("/proc/self/fd"))
     for _ in range(5):
         inprocess.live(work)
-    deadline = time.monotonic() + 5
+    limit = Limit(5)
     while True:
         left = {t for t in threading.enumerate() if t.name.startswith("livediffusion")}
         if not left and len(os.listdir("/proc/self/fd")) <= files:
             break
-        assert time.monotonic() < deadline, left
+        assert not limit.over, left
         time.sleep(0.05)
     assert len(threading.enumerate()) <= len(threads)

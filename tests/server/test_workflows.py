@@ -5,6 +5,7 @@ import pathlib
 import time
 
 import pytest
+from clock import Limit
 
 pytestmark = [pytest.mark.comfy, pytest.mark.server]
 
@@ -135,8 +136,8 @@ def test_clip_stylise_runs(info, server, comfyui, tmp_path):
 
 def finished(server, prompt_id: str, seconds: float = 120) -> dict:
     """The file that a prompt saved, once it is done."""
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
+    limit = Limit(seconds)
+    while not limit.over:
         entry = server.json(f"/history/{prompt_id}").get(prompt_id)
         if entry and entry["status"]["completed"]:
             shown = [v for o in entry["outputs"].values() for v in o.values()]
