@@ -10,7 +10,6 @@ import functools
 import secrets
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from torch import Tensor
@@ -27,6 +26,7 @@ from .pictures import Shape
 from .view import View
 from .viewer import Viewer
 from .wire import NotTaken, unpacked
+from .workers import Workers
 
 IN_FLIGHT = 2  # frames whose picture is not on the CPU yet
 OWNER_MISSED = 2.0  # seconds without its page after which a run ends
@@ -67,7 +67,7 @@ class Session:
         self.cancel: Callable[[], None] = lambda: None
         self._open_film = open_film
         self._loop = loop
-        self._pool = ThreadPoolExecutor(3, thread_name_prefix="livediffusion-codec")
+        self._pool = Workers(3, "livediffusion-codec")
         self._tasks: set[asyncio.Task] = set()
         self._pending: tuple[int, Split] | None = None
         self.views: dict[str, View] = {}
