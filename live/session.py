@@ -241,7 +241,8 @@ class Session:
             viewer.inputs.discard(index)
         elif index not in viewer.inputs:
             viewer.inputs.add(index)
-            self._keep(view.compare(self._loop, self._pool, viewer.offer))
+            if len(self._tasks) < 64:  # in a flood of these, with the next picture
+                self._keep(view.compare(self._loop, self._pool, viewer.offer))
 
     def stats(self) -> dict[str, Any]:
         """Counters and figures of the run so far."""

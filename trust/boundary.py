@@ -31,6 +31,7 @@ from .schema import (
     shown,
     table,
     text,
+    unchanged,
     whole,
 )
 
@@ -42,7 +43,7 @@ SIDECAR = Limits(bytes=4 * 2**20, depth=8, items=100_000)
 RESULT = Limits(bytes=2**20, depth=8, items=20_000)
 
 MOST_RUNS = 16  # live runs of a server that wait or run
-MOST_RUNS_OF_ONE = 4  # of them, of one page
+MOST_RUNS_OF_ONE = 8  # of them, of one page
 MOST_LISTENERS = 32  # of one run
 MOST_OPEN = 64  # requests to one route that are not answered yet, streams included
 
@@ -70,12 +71,23 @@ _NODE = record(
     {"_meta": table(_NAME, anything, 100)},
     others=True,
 )
-GRAPH: Schema = table(_NAME, _NODE, 5000)
+_NODES = unchanged(table(_NAME, _NODE, 5000))
+
+
+def _graph(value: Any, where: str) -> dict[str, Any]:
+    try:
+        return _NODES(value, "prompt")
+    except BadData as reason:
+        why = str(reason).rstrip(".")
+        raise BadData(f"This is not a graph in ComfyUI's API format ({why}).") from None
+
+
+
 _WORKFLOW = either(nothing, table(text(4096), anything, 1000))
 
 # requests and messages: what is not known is left out, for a page that is newer than the server
-START = record({"prompt": GRAPH}, {"workflow": _WORKFLOW, "client_id": _NAME}, others=True)
-UPDATE = record({"prompt": GRAPH}, {"workflow": _WORKFLOW, **_RUN_KEYS}, others=True)
+START = record({"prompt": _graph}, {"workflow": _WORKFLOW, "client_id": _NAME}, others=True)
+UPDATE = record({"prompt": _graph}, {"workflow": _WORKFLOW, **_RUN_KEYS}, others=True)
 STOP = record({}, _RUN_KEYS, others=True)
 SNAPSHOT = record({"node": text(256, r".+"), "client_id": text(256, r".+")}, others=True)
 _VIEW = whole(0, 2**16)

@@ -106,6 +106,16 @@ def anything(value: Any, where: str) -> Any:
     return value
 
 
+def unchanged(schema: Schema) -> Schema:
+    """What a schema takes, as it came."""
+
+    def check(value: Any, where: str) -> Any:
+        schema(value, where)
+        return value
+
+    return check
+
+
 def text(most: int, pattern: str | None = None) -> Schema:
     """Text of at most so many characters, the whole of it as the pattern says."""
     found = re.compile(pattern) if pattern else None
