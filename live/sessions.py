@@ -117,6 +117,9 @@ class Sessions:
         data = {"prompt": graph, "client_id": client_id, "extra_data": extra}
         graph = self._server.trigger_on_prompt(data)["prompt"]
         views = [n for n, node in graph.items() if self._kinds.is_view({"class_type": "", **node})]
+        if len(views) > boundary.MOST_VIEWS:
+            words = f"{len(views)} Live Views are more than {boundary.MOST_VIEWS}. Remove some."
+            raise _invalid(graph, GraphError(words, views[-1]))
         if views:
             valid = await execution.validate_prompt(prompt_id, graph, views)
             if not valid[0] or valid[3]:

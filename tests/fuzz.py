@@ -16,8 +16,8 @@ NO_HTTP = HttpProcessingError, web.RequestPayloadError
 DEEP = "deep"  # stands for 100,000 lists in each other, which no list can be copied or printed as
 NASTY = (
     None, True, False, 0, -1, 1, 2**31, -(2**63), 2**64, 10**30, 0.5, -0.0, 1e308, float("nan"),
-    float("inf"), float("-inf"), "", " ", "x", "\0", "a\0b", "\ud800", "\u00e4\u00f6", "\u202e", "..",
-    "../outside/secret.json", "../../etc/passwd", "/etc/passwd", "C:\\x", "\\\\host\\share\\x", "a:b",
+    float("inf"), float("-inf"), "", " ", "x", "\0", "a\0b", "\ud800", "\u00e4\u00f6", "\u202e",
+    "..", "../outside/secret.json", "../../etc/passwd", "/etc/passwd", "C:\\x", "a:b",
     "x" * 300, "x" * 10_000, "[]", "{}", "__class__", "$(touch x)", [], {}, [[]], [{}], {"": {}},
     ["1", 0], ["1", -1], ["1", 10**9], ["nobody", 0], [[], 0], [{}, {}], [1, 2], [None, None],
     ["stranger_module", "call"], ["subprocess", "call"], ["os", "system"], ["builtins", "exec"],

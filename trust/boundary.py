@@ -44,6 +44,7 @@ RESULT = Limits(bytes=2**20, depth=8, items=20_000)
 
 MOST_RUNS = 16  # live runs of a server that wait or run
 MOST_RUNS_OF_ONE = 8  # of them, of one page
+MOST_VIEWS = 32  # of one run
 MOST_LISTENERS = 32  # of one run
 MOST_OPEN = 64  # requests to one route that are not answered yet, streams included
 
@@ -71,7 +72,7 @@ _NODE = record(
     {"_meta": table(_NAME, anything, 100)},
     others=True,
 )
-_NODES = unchanged(table(_NAME, _NODE, 5000))
+_NODES = unchanged(table(_NAME, _NODE, 3000))
 
 
 def _graph(value: Any, where: str) -> dict[str, Any]:
