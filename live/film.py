@@ -4,10 +4,12 @@ import functools
 import os
 import pathlib
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
+
+from ..trust import boundary
 
 PICTURES = (".gif", ".webp", ".png", ".apng", ".jpg", ".jpeg")
 VIDEOS = (".mp4", ".webm", ".mkv", ".mov", ".avi", ".m4v", ".mpg", ".mpeg", ".ogv", ".y4m")
@@ -27,19 +29,13 @@ class Still(NamedTuple):
     picture: Callable[[], np.ndarray]
 
 
-def inside(name: str, folder: str) -> pathlib.Path:
+def inside(name: Any, folder: str) -> pathlib.Path:
     """The file `name` in `folder`.
 
     Raises:
         ValueError: there is no such file, or it lies elsewhere: .., absolute names, links out.
     """
-    base = os.path.realpath(folder)
-    path = os.path.realpath(os.path.join(base, name))
-    if os.path.isabs(name) or os.path.splitdrive(name)[0] or not path.startswith(base + os.sep):
-        raise ValueError(f"file: {name} is not inside ComfyUI's input folder. Choose one there.")
-    if not os.path.isfile(path):
-        raise ValueError(f"file: there is no {name} in ComfyUI's input folder. Upload it first.")
-    return pathlib.Path(path)
+    return boundary.inside(folder, name, "file", "ComfyUI's input folder")
 
 
 def listed(folder: str) -> list[str]:

@@ -98,16 +98,17 @@ def split(graph: Graph, kinds: Kinds) -> Split:
 
 
 def _downstream(graph: Graph, found: set[str], within: set[str]) -> set[str]:
-    found = set(found)
-    grew = True
-    while grew:
-        more = {
-            name
-            for name in within - found
-            if any(target in found for _, target, _ in links(graph[name]))
-        }
-        found |= more
-        grew = bool(more)
+    """These nodes, and those of `within` that depend on them."""
+    users: dict[str, list[str]] = {}
+    for name in within:
+        for _, target, _ in links(graph[name]):
+            users.setdefault(target, []).append(name)
+    found, todo = set(found), list(found)
+    while todo:
+        for name in users.get(todo.pop(), ()):
+            if name not in found:
+                found.add(name)
+                todo.append(name)
     return found
 
 
@@ -131,19 +132,14 @@ def unchanged(before: Split, after: Split, among: Callable[[Split], frozenset[st
     Args:
         among: which nodes of a split are looked at.
     """
-    same: set[str] = set()
-    todo = set(among(before) & among(after))
-    grew = True
-    while grew:
-        more = {
-            name
-            for name in todo - same
-            if _recipe(before.graph[name]) == _recipe(after.graph[name])
-            and all(target in same for _, target, _ in links(after.graph[name]))
-        }
-        same |= more
-        grew = bool(more)
-    return same
+    both = set(among(before) & among(after))
+    other = {
+        name
+        for name in both
+        if _recipe(before.graph[name]) != _recipe(after.graph[name])
+        or any(target not in both for _, target, _ in links(after.graph[name]))
+    }
+    return both - _downstream(after.graph, other, both)
 
 
 def _recipe(node: dict[str, Any]) -> tuple:

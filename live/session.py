@@ -9,7 +9,6 @@ import functools
 import secrets
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from ..host.models import engines
@@ -24,6 +23,7 @@ from .shared import BROWSER, SIZES, Shared
 from .view import View
 from .viewer import Viewer
 from .wire import NotTaken, unpacked
+from .workers import Workers
 
 OWNER_MISSED = 2.0  # seconds without its page after which a run ends
 OWNER_EXPECTED = 15.0  # seconds that the page has to come for the first time
@@ -58,7 +58,7 @@ class Session:
         self.cancel: Callable[[], None] = lambda: None
         self._asked = 1
         self._loop = loop
-        self._pool = ThreadPoolExecutor(3, thread_name_prefix="livediffusion-codec")
+        self._pool = Workers(3, "livediffusion-codec")
         self._tasks: set[asyncio.Task] = set()
         self.viewers: set[Viewer] = set()
         self.owner: Viewer | None = None
@@ -207,7 +207,8 @@ class Session:
             viewer.inputs.discard(index)
         elif index not in viewer.inputs:
             viewer.inputs.add(index)
-            self._keep(view.compare(self._loop, self._pool, viewer.offer))
+            if len(self._tasks) < 64:  # in a flood of these, with the next picture
+                self._keep(view.compare(self._loop, self._pool, viewer.offer))
 
     def stats(self) -> dict[str, Any]:
         """Counters and figures of the run so far."""
