@@ -357,7 +357,7 @@ def wait_for(url: str, process: subprocess.Popen, log: pathlib.Path, spinner: Sp
 
 def clip(args: argparse.Namespace, rest: list[str]) -> int:
     """Stylise a clip."""
-    return client("clip.py", args, rest)
+    return client("clip", args, rest)
 
 
 def client(name: str, args: argparse.Namespace, rest: list[str]) -> int:
@@ -365,14 +365,17 @@ def client(name: str, args: argparse.Namespace, rest: list[str]) -> int:
     comfyui = find_comfyui(args.comfyui)
     python = environment(comfyui, test=False)
     with server(comfyui, python) as (url, _):
-        command = [str(python), str(ROOT / "demo" / name), "--server", url, *rest]
-        return subprocess.run(command, stdin=subprocess.DEVNULL).returncode
+        command = [str(python), str(ROOT / "demo" / "packed.py"), name, "--server", url]
+        command += ["--folder", str(CACHE / "server" / key(str(ROOT))), *rest]
+        process = subprocess.Popen(command, stdin=subprocess.DEVNULL)
+        with ended(process):
+            return process.wait()
 
 
 def live(args: argparse.Namespace, rest: list[str]) -> int:
     """The live demo: a server with the workflow's address, or with a client instead of a page."""
     if {"--headless", "--help", "-h"} & set(rest):
-        return client("live.py", args, rest)
+        return client("live", args, rest)
     parser = argparse.ArgumentParser(prog="run.py live")
     parser.add_argument("--port", type=int, default=PORT, help=f"default {PORT}, else a free one")
     parser.add_argument("--no-browser", action="store_true", help="only print the address")

@@ -100,11 +100,13 @@ class Session:
             if source == BROWSER:
                 key: Any = BROWSER
             else:
-                file, loop = constant(inputs, "file", "", node), inputs.get("loop", True)
-                key = (node, file, fps, loop is True)
+                key = (node, constant(inputs, "file", "", node))
             feed = feeds.get(key) or self._feeds.get(key)
             if feed is None:
-                feed = CameraFeed() if key == BROWSER else self._film(*key)
+                feed = CameraFeed() if key == BROWSER else FilmFeed(self._opened(*key), fps, True)
+            if isinstance(feed, FilmFeed):
+                # a film that plays goes on
+                feed.fps, feed.loop = fps, inputs.get("loop", True) is True
             feeds[key] = feed_of[node] = feed
             feed.shapes[node] = Shape(
                 *(number(inputs, name, _SIZES[name]) for name in ("width", "height")),
@@ -125,9 +127,6 @@ class Session:
             return self._open_film(file)
         except ValueError as reason:
             raise GraphError(str(reason), node) from None
-
-    def _film(self, node: str, file: str, fps: int, loop: bool) -> FilmFeed:
-        return FilmFeed(self._opened(node, file), fps, loop)
 
     @property
     def wanted(self) -> Split:
@@ -260,7 +259,7 @@ class Session:
             "skipped": self._counts["skipped"],
             "dropped": self._counts["lost"] + coded
             + sum(f.slot.replaced + f.dropped for f in feeds),
-            "refused": self._counts["refused"],
+            "refused": self._counts["refused"] + sum(f.damaged for f in feeds),
             "unsent": unsent + sum(v.slot.replaced for v in list(self.views.values())),
             **self._calls,
             "engines": engines.in_use(self._started),

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from .still import MOST_PIXELS_MOVING, Damage, Still, Unreadable, bounded
+from .still import MOST_PIXELS_MOVING, Damage, Still, Unreadable, animated, bounded
 from .upright import AS_IT_IS, display
 
 # FFmpeg's names of what is taken: the content is looked at, not the name of the file. No kind
@@ -30,6 +30,31 @@ def stills(path: pathlib.Path, damage: Damage) -> Iterator[Still]:
         Unreadable: there is no picture in it, or it is too large.
         av.FFmpegError: it cannot be opened.
     """
+    with opened(path) as film:
+        stream = pictures_of(film)
+        if stream is None:
+            raise Unreadable(f"{path.name} cannot be read: no film is found in it.")
+        bounded(path.name, stream.width, stream.height, True)
+        # a later part may say another size
+        stream.codec_context.options = {"max_pixels": str(MOST_PIXELS_MOVING)}
+        jumps = bool(film.format.flags & 0x0200)  # AVFMT_TS_DISCONT
+        clock = _Clock(float(stream.average_rate or stream.guessed_rate or 25), jumps)
+        for frame in _frames(film, stream, damage):
+            lasts = float(frame.duration * frame.time_base) if frame.duration else 0.0
+            if film.format.name == "gif":
+                # made of lengths, which are not all kept
+                time, lasts = clock.place(None, animated(lasts))
+            else:
+                time, lasts = clock.place(frame.time, lasts)
+            yield Still(time, lasts, lambda frame=frame: _rgb(frame, path.name))
+
+
+def opened(path: pathlib.Path):
+    """An av.container.InputContainer of one of CONTAINERS, which reads this file and no other.
+
+    Raises:
+        av.FFmpegError: it is none, or cannot be opened.
+    """
     import av
 
     options = {
@@ -38,22 +63,10 @@ def stills(path: pathlib.Path, damage: Damage) -> Iterator[Still]:
         "max_pixels": str(MOST_PIXELS_MOVING),
     }
     # tags in another encoding must not keep a film from being shown
-    with av.open(f"file:{path}", options=options, metadata_errors="replace") as film:
-        stream = _pictures_of(film)
-        if stream is None:
-            raise Unreadable(f"{path.name} cannot be read: no film is found in it.")
-        bounded(path.name, stream.width, stream.height, True)
-        # a later part may say another size
-        stream.codec_context.options = {"max_pixels": options["max_pixels"]}
-        jumps = bool(film.format.flags & 0x0200)  # AVFMT_TS_DISCONT
-        clock = _Clock(float(stream.average_rate or stream.guessed_rate or 25), jumps)
-        for frame in _frames(film, stream, damage):
-            lasts = float(frame.duration * frame.time_base) if frame.duration else 0.0
-            time, lasts = clock.place(frame.time, lasts)
-            yield Still(time, lasts, lambda frame=frame: _rgb(frame, path.name))
+    return av.open(f"file:{path}", options=options, metadata_errors="replace")
 
 
-def _pictures_of(film):
+def pictures_of(film):
     """The first stream of pictures that can be decoded, a cover only if there is no other."""
     import av
 
@@ -70,7 +83,7 @@ def _frames(film, stream, damage: Damage):
         try:
             packet = next(packets, None)
         except av.FFmpegError:
-            damage.packets += 1
+            damage.parts += 1
             failed += 1
             if failed == _GIVE_UP:
                 packet = None
@@ -82,7 +95,7 @@ def _frames(film, stream, damage: Damage):
         try:
             frames = [] if packet is None else packet.decode()
         except av.FFmpegError:
-            damage.packets += 1
+            damage.parts += 1
             continue
         yield from frames
         if packet is None:

@@ -9,21 +9,18 @@ from collections.abc import Iterator
 import numpy as np
 from PIL import Image, ImageFile
 
-from .still import Damage, Still, Unreadable, bounded
+from .still import Damage, Still, Unreadable, animated, bounded
 from .upright import AS_IT_IS, EXIF
 
-KINDS = ("AVIF", "BMP", "JPEG", "MPO", "PNG", "TIFF", "WEBP")
+KINDS = ("AVIF", "BMP", "GIF", "JPEG", "MPO", "PNG", "TIFF", "WEBP")
 # the others' further frames are pages, or a photo's depth and brightness
 ANIMATED = ("AVIF", "PNG", "WEBP")
-LASTS = 0.1  # seconds, of a frame that says nothing
-# browsers show what asks for less than this as if it said nothing, as with GIFs
-_LEAST = 0.011
 _ORIENTATION = 0x0112
 _lenient = threading.Lock()
 
 
 def stills(path: pathlib.Path, damage: Damage) -> Iterator[Still] | None:
-    """The frames of a picture; None for a file that is none of KINDS.
+    """The frames of a picture; None for a GIF, or a file that is none of KINDS.
 
     Raises:
         Unreadable: it is too large. Nothing is decoded then.
@@ -41,11 +38,16 @@ def stills(path: pathlib.Path, damage: Damage) -> Iterator[Still] | None:
     except Image.DecompressionBombError as reason:
         raise Unreadable(f"{path.name} is too large a picture: {reason}") from None
     try:
-        moving = film.format in ANIMATED and film.is_animated
+        gif = film.format == "GIF"
+        moving = gif or (film.format in ANIMATED and film.is_animated)
         bounded(path.name, *film.size, moving)
     except BaseException:
         film.close()
         raise
+    if gif:
+        # FFmpeg's, whose sizes it does not tell before it decodes: ComfyUI shows its colours
+        film.close()
+        return None
     return _frames(film, moving, damage)
 
 
@@ -63,8 +65,7 @@ def _frames(film: Image.Image, moving: bool, damage: Damage) -> Iterator[Still]:
             # made at once, because the next seek changes the picture
             picture = _rgb(film) if moving else _cut_off_too(film, damage)
             # known once it is decoded
-            lasts = (film.info.get("duration") or 0) / 1000
-            lasts = lasts if lasts >= _LEAST else LASTS
+            lasts = animated((film.info.get("duration") or 0) / 1000)
             yield Still(time, lasts, lambda picture=picture: picture)
             time, i = time + lasts, i + 1
             if not moving:
@@ -76,7 +77,7 @@ def _cut_off_too(film: Image.Image, damage: Damage) -> np.ndarray:
     try:
         return _rgb(film)
     except (OSError, ValueError):
-        damage.packets += 1
+        damage.parts += 1
     # a switch for all of Pillow, which ComfyUI's loaders turn as well
     with _lenient:
         before, ImageFile.LOAD_TRUNCATED_IMAGES = ImageFile.LOAD_TRUNCATED_IMAGES, True

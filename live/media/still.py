@@ -10,6 +10,9 @@ import numpy as np
 MOST_PIXELS = 8192 * 8192
 # of a film or animation, whose decoders keep several pictures: a cinema's 8K
 MOST_PIXELS_MOVING = 8192 * 4320
+# browsers show a frame of an animation that asks for less than this, in seconds, for a tenth of
+# one, and animations are made for that
+_LEAST = 0.011
 
 
 class Still(NamedTuple):
@@ -32,10 +35,10 @@ class Damage:
     """What was wrong in a file that is played all the same.
 
     Attributes:
-        packets: parts that could not be decoded and were left out.
+        parts: that could not be decoded and were left out.
     """
 
-    packets: int = 0
+    parts: int = 0
 
 
 class Unreadable(ValueError):
@@ -51,6 +54,11 @@ class Unreadable(ValueError):
     def __init__(self, what: str):
         super().__init__(f"file: {what}")
         self.what = what
+
+
+def animated(lasts: float) -> float:
+    """How long a frame of an animated picture is shown that asks for so long; seconds."""
+    return lasts if lasts >= _LEAST else 0.1
 
 
 def bounded(name: str, width: int, height: int, moving: bool) -> None:
