@@ -138,11 +138,9 @@ class FilmFeed(Feed):
         sequence, film = 0, Film(self.path, self._damage)
         try:
             while not self._over.is_set():
-                before, sequence = sequence, self._play(film, sequence)
+                sequence = self._play(film, sequence)
                 if not self.loop:
                     break
-                if sequence == before and not self._over.is_set():
-                    raise Unreadable(f"{self.path.name} holds no frame that can be shown.")
         except Exception as reason:
             # the run reports it with the node's name
             self.error = reason
@@ -150,6 +148,7 @@ class FilmFeed(Feed):
             self.slot.close()
 
     def _play(self, film: Film, sequence: int) -> int:
+        refused = None
         with contextlib.closing(film.stills()) as stills:
             for i, still in enumerate(stills):
                 if i == 0:
@@ -163,11 +162,14 @@ class FilmFeed(Feed):
                     return sequence
                 try:
                     picture = still.picture()
-                except Unreadable:
+                except Unreadable as reason:
                     self._damage.parts += 1
+                    refused = refused or reason
                     continue
                 frame = Frame(sequence, time.time(), time.monotonic(), picture)
                 self.slot.put(self._ready(frame))
                 sequence += 1
+        if refused is not None and sequence == 0:
+            raise refused
         self._over.wait(self._pace.left(self._clock()))
         return sequence

@@ -48,7 +48,7 @@ def scene(width=48, height=32, shade=0):
         [(slice(0, h), slice(0, w)), (slice(0, h), slice(w, None)),
          (slice(h, None), slice(w, None)), (slice(h, None), slice(0, w))]
     ):  # fmt: skip
-        picture[rows, columns] = CORNERS[i] - np.uint8(shade)
+        picture[rows, columns] = CORNERS[i] - np.uint8(min(shade, 56))
     return picture
 
 
@@ -61,7 +61,7 @@ def corners(picture):
 
 def film(path, codec="mpeg4", pixels="yuv420p", size=(48, 32), times=None, frames=5, rate=10,
          format=None, options=None, container=None, last=None, sound=None, metadata=None,
-         turn=None):  # fmt: skip
+         turn=None, offset=0.0):  # fmt: skip
     """Write a film; `times` in seconds give it a variable rate, `last` how long its last frame is.
 
     Returns None where this PyAV has no such encoder.
@@ -89,6 +89,9 @@ def film(path, codec="mpeg4", pixels="yuv420p", size=(48, 32), times=None, frame
                 rgba = np.dstack([scene(width, height, 4 * i), np.full((height, width), 99)])
                 frame = av.VideoFrame.from_ndarray(rgba.astype(np.uint8), format="rgba")
             frame = frame.reformat(format=pixels)
+            if offset:
+                frame.time_base = 1 / Fraction(rate)
+                frame.pts = i + round(offset * rate)
             if times is not None:
                 frame.time_base, frame.pts = Fraction(1, 1000), round(1000 * times[i])
             packets += stream.encode(frame)

@@ -39,7 +39,9 @@ def stills(path: pathlib.Path, damage: Damage) -> Iterator[Still]:
         stream.codec_context.options = {"max_pixels": str(MOST_PIXELS_MOVING)}
         jumps = bool(film.format.flags & 0x0200)  # AVFMT_TS_DISCONT
         clock = _Clock(float(stream.average_rate or stream.guessed_rate or 25), jumps)
+        empty = True
         for frame in _frames(film, stream, damage):
+            empty = False
             lasts = float(frame.duration * frame.time_base) if frame.duration else 0.0
             if film.format.name == "gif":
                 # made of lengths, which are not all kept
@@ -47,6 +49,12 @@ def stills(path: pathlib.Path, damage: Damage) -> Iterator[Still]:
             else:
                 time, lasts = clock.place(frame.time, lasts)
             yield Still(time, lasts, lambda frame=frame: _rgb(frame, path.name))
+        if empty and not (stream.width and stream.height):
+            # FFmpeg forgets a size that it does not take
+            raise Unreadable(
+                f"{path.name} cannot be read: the size of its pictures is not to be found, or is "
+                f"above {MOST_PIXELS_MOVING / 1e6:.0f} million pixels."
+            )
 
 
 def opened(path: pathlib.Path):

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import numpy as np
 from PIL import Image, ImageFile
 
-from .still import Damage, Still, Unreadable, animated, bounded
+from .still import MOST_PIXELS, Damage, Still, Unreadable, animated, bounded
 from .upright import AS_IT_IS, EXIF
 
 KINDS = ("AVIF", "BMP", "GIF", "JPEG", "MPO", "PNG", "TIFF", "WEBP")
@@ -35,8 +35,11 @@ def stills(path: pathlib.Path, damage: Damage) -> Iterator[Still] | None:
             film = Image.open(path, formats=known)
     except Image.UnidentifiedImageError:
         return None
-    except Image.DecompressionBombError as reason:
-        raise Unreadable(f"{path.name} is too large a picture: {reason}") from None
+    except Image.DecompressionBombError:
+        raise Unreadable(
+            f"{path.name} has more than the {MOST_PIXELS / 1e6:.0f} million pixels that a picture "
+            "may have. Make it smaller."
+        ) from None
     try:
         gif = film.format == "GIF"
         moving = gif or (film.format in ANIMATED and film.is_animated)

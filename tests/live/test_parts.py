@@ -2,7 +2,6 @@
 
 import asyncio
 import io
-import itertools
 import threading
 
 import numpy as np

@@ -72,6 +72,7 @@ def test_what_is_whole_is_shown_and_nothing_else(animals, read):
 @pytest.mark.slow
 def test_it_is_what_comfyui_shows(animals, read, monkeypatch):
     import folder_paths
+
     import nodes
 
     monkeypatch.setattr(folder_paths, "input_directory", str(animals[0].path.parent))
@@ -88,11 +89,13 @@ def test_it_is_what_comfyui_shows(animals, read, monkeypatch):
             continue
         if animal.shown and animal.path.name != "uneven.avif":  # of which stock shows one frame
             assert len(stock) == len(got), animal
+        # FFmpeg's guesses at what is wrong differ from run to run, and what a JPEG lacks is grey
+        # here
+        name = animal.path.name
+        guessed = name.startswith("wrong") or (name.startswith("cut") and name.endswith("jpg"))
         for theirs, (_, _, ours) in zip(stock, got, strict=False):
             assert theirs.shape == ours.shape, animal
-            # what a JPEG that is cut off lacks is grey here, and something else there
-            if not animal.path.name.startswith("cut") or animal.path.suffix != ".jpg":
-                assert np.abs(theirs.mean((0, 1)) - ours.mean((0, 1))).max() < 2, animal
+            assert guessed or np.abs(theirs.mean((0, 1)) - ours.mean((0, 1))).max() < 2, animal
             if animal.shown and not animal.path.name.startswith(MIRRORED):
                 assert np.abs(zoo.corners(theirs) - zoo.corners(ours)).max() < 6, animal
         compared += 1
