@@ -1,16 +1,21 @@
 """A zoo of files: each is shown as ComfyUI's own loaders show it, or refused in one sentence."""
 
+import io
 import os
 
+import inprocess
 import numpy as np
 import pytest
 import zoo
 from livediffusion.live.feeds import FilmFeed
 from livediffusion.live.media.reader import stills
 from livediffusion.live.media.still import Damage, Unreadable
-from livediffusion.live.pictures import Shape
+from livediffusion.live.pictures import Shape, fitted
+from PIL import Image
 
 SEED = int(os.environ.get("LIVEDIFFUSION_ZOO", "0"))  # where files are cut off and made wrong
+# every how many go through whole runs; 1 for all of them
+STEP = int(os.environ.get("LIVEDIFFUSION_ZOO_STEP", "6"))
 # what stock does not know: mirrored films, the EXIF numbers that mirror
 MIRRORED = ("phone_", "exif2", "exif4", "exif5", "exif7")
 
@@ -156,3 +161,102 @@ def test_a_feed_plays_them_all_round_and_round(animals, read):
         for (at, ours), (time, theirs) in zip(shown, want, strict=False):
             assert at == pytest.approx(time, abs=1e-3), animal
             assert np.array_equal(ours, theirs), animal
+
+
+def first(got, size=32):
+    """What a Live Camera of size x size shows first of a file, as a mean per channel."""
+    return fitted(got[0][2], Shape(size, size)).mean((0, 1))
+
+
+@pytest.fixture(scope="module")
+def running(animals):
+    with inprocess.comfy() as (comfy, _), pytest.MonkeyPatch.context() as patch:
+        import folder_paths
+
+        patch.setattr(folder_paths, "input_directory", str(animals[0].path.parent))
+        seen = []
+        work = inprocess.CLASSES["TestSave"]
+        patch.setattr(
+            work, "go", lambda self, image: seen.append(image[0].numpy() * 255) or {"ui": {}}
+        )
+        yield comfy, seen
+
+
+@pytest.mark.comfy
+@pytest.mark.slow
+def test_live_camera_as_an_ordinary_node_shows_them_all(running, animals, read):
+    comfy, seen = running
+    for animal in animals[:: STEP // 2 or 1]:
+        got, said, _ = read[animal.path]
+        graph = {
+            "1": inprocess.camera(source="file", file=animal.path.name),
+            "2": {"class_type": "TestSave", "inputs": {"image": ["1", 0]}},
+        }
+        seen.clear()
+        status = comfy.wait_for(comfy.put(graph, ["2"]))["status"]
+        if said is not None:
+            errors = [data for event, data in status["messages"] if event == "execution_error"]
+            assert [e["exception_message"].strip() for e in errors] == [said], animal
+            continue
+        assert status["status_str"] == "success", (animal, status)
+        assert np.abs(seen[0].mean((0, 1)) - first(got)).max() < 1, animal
+
+
+@pytest.mark.comfy
+@pytest.mark.slow
+def test_a_live_run_goes_through_them_all_and_is_not_lost(running, animals, read):
+    """Each file by an edit of the running graph: shown, or refused in its sentence."""
+    comfy, _ = running
+
+    async def work(http):
+        def graph(name):
+            return {
+                "3": inprocess.camera(source="file", file=name),
+                "5": inprocess.view(["3", 0], quality=100),
+            }
+
+        client = await inprocess.Client.start(http, comfy.url, graph("ntsc.mp4"))
+        await client.wait(lambda: client.views)
+        for animal in animals[::STEP]:
+            got, said, _ = read[animal.path]
+            edit = {"prompt": graph(animal.path.name), "workflow": {}}
+            status, answer = await client.post("update", **edit)
+            if said is not None:
+                assert status == 400, animal
+                assert answer["node_errors"]["3"]["errors"][0]["message"] == said
+                continue
+            assert status == 200, (animal, answer)
+            version = answer["version"]
+            await client.wait(lambda v=version: client.views[-1][0].version >= v)
+            packet = next(p for p, _ in client.views if p.version >= version)
+            shown = np.asarray(Image.open(io.BytesIO(packet.payload)).convert("RGB"), float)
+            # a film may be further on when it is taken over
+            near = [fitted(p, Shape(32, 32)).mean((0, 1)) for _, _, p in got]
+            off = min(np.abs(shown.mean((0, 1)) - mean).max() for mean in near)
+            assert off < 4, animal
+            del client.views[:-1]
+        assert client.state == "live" and not client.problems
+        await client.stop()
+        return client
+
+    assert inprocess.live(work).state == "ended"
+
+
+@pytest.mark.comfy
+@pytest.mark.slow
+def test_a_live_run_does_not_begin_with_what_cannot_be_shown(running, animals, read):
+    comfy, _ = running
+    refused = [a for a in animals if read[a.path][1] is not None]
+
+    async def work(http):
+        for animal in refused[::STEP]:
+            graph = {
+                "3": inprocess.camera(source="file", file=animal.path.name),
+                "5": inprocess.view(["3", 0]),
+            }
+            url = f"{comfy.url}/livediffusion/start"
+            status, answer = await inprocess.post(http, url, inprocess.begin(graph))
+            assert status == 400 and answer["error"]["message"] == read[animal.path][1]
+
+    assert len(refused) > 20
+    inprocess.live(work)
