@@ -23,7 +23,7 @@ import sys
 import webbrowser
 
 from launch import setup
-from launch.console import Stop, say, watched
+from launch.console import Stop, ended, say, watched
 from launch.server import PACK, base, server
 
 ROOT = pathlib.Path(__file__).resolve().parent
@@ -40,7 +40,7 @@ EXTRAS = {
 
 def clip(args: argparse.Namespace, rest: list[str]) -> int:
     """Stylise a clip."""
-    return client("clip.py", args, rest)
+    return client("clip", args, rest)
 
 
 def client(name: str, args: argparse.Namespace, rest: list[str]) -> int:
@@ -48,14 +48,18 @@ def client(name: str, args: argparse.Namespace, rest: list[str]) -> int:
     comfyui = setup.find_comfyui(args.comfyui)
     python = setup.environment(comfyui, test=False)
     with server(comfyui, python, options=_passed_on(args)) as (url, _):
-        command = [str(python), str(ROOT / "demo" / name), "--server", url, *rest]
-        return subprocess.run(command, stdin=subprocess.DEVNULL).returncode
+        command = [str(python), str(ROOT / "demo" / "packed.py"), name, "--server", url]
+        process = subprocess.Popen(
+            [*command, "--folder", str(base()), *rest], stdin=subprocess.DEVNULL
+        )
+        with ended(process):
+            return process.wait()
 
 
 def live(args: argparse.Namespace, rest: list[str]) -> int:
     """The live demo: a server with the workflow's address, or with a client instead of a page."""
     if {"--headless", "--help", "-h"} & set(rest):
-        return client("live.py", args, rest)
+        return client("live", args, rest)
     parser = argparse.ArgumentParser(prog="run.py live")
     parser.add_argument("--port", type=_port, default=PORT, help=f"default {PORT}, else a free one")
     parser.add_argument("--no-browser", action="store_true", help="only print the address")

@@ -227,7 +227,7 @@ class Session:
             "frames": shared.counts["frames"],
             "skipped": shared.counts["skipped"],
             "dropped": shared.counts["lost"] + dropped,
-            "refused": shared.counts["refused"],
+            "refused": shared.counts["refused"] + sum(feed.damaged for feed in feeds),
             "unsent": unsent + sum(view.slot.replaced for view in list(self.views.values())),
             **shared.calls,
             "engines": engines.in_use(self._started),

@@ -14,9 +14,10 @@ import folder_paths
 
 from ..trust import boundary
 from .executor import NodeKinds
-from .film import inside
-from .graph import GraphError, Split, split
-from .session import Session
+from .graph import GraphError, Split, constant, split
+from .media.folder import inside
+from .media.reader import look_at
+from .session import BROWSER, Session
 from .view import View
 
 # the injected node that runs the frames; no graph's own id looks like it
@@ -75,6 +76,7 @@ class Sessions:
         cut = await self._cut(prompt_id, graph, client_id, extra)
         self._room_for(client_id)
         try:
+            await self._look_at_films(cut, set())
             session = Session(cut, self._film, asyncio.get_running_loop())
         except GraphError as reason:
             raise _invalid(cut.graph, reason) from None
@@ -96,6 +98,7 @@ class Sessions:
         extra = {"extra_pnginfo": {"workflow": workflow}}
         cut = await self._cut(session.prompt_id, graph, client_id, extra)
         try:
+            await self._look_at_films(cut, set(_films(session.wanted)))
             return session.update(cut)
         except GraphError as reason:
             raise _invalid(cut.graph, reason) from None
@@ -135,6 +138,15 @@ class Sessions:
         extra = {**extra, "client_id": client_id, "create_time": int(time.time() * 1000)}
         item = (number, session.prompt_id, {**cut.graph, RUN: run}, extra, [RUN], {})
         server.prompt_queue.put(item)
+
+    async def _look_at_films(self, cut: Split, known: set[tuple[str, str]]) -> None:
+        """Raise GraphError for a film that cannot be shown, unless it is known."""
+        for node, file in _films(cut):
+            try:
+                if (node, file) not in known:
+                    await asyncio.to_thread(look_at, self._film(file))
+            except ValueError as reason:
+                raise GraphError(str(reason), node) from None
 
     def _film(self, name: str):
         return inside(name, folder_paths.get_input_directory())
@@ -197,6 +209,16 @@ class Sessions:
             if not session.over and node in session.views and _workflow(session) == workflow:
                 return session, session.views[node]
         return None
+
+
+def _films(cut: Split) -> list[tuple[str, str]]:
+    """The sources that show a file: node and file. Raises GraphError."""
+    inputs = {node: cut.graph[node]["inputs"] for node in cut.sources}
+    return [
+        (node, constant(settings, "file", "", node))
+        for node, settings in inputs.items()
+        if constant(settings, "source", BROWSER, node) != BROWSER
+    ]
 
 
 def _workflow(session: Session) -> str:

@@ -260,7 +260,7 @@ def test_a_file_plays_through_the_loop_without_a_browser(running, tmp_path, monk
 def test_a_recording_is_what_was_shown(running, tmp_path, monkeypatch):
     comfy, _ = running
     import folder_paths
-    from livediffusion.live.film import stills
+    from livediffusion.live.media.reader import stills
 
     monkeypatch.setattr(folder_paths, "get_output_directory", lambda: str(tmp_path))
     recorded = graph()

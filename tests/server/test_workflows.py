@@ -130,8 +130,8 @@ def test_clip_stylise_runs(info, server, comfyui, tmp_path):
     status, answer = server.post("/prompt", {"prompt": graph})
     assert status == 200, answer
     saved = finished(server, answer["prompt_id"])
-    after, rate = clip.read(server.base / "output" / saved["subfolder"] / saved["filename"], 9, 256)
-    assert (len(after), after[0].size, round(rate)) == (3, (256, 256), 12)
+    made = clip.read(server.base / "output" / saved["subfolder"] / saved["filename"], 9, 256)
+    assert (len(made.frames), made.frames[0].size, round(made.rate)) == (3, (256, 256), 12)
 
 
 def finished(server, prompt_id: str, seconds: float = 120) -> dict:
