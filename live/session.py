@@ -7,6 +7,7 @@ import asyncio
 import contextlib
 import functools
 import secrets
+import threading
 import time
 from collections.abc import Callable
 from typing import Any
@@ -20,6 +21,7 @@ from .graph import Split, constant, number
 from .mailbox import Closed
 from .meters import Rate, Spread
 from .shared import BROWSER, SIZES, Shared
+from .sinks.names import Place
 from .view import View
 from .viewer import Viewer
 from .wire import NotTaken, unpacked
@@ -27,6 +29,7 @@ from .workers import Workers
 
 OWNER_MISSED = 2.0  # seconds without its page after which a run ends
 OWNER_EXPECTED = 15.0  # seconds that the page has to come for the first time
+_FINISH = 3.0  # seconds that a run's recordings have to be whole before its listeners leave
 _ROUND = 0.25  # seconds between two looks after everything
 
 
@@ -51,13 +54,14 @@ class Session:
     ):
         self.id = secrets.token_urlsafe(12)
         self.token = secrets.token_urlsafe(24)
-        self.client = ""
+        self.client = self.view_secret = ""
         self.shared = Shared(self.id, split, open_film)
         self.frames = Frames(self.shared, self)
         self.state, self.reason, self.node, self.ahead = "queued", None, None, 0
         self.cancel: Callable[[], None] = lambda: None
         self._asked = 1
         self._loop = loop
+        self._leaving: asyncio.Task | None = None
         self._pool = Workers(3, "livediffusion-codec")
         self._tasks: set[asyncio.Task] = set()
         self.viewers: set[Viewer] = set()
@@ -312,16 +316,28 @@ class Session:
         self._become(state)
         for feed in self.shared.feeds.values():
             feed.end()
-        for view in self.views.values():
-            view.end()
+        recordings = [event for view in self.views.values() for event in view.end()]
         self._tell(self.stats())
-        for viewer in self.viewers:
-            viewer.close(4410)
+        if recordings:
+            # its listeners are still to hear how the recordings ended
+            self._leaving = self._loop.create_task(self._leave(recordings))
+        else:
+            self._close()
         streams.end_owner(self.id)
         self.frames.clear()
         for task in self._tasks:
             task.cancel()
         self._pool.shutdown(wait=False, cancel_futures=True)
+
+    async def _leave(self, recordings: list[threading.Event]) -> None:
+        deadline = time.monotonic() + _FINISH
+        for event in recordings:
+            await asyncio.to_thread(event.wait, max(0.0, deadline - time.monotonic()))
+        self._close()
+
+    def _close(self) -> None:
+        for viewer in self.viewers:
+            viewer.close(4410)
 
     def _keep(self, work) -> None:
         task = self._loop.create_task(work)
@@ -341,6 +357,9 @@ class Session:
     def lives(self) -> None:
         self.later(self._lives)
 
+    def record(self, node: str) -> None:
+        self.later(self._record, node)
+
     def problem(self, reason: str, node: str | None) -> None:
         self.later(self._tell_problem, node, self.version, reason)
 
@@ -352,12 +371,26 @@ class Session:
             self.progress("live")
 
     def _begin_views(self) -> None:
-        for node, view in list(self.views.items()):
+        for view in list(self.views.values()):
             if not view.begun:
                 view.begun = True
-                complain = functools.partial(self._tell_problem, node, self.version)
                 compared = functools.partial(self._compared, view.index)
-                self._keep(view.serve(self._loop, self._pool, self._offer, complain, compared))
+                self._keep(view.serve(self._loop, self._pool, self._offer, compared))
+
+    async def save(self, node: Any) -> Place:
+        """Write the picture that a view shows to a file. Raises ValueError, OSError."""
+        view = self.views.get(node) if isinstance(node, str) else None
+        if view is None:
+            raise ValueError("There is no such Live View in this live run.")
+        return await view.save()
+
+    def _record(self, node: str) -> None:
+        view = self.views.get(node)
+        if view is not None:
+            view.record(functools.partial(self.later, self._tell_of_recording, node, self.version))
+
+    def _tell_of_recording(self, node: str, version: int, event: dict[str, Any]) -> None:
+        self._tell({"version": version, "node": node, **event})
 
     def _compared(self, view: int) -> bool:
         return any(view in viewer.inputs for viewer in list(self.viewers))

@@ -2,8 +2,8 @@
 
 import asyncio
 import contextlib
+import dataclasses
 import hmac
-import secrets
 import time
 import uuid
 from collections import OrderedDict
@@ -18,12 +18,12 @@ from .graph import GraphError, Split, constant, split
 from .media.folder import inside
 from .media.reader import look_at
 from .session import BROWSER, Session
+from .sinks.mjpeg import Keys, secret
 from .view import View
 
 # the injected node that runs the frames; no graph's own id looks like it
 RUN = "livediffusion-run"
 _KEPT = 8  # sessions that are over, for those who still ask
-_KEYS = 256
 _LOOK = 0.2  # seconds between two looks at the queue
 
 
@@ -49,7 +49,7 @@ class Sessions:
     def __init__(self, server):
         self._server = server
         self._all: OrderedDict[str, Session] = OrderedDict()
-        self._keys: OrderedDict[str, tuple[str, str]] = OrderedDict()
+        self._keys = Keys()
         self._tasks: set[asyncio.Task] = set()
         self._kinds = NodeKinds()
 
@@ -65,8 +65,13 @@ class Sessions:
             raise PermissionError("wrong token")
         return session
 
-    async def start(self, graph: Any, workflow: Any, client_id: str) -> Session:
+    async def start(
+        self, graph: Any, workflow: Any, client_id: str, view_secret: Any = None
+    ) -> Session:
         """Validate a graph, cut it and queue it.
+
+        Args:
+            view_secret: what its views' addresses as streams are made from; see Keys.
 
         Raises:
             Invalid: the graph cannot run live.
@@ -81,6 +86,7 @@ class Sessions:
         except GraphError as reason:
             raise _invalid(cut.graph, reason) from None
         session.client = client_id
+        session.view_secret = secret(view_secret)
         session.shared.prompt_id = prompt_id
         session.shared.extra = {**extra, "preview_method": "none"}
         session.cancel = lambda: self._cancel(session)
@@ -125,7 +131,8 @@ class Sessions:
             if not valid[0] or valid[3]:
                 raise Invalid(valid[1] or _error("The graph is not valid."), valid[3])
         try:
-            return split(graph, self._kinds)
+            cut = split(graph, self._kinds)
+            return dataclasses.replace(cut, workflow=extra["extra_pnginfo"]["workflow"])
         except GraphError as reason:
             raise _invalid(graph, reason) from None
 
@@ -187,28 +194,22 @@ class Sessions:
             del self._all[id]
 
     def key(self, session: Session, node: str) -> str:
-        """The address of a view as a stream: the same for each run of a workflow."""
-        place = (_workflow(session), node)
-        for key, known in self._keys.items():
-            if known == place:
-                return key
-        key = secrets.token_urlsafe(12)
-        self._keys[key] = place
-        while len(self._keys) > _KEYS:
-            self._keys.popitem(last=False)
-        return key
+        """The address of a view as a stream: the same for each run of a workflow by its owner."""
+        return self._keys.key(session.view_secret, _workflow(session), node)
 
     def known(self, key: str) -> bool:
         """Whether a view's address was ever given out."""
-        return any(hmac.compare_digest(key.encode(), k.encode()) for k in self._keys)
+        return self._keys.known(key)
 
     def view(self, key: str) -> tuple[Session, View] | None:
-        """The running view behind an address."""
-        workflow, node = self._keys[key]
-        for session in reversed(self._all.values()):
-            if not session.over and node in session.views and _workflow(session) == workflow:
-                return session, session.views[node]
-        return None
+        """The running view behind an address; before one that waits in the queue."""
+        found = [
+            (session, view)
+            for session in reversed(self._all.values()) if not session.over
+            for node, view in list(session.views.items())
+            if hmac.compare_digest(self.key(session, node).encode(), key.encode())
+        ]  # fmt: skip
+        return max(found, key=lambda one: one[0].running, default=None)
 
 
 def _films(cut: Split) -> list[tuple[str, str]]:

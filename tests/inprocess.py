@@ -139,6 +139,7 @@ class Client:
         self.http, self.url, self.begun, self.socket = http, url, begun, socket
         self.views, self.states, self.stats = [], [], {}
         self.problems, self.refused, self.paces, self.answers = [], [], [], 0
+        self.recorded = []
         self.acknowledge = True
         self.sequence = 0
         self.closed = None
@@ -173,6 +174,8 @@ class Client:
                 self.stats = data
             elif kind == "problem":
                 self.problems.append(data)
+            elif kind == "recorded":
+                self.recorded.append(data)
             elif kind == "pace":
                 self.paces.append(data["interval_ms"])
             elif kind == "received":

@@ -10,7 +10,7 @@ const modules = [
   'camera', 'compare', 'edits', 'picker', 'plot', 'screen', 'session', 'style', 'view'
 ]
 const [
-  { Camera }, { Compare }, { Edits }, { Picker }, { Plot }, { Screen }, { Invalid, Session },
+  { Camera }, { Compare }, { Edits }, { Picker }, { Plot }, { Screen }, { Invalid, Session, fileName },
   { addStyle, element }, { View }
 ] = await Promise.all(modules.map((name) => import(place(name))))
 
@@ -165,7 +165,15 @@ function listen(mine) {
   })
   mine.addEventListener('problem', ({ detail }) => {
     mark([detail.node])
-    notify('error', `${title(detail.node)}: not changed`, detail.reason)
+    // an edit that does not run, or a recording that cannot be written
+    const summary = detail.reason.startsWith('record:') ? 'not recorded' : 'not changed'
+    notify('error', `${title(detail.node)}: ${summary}`, detail.reason)
+  })
+  mine.addEventListener('recorded', ({ detail }) => {
+    const { file, subfolder, seconds, left_out: lost } = detail
+    const rest = lost ? `; ${lost} frame(s) left out: the disk or the encoder is too slow` : ''
+    const said = `${fileName(file, subfolder)}, ${seconds.toFixed(1)} s${rest}`
+    notify(lost ? 'warn' : 'success', `${title(detail.node)}: recorded`, said)
   })
   mine.addEventListener('over', () => {
     if (session !== mine) return

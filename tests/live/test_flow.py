@@ -257,58 +257,6 @@ def test_a_file_plays_through_the_loop_without_a_browser(running, tmp_path, monk
     assert len({grey(p) for p, _ in client.views}) >= 3
 
 
-def test_a_recording_is_what_was_shown(running, tmp_path, monkeypatch):
-    comfy, _ = running
-    import folder_paths
-    from livediffusion.live.media.reader import stills
-
-    monkeypatch.setattr(folder_paths, "get_output_directory", lambda: str(tmp_path))
-    recorded = graph()
-    recorded["5"]["inputs"].update(record=True, filename_prefix="live/mine")
-
-    async def work(http):
-        client = await Client.start(http, comfy.url, recorded)
-        for i in range(12):
-            seen = len(client.views)
-            await client.send(flat(40 + 10 * i))
-            await client.wait(lambda n=seen: len(client.views) > n)
-            await asyncio.sleep(0.03)
-        await client.stop()
-        path = tmp_path / "live" / "mine_00001_.mp4"
-        await client.wait(path.is_file)
-        return path
-
-    film = list(stills(inprocess.live(work)))
-    assert np.allclose([s.picture().mean() for s in film], [40 + 10 * i for i in range(12)], atol=5)
-    times = [s.time for s in film]
-    assert times == sorted(set(times)) and 0.3 < times[-1] < 3
-    assert os.listdir(tmp_path / "live") == ["mine_00001_.mp4"]
-
-
-def test_a_recording_that_cannot_be_written_is_said_and_the_run_goes_on(
-    running, tmp_path, monkeypatch
-):
-    comfy, _ = running
-    import folder_paths
-
-    monkeypatch.setattr(folder_paths, "get_output_directory", lambda: str(tmp_path / "out"))
-    recorded = graph()
-    recorded["5"]["inputs"].update(record=True, filename_prefix="../elsewhere/mine")
-
-    async def work(http):
-        client = await Client.start(http, comfy.url, recorded)
-        for i in range(6):
-            await client.send(flat(40 + 10 * i))
-            await client.wait(lambda n=i: len(client.views) > n)
-        await client.stop()
-        return client
-
-    client = inprocess.live(work)
-    assert [p["node"] for p in client.problems] == ["5"]
-    assert client.problems[0]["reason"].startswith("record: ")
-    assert not (tmp_path / "elsewhere").exists()
-
-
 def test_a_picture_that_cannot_be_shown_is_said_at_its_view(running, monkeypatch):
     comfy, _ = running
     two = type("TwoChannels", (), {
