@@ -222,7 +222,8 @@ def engine():
         "format": 1,
         "made": {
             "gpu": "g", "capability": "8.9", "cuda_driver": 12040, "tensorrt": "10.3",
-            "exporter": 1, "opset": 18, "precision": "fp16", "model": "abc", "inputs": ["x", "timesteps"],
+            "exporter": 1, "opset": 18, "precision": "fp16", "model": "abc",
+            "inputs": ["x", "timesteps"],
             "profile": {"x": shape, "timesteps": [[1], [2], [4]]}, "flags": ["refit"],
         },
         "family": {
