@@ -307,6 +307,24 @@ def test_a_packed_request_is_unpacked_to_its_bound_only(running):
     assert (status, "larger than" in words) == (400, True)
 
 
+def test_a_site_that_comfyui_lets_in_may_talk(running, monkeypatch):
+    """--enable-cors-header names it."""
+    from livediffusion.live import guard
+
+    comfy, _ = running
+    site = {"Origin": "https://page.example", "Sec-Fetch-Site": "cross-site"}
+
+    async def work(http):
+        out = []
+        for allowed in (None, "https://page.example", "https://other.example", "*"):
+            monkeypatch.setattr(guard.args, "enable_cors_header", allowed)
+            url = f"{comfy.url}/livediffusion/start"
+            out.append((await inprocess.post(http, url, inprocess.begin(graph()), headers=site))[0])
+        return out
+
+    assert inprocess.live(work) == [403, 200, 403, 200]
+
+
 def test_floods_end_at_a_bound(running):
     """Runs of one page, listeners of one run, views of one graph."""
     comfy, _ = running
@@ -344,6 +362,28 @@ def test_floods_end_at_a_bound(running):
     assert begun == [200] * 7 + [400] * 2
     assert (refused, watching) == (429, 31)
     assert views[0] == 400 and "41 Live Views" in views[1]["error"]["message"]
+
+
+@pytest.mark.parametrize("extra", [["nobody", 0], ["nobody", 10**9], ["5", 0], ["4", 0]], ids=str)
+def test_a_link_that_comfyui_does_not_check_is_checked(running, extra):
+    """Of an input that the class does not declare; the executor would follow it, and fail."""
+    comfy, _ = running
+    bad = graph()
+    bad["4"]["inputs"]["more"] = extra
+
+    async def work(http):
+        url = f"{comfy.url}/livediffusion/start"
+        refused = await inprocess.post(http, url, inprocess.begin(bad))
+        client = await Client.start(http, comfy.url, graph())
+        edited = await client.post("update", prompt=bad, workflow={})
+        await client.send(flat(50))
+        await client.wait(lambda: client.views)
+        await client.stop()
+        return refused, edited
+
+    for status, answer in inprocess.live(work):
+        assert status == 400 and set(answer["node_errors"]) <= {"4", "5"}
+        assert answer["node_errors"]
 
 
 def test_a_long_graph_is_cut_at_once(running):
