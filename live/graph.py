@@ -1,5 +1,6 @@
 """The live frontier: what depends on a live source runs per frame, the rest once."""
 
+import graphlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -62,7 +63,8 @@ def split(graph: Graph, kinds: Kinds) -> Split:
     """Cut a validated graph at its live frontier.
 
     Raises:
-        GraphError: there is no view, or no view depends on a live source.
+        GraphError: there is no view, no view depends on a live source, or an input that its class
+            does not declare, which ComfyUI does not validate but follows, leads nowhere or back.
     """
     views = [name for name, node in graph.items() if kinds.is_view(node)]
     if not views:
@@ -74,6 +76,7 @@ def split(graph: Graph, kinds: Kinds) -> Split:
             "No Live View depends on a Live Camera. Add a Live Camera and connect its image.",
             views[0],
         )
+    _followed(graph, needed)
     live = _downstream(graph, set(sources), needed)
     frozen = needed - live
 
@@ -97,6 +100,21 @@ def split(graph: Graph, kinds: Kinds) -> Split:
         handover=[(n, i) for n in graph if n in given for i in range(kinds.outputs(graph[n]))],
         idle=[n for n, node in graph.items() if kinds.is_output(node) and n not in needed],
     )
+
+
+def _followed(graph: Graph, needed: set[str]) -> None:
+    """Raises GraphError for a link that the executor could not follow to an end."""
+    ends: dict[str, list[str]] = {}
+    for node in needed:
+        for name, target, _ in links(graph[node]):
+            if target not in graph:
+                raise GraphError(f"{name}: there is no node {target} to take it from.", node)
+            ends.setdefault(node, []).append(target)
+    try:
+        graphlib.TopologicalSorter(ends).prepare()
+    except graphlib.CycleError as circle:
+        node = circle.args[1][0]
+        raise GraphError("It depends on itself. Take one of the links out.", node) from None
 
 
 def _downstream(graph: Graph, found: set[str], within: set[str]) -> set[str]:

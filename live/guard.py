@@ -2,6 +2,7 @@
 
 import functools
 import logging
+import math
 import zlib
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -16,10 +17,13 @@ from ..trust.schema import BadData, Schema
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
-def guarded(handler: Handler) -> Handler:
+def guarded(handler: Handler, most: float = math.inf) -> Handler:
     """A handler that answers strangers with 403, bad input with 400, and too many with 429.
 
     Whatever else a handler raises would be a bug: it is logged, and the answer is one sentence.
+
+    Args:
+        most: requests that are answered at a time.
     """
     open_now = 0
 
@@ -29,7 +33,7 @@ def guarded(handler: Handler) -> Handler:
         same_origin(request)
         if not all(map(boundary.is_key, request.match_info.values())):
             forbid("This address is not known.")
-        if open_now >= boundary.MOST_OPEN:
+        if open_now >= most:
             raise web.HTTPTooManyRequests(**_told("Too many of these at once. Try again."))
         open_now += 1
         try:

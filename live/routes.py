@@ -26,16 +26,16 @@ def add_routes(server) -> Sessions:
     sessions = Sessions(server)
     api = _Api(sessions)
     for method, path, handler in (
-        ("POST", "start", api.start),
-        ("POST", "update", api.update),
-        ("POST", "stop", api.stop),
-        ("GET", "stats", api.stats),
-        ("POST", "snapshot", api.snapshot),
-        ("POST", "picture", api.picture),
-        ("GET", "frames", api.frames),
-        ("GET", "mjpeg/{key}", api.mjpeg),
+        ("POST", "start", guarded(api.start)),
+        ("POST", "update", guarded(api.update)),
+        ("POST", "stop", guarded(api.stop)),
+        ("GET", "stats", guarded(api.stats)),
+        ("POST", "snapshot", guarded(api.snapshot)),
+        ("POST", "picture", guarded(api.picture)),
+        ("GET", "frames", guarded(api.frames, boundary.MOST_OPEN)),
+        ("GET", "mjpeg/{key}", guarded(api.mjpeg, boundary.MOST_OPEN)),
     ):
-        server.routes.route(method, f"/livediffusion/{path}")(guarded(handler))
+        server.routes.route(method, f"/livediffusion/{path}")(handler)
     return sessions
 
 

@@ -164,6 +164,9 @@ def watched():
             served = record.name == "aiohttp.server" and record.exc_info
             if served and isinstance(record.exc_info[1], NO_HTTP):
                 return
+            # and ComfyUI's executor of any node that raises, which is how a run ends in words
+            if record.pathname.endswith("execution.py"):
+                return
             if record.exc_info or "Traceback" in record.getMessage():
                 watch.tracebacks.append(record.getMessage()[:300])
 

@@ -46,7 +46,7 @@ MOST_RUNS = 16  # live runs of a server that wait or run
 MOST_RUNS_OF_ONE = 8  # of them, of one page
 MOST_VIEWS = 32  # of one run
 MOST_LISTENERS = 32  # of one run
-MOST_OPEN = 64  # requests to one route that are not answered yet, streams included
+MOST_OPEN = 64  # frame sockets of a server, and as many MJPEG streams; they need a token or a key
 
 # -- what is read from JSON ------------------------------------------------------------------
 

@@ -193,6 +193,8 @@ def test_requests_and_messages(running, outside, tmp_path):
             place = "&".join(f"{k}={v}" for k, v in keys.items())
             async with http.get(f"{comfy.url}/livediffusion/stats?{place}") as reply:
                 assert reply.status == 200
+        # an edit among them may have taken the browser's camera out
+        assert (await client.post("update", prompt=graph(), workflow={}))[0] == 200
         seen = len(client.views)
         await client.send(flat(77))
         await client.wait(lambda: len(client.views) > seen)
