@@ -34,6 +34,8 @@ def record(seed: int) -> None:
 
 def main() -> None:
     folder, ends = sys.argv[1], json.loads(sys.argv[2])
+    # a shell starts what runs in the background with Ctrl+C ignored, and it is inherited
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     children = []
     for number, (kind, after) in enumerate(ends):
         place = os.path.join(folder, str(number))
