@@ -3,15 +3,22 @@
 import { app } from '../../scripts/app.js'
 import { api } from '../../scripts/api.js'
 
+// Before anything is awaited, so that what other packs put around it lies further out; see reader.mjs
+const queuePrompt = app.queuePrompt
+let reader = null
+app.queuePrompt = function (...of) {
+  return reader ? reader.queue(...of) : queuePrompt.apply(app, of)
+}
+
 // browsers keep .mjs files by themselves; another version has other addresses
 const VERSION = '0.1.0'
 const place = (name) => new URL(`./live/${name}.mjs?v=${VERSION}`, import.meta.url).href
 const modules = [
-  'camera', 'compare', 'edits', 'picker', 'plot', 'screen', 'session', 'style', 'view'
+  'camera', 'compare', 'edits', 'picker', 'plot', 'reader', 'screen', 'session', 'style', 'view'
 ]
 const [
-  { Camera }, { Compare }, { Edits }, { Picker }, { Plot }, { Screen }, { Invalid, Session },
-  { addStyle, element }, { View }
+  { Camera }, { Compare }, { Edits }, { Picker }, { Plot }, { Reader }, { Screen },
+  { Invalid, Session }, { addStyle, element }, { View }
 ] = await Promise.all(modules.map((name) => import(place(name))))
 
 const LABELS = {
@@ -45,10 +52,10 @@ let settling = 0
 let loaded = 0 // when a graph was loaded last
 let said = ''
 let state = 'idle'
-let reading = false
 let button = null
 
-const edits = new Edits(api, read, edited, ready)
+reader = new Reader(app, queuePrompt)
+const edits = new Edits(api, reader, edited, ready)
 
 function notify(severity, summary, detail) {
   const life = severity === 'error' ? 12000 : 5000
@@ -83,15 +90,6 @@ async function upload(file) {
 
 // -- the run ------------------------------------------------------------------------------
 
-async function read() {
-  reading = true
-  try {
-    return await app.graphToPrompt()
-  } finally {
-    reading = false
-  }
-}
-
 function show(next, detail = {}) {
   state = next
   button = document.querySelector('.livediffusion-live') ?? button
@@ -113,7 +111,7 @@ async function toggle() {
   listen(mine)
   show('starting')
   try {
-    const graph = await read()
+    const graph = await reader.read()
     // the camera first: without it there is nothing to wait for in the queue
     if (usesCamera(graph.output)) await camera.use(mine)
     if (session !== mine) return camera.leave(mine)
@@ -317,7 +315,7 @@ function addPicker(owner) {
   if (!source) return
   const serialize = source.serializeValue
   source.serializeValue = async function () {
-    if (!reading && !session && picker.usesBrowser) await snapshot(owner, picker)
+    if (!reader.busy && !session && picker.usesBrowser) await snapshot(owner, picker)
     return serialize ? serialize.apply(this, arguments) : source.value
   }
 }
