@@ -113,7 +113,8 @@ async function toggle() {
   try {
     const graph = await reader.read()
     // the camera first: without it there is nothing to wait for in the queue
-    if (usesCamera(graph.output)) await camera.use(mine)
+    const wishes = cameras(graph.output)
+    if (wishes.length) await camera.use(mine, wishes)
     if (session !== mine) return camera.leave(mine)
     opened = here()
     loaded = -JUST
@@ -133,10 +134,11 @@ async function toggle() {
   }
 }
 
-const usesCamera = (output) =>
-  Object.values(output).some(
-    ({ class_type, inputs }) => class_type === 'LiveCamera' && inputs.source !== 'file'
-  )
+/** What the Live Cameras that are cameras are set to. */
+const cameras = (output) =>
+  Object.values(output)
+    .filter(({ class_type, inputs }) => class_type === 'LiveCamera' && inputs.source !== 'file')
+    .map(({ inputs }) => inputs)
 
 function listen(mine) {
   mine.addEventListener('state', ({ detail }) => {
@@ -333,8 +335,9 @@ function removed(owner, clean) {
 async function snapshot(owner, picker) {
   if (!camera.stream && !(await camera.allowed())) return
   try {
-    await camera.use(snapshot)
-    const body = await camera.snapshot(...picker.size)
+    const { wish } = picker
+    await camera.use(snapshot, [wish])
+    const body = await camera.snapshot(wish)
     const query = new URLSearchParams({ node: execution(owner), client_id: api.clientId })
     await api.fetchApi(`/livediffusion/snapshot?${query}`, { method: 'POST', body })
   } catch (error) {
