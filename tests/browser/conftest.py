@@ -103,13 +103,13 @@ def playwright():
         yield running
 
 
-def launch(playwright, camera_file):
-    """Chromium with a camera that plays a file."""
+def launch(playwright, camera_file=None):
+    """Chromium with a camera that plays a file, or with one that has several modes."""
+    film = [f"--use-file-for-fake-video-capture={camera_file}"] if camera_file else []
     return playwright.chromium.launch(
         executable_path=CHROMIUM,
         args=["--no-sandbox", "--disable-gpu", "--use-fake-ui-for-media-stream",
-              "--use-fake-device-for-media-stream",
-              f"--use-file-for-fake-video-capture={camera_file}"],
+              "--use-fake-device-for-media-stream", *film],
     )  # fmt: skip
 
 
