@@ -10,7 +10,6 @@ import secrets
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from ..host.models import engines
@@ -26,6 +25,7 @@ from .sinks.names import Place
 from .view import View
 from .viewer import Viewer
 from .wire import NotTaken, unpacked
+from .workers import Workers
 
 OWNER_MISSED = 2.0  # seconds without its page after which a run ends
 OWNER_EXPECTED = 15.0  # seconds that the page has to come for the first time
@@ -62,7 +62,7 @@ class Session:
         self._asked = 1
         self._loop = loop
         self._leaving: asyncio.Task | None = None
-        self._pool = ThreadPoolExecutor(3, thread_name_prefix="livediffusion-codec")
+        self._pool = Workers(3, "livediffusion-codec")
         self._tasks: set[asyncio.Task] = set()
         self.viewers: set[Viewer] = set()
         self.owner: Viewer | None = None
@@ -211,7 +211,8 @@ class Session:
             viewer.inputs.discard(index)
         elif index not in viewer.inputs:
             viewer.inputs.add(index)
-            self._keep(view.compare(self._loop, self._pool, viewer.offer))
+            if len(self._tasks) < 64:  # in a flood of these, with the next picture
+                self._keep(view.compare(self._loop, self._pool, viewer.offer))
 
     def stats(self) -> dict[str, Any]:
         """Counters and figures of the run so far."""
@@ -230,7 +231,7 @@ class Session:
             "frames": shared.counts["frames"],
             "skipped": shared.counts["skipped"],
             "dropped": shared.counts["lost"] + dropped,
-            "refused": shared.counts["refused"],
+            "refused": shared.counts["refused"] + sum(feed.damaged for feed in feeds),
             "unsent": unsent + sum(view.slot.replaced for view in list(self.views.values())),
             **shared.calls,
             "engines": engines.in_use(self._started),

@@ -65,11 +65,13 @@ class Shared:
             if source == BROWSER:
                 key: Any = BROWSER
             else:
-                file, loop = constant(inputs, "file", "", node), inputs.get("loop", True)
-                key = (node, file, fps, loop is True)
+                key = (node, constant(inputs, "file", "", node))
             feed = feeds.get(key) or self.feeds.get(key)
             if feed is None:
-                feed = CameraFeed() if key == BROWSER else self._film(*key)
+                feed = CameraFeed() if key == BROWSER else FilmFeed(self.opened(*key), fps, True)
+            if isinstance(feed, FilmFeed):
+                # a film that plays goes on
+                feed.fps, feed.loop = fps, inputs.get("loop", True) is True
             feeds[key] = feed_of[node] = feed
             feed.shapes[node] = Shape(
                 *(number(inputs, name, SIZES[name]) for name in ("width", "height")),
@@ -90,9 +92,6 @@ class Shared:
             return self._open_film(file)
         except ValueError as reason:
             raise GraphError(str(reason), node) from None
-
-    def _film(self, node: str, file: str, fps: int, loop: bool) -> FilmFeed:
-        return FilmFeed(self.opened(node, file), fps, loop)
 
     def view(self, node: str) -> View:
         """The view of a LiveView, made when it is first asked for."""

@@ -8,8 +8,9 @@ from server import PromptServer
 
 from ..host.registry import stream_key, streams
 from ..live.codecs import JPEG
-from ..live.film import Reader, inside, listed
 from ..live.frames import current
+from ..live.media.folder import inside, listed
+from ..live.media.reader import Reader
 from ..live.pictures import FITS, Shape, fitted, to_image
 from ..live.routes import add_routes
 from ..live.run import run

@@ -181,10 +181,10 @@ export class Session extends EventTarget {
       this.#reading = null
       return this.#off()
     }
-    await this.#camera.use(this)
+    await this.#camera.use(this, this.#browser)
     if (LEAVING.has(this.state)) return this.#camera.leave(this)
-    if (this.#reading === this.#camera.stream) return
-    this.#reading = this.#camera.stream
+    if (this.#reading === this.#camera.takes) return
+    this.#reading = this.#camera.takes
     this.#tap?.stop()
     this.#tap = this.#camera.tap()
     const readable = this.#tap?.readable
