@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import functools
 import hmac
 import secrets
 import time
@@ -12,6 +13,7 @@ from typing import Any
 import execution
 import folder_paths
 
+from .bounds import most
 from .executor import NodeKinds
 from .film import inside
 from .graph import GraphError, Split, split
@@ -20,8 +22,8 @@ from .view import View
 
 # the injected node that runs the frames; no graph's own id looks like it
 RUN = "livediffusion-run"
-_KEPT = 8  # sessions that are over, for those who still ask
-_KEYS = 256
+_KEPT = most("sessions.Sessions._all")  # sessions that are over, for those who still ask
+_KEYS = most("sessions.Sessions._keys")
 _LOOK = 0.2  # seconds between two looks at the queue
 
 
@@ -44,7 +46,6 @@ class Sessions:
         self._server = server
         self._all: OrderedDict[str, Session] = OrderedDict()
         self._keys: OrderedDict[str, tuple[str, str]] = OrderedDict()
-        self._tasks: set[asyncio.Task] = set()
         self._kinds = NodeKinds()
 
     def get(self, id: str) -> Session | None:
@@ -80,9 +81,7 @@ class Sessions:
         self._forget()
         self._queue(session, client_id, extra)
         session.open()
-        task = asyncio.get_running_loop().create_task(self._follow(session))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        session.keep("queue", functools.partial(self._follow, session))
         return session
 
     async def update(self, session: Session, graph: Any, workflow: Any, client_id: str) -> int:

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import weakref
 from collections.abc import Callable
 from concurrent.futures import Executor
 from typing import NamedTuple
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from ..host.frames.transfer import Fetched
 from .codecs import JPEG
-from .feeds import Frame
+from .feeds import Origin
 from .mailbox import Closed, Slot
 from .pictures import landed, on_its_way
 from .record import Recorder
@@ -28,7 +29,7 @@ class Shown(NamedTuple):
     number: int
     quality: int
     record: Callable[[], Recorder] | None
-    origin: Frame
+    origin: Origin
     version: int
     made_from: MadeFrom
 
@@ -40,38 +41,37 @@ class View:
     Attributes:
         latest: the last picture, encoded.
         begun: whether somebody fetches its pictures.
-        error: why they cannot be fetched any more, if so.
     """
 
     def __init__(self, index: int):
         self.index = index
         self.begun = False
-        self.error: Exception | None = None
         self.slot: Slot[Shown] = Slot()
         self.latest: Packet | None = None
         self._made_from: tuple[MadeFrom, int] | None = None
         self._numbered = 0
         self._landed = 0
         self._arrival: Slot[int] = Slot()
-        self._image: Tensor | None = None
+        # weak: a filter that gives it again has it, and nobody else is to keep it from going
+        self._image: Callable[[], Tensor | None] = lambda: None
         self._recorder: Recorder | None = None
         self._given_up = False
 
     def same(self, image: Tensor) -> bool:
         """Whether this is the very tensor shown last. In the prompt worker, as `show`."""
-        return image is self._image
+        return image is self._image()
 
     def show(
         self,
         image: Tensor,
         quality: int,
         record: Callable[[], Recorder] | None,
-        origin: Frame,
+        origin: Origin,
         version: int,
         made_from: MadeFrom,
     ) -> None:
         """Leave a picture, IMAGE [B, H, W, C]; the newest of the batch is shown."""
-        self._image = image
+        self._image = weakref.ref(image)
         self._numbered += 1
         coming = on_its_way(image)
         self.slot.put(Shown(coming, self._numbered, quality, record, origin, version, made_from))
@@ -91,6 +91,7 @@ class View:
         offer: Callable[[Packet], None],
         complain: Callable[[str], None],
         compared: Callable[[], bool],
+        refuse: Callable[[Exception], None],
     ) -> None:
         """Fetch, record, encode and offer pictures until the end. In the server's loop.
 
@@ -98,31 +99,43 @@ class View:
             offer: called with each picture.
             complain: called with a reason why there is no recording.
             compared: whether somebody wants to see what the pictures were made from.
+            refuse: called with what went wrong with a picture; the next may be well.
         """
-        try:
+        with contextlib.suppress(Closed):
             while True:
                 shown = await self.slot.get()
-                picture = await loop.run_in_executor(pool, landed, shown.picture)
-                self._landed = shown.number
-                self._arrival.put(shown.number)
-                self._record(shown, picture, complain)
-                coding = [loop.run_in_executor(pool, JPEG.encode, picture, shown.quality)]
-                if compared():
-                    work = _coded, shown.made_from, shown.quality
-                    coding.append(loop.run_in_executor(pool, *work))
-                # both at once, each in a thread
-                self.latest = Packet(
-                    VIEW, JPEG.number, self.index, shown.number, shown.origin.captured,
-                    shown.version, shown.origin.sequence, *await asyncio.gather(*coding),
-                )  # fmt: skip
-                self._made_from = shown.made_from, shown.quality
-                offer(self.latest)
-        except Closed:
-            pass
-        except Exception as reason:
-            # the run reports it at the node
-            self.error = reason
-            self._arrival.close()
+                try:
+                    offer(await self._served(shown, loop, pool, complain, compared()))
+                except Exception as reason:
+                    refuse(reason)
+                finally:
+                    self._landed = shown.number
+                    self._arrival.put(shown.number)
+                del shown  # or it would be kept until the next comes
+
+    async def _served(
+        self,
+        shown: Shown,
+        loop: asyncio.AbstractEventLoop,
+        pool: Executor,
+        complain: Callable[[str], None],
+        compared: bool,
+    ) -> Packet:
+        picture = await loop.run_in_executor(pool, landed, shown.picture)
+        self._landed = shown.number
+        self._arrival.put(shown.number)
+        self._record(shown, picture, complain)
+        coding = [loop.run_in_executor(pool, JPEG.encode, picture, shown.quality)]
+        if compared:
+            work = _coded, shown.made_from, shown.quality
+            coding.append(loop.run_in_executor(pool, *work))
+        # both at once, each in a thread
+        self.latest = Packet(
+            VIEW, JPEG.number, self.index, shown.number, shown.origin.captured,
+            shown.version, shown.origin.sequence, *await asyncio.gather(*coding),
+        )  # fmt: skip
+        self._made_from = shown.made_from, shown.quality
+        return self.latest
 
     async def compare(
         self, loop: asyncio.AbstractEventLoop, pool: Executor, offer: Callable[[Packet], None]
@@ -166,10 +179,10 @@ class View:
 
     def end(self) -> None:
         """No more pictures."""
-        self.slot.close()
-        self._arrival.close()
+        self.slot.end()
+        self._arrival.end()
         self._end_recording()
-        self._image = self._made_from = None
+        self.latest = self._made_from = None
 
 
 def _coded(made_from: MadeFrom, quality: int) -> bytes:

@@ -10,7 +10,15 @@ from ..host.registry import stream_key, streams
 from ..live.codecs import JPEG
 from ..live.film import Reader, inside, listed
 from ..live.frames import current
-from ..live.pictures import FITS, Shape, fitted, to_image
+from ..live.pictures import (
+    FITS,
+    LEAST_SIDE,
+    MOST_SIDE,
+    checked_shape,
+    fitted,
+    showable,
+    to_image,
+)
 from ..live.record import Recorder
 from ..live.routes import add_routes
 from ..live.run import run
@@ -61,10 +69,20 @@ class LiveCamera(io.ComfyNode):
                     tooltip="Used by source file: a video or animated picture in the input folder.",
                 ),
                 io.Int.Input(
-                    "width", default=512, min=16, max=4096, step=8, tooltip="Of the frames given."
+                    "width",
+                    default=512,
+                    min=LEAST_SIDE,
+                    max=MOST_SIDE,
+                    step=8,
+                    tooltip="Of the frames given.",
                 ),
                 io.Int.Input(
-                    "height", default=512, min=16, max=4096, step=8, tooltip="Of the frames given."
+                    "height",
+                    default=512,
+                    min=LEAST_SIDE,
+                    max=MOST_SIDE,
+                    step=8,
+                    tooltip="Of the frames given.",
                 ),
                 io.Combo.Input(
                     "fit",
@@ -105,11 +123,11 @@ class LiveCamera(io.ComfyNode):
 
     @classmethod
     def execute(cls, source, file, width, height, fit, fps, mirror, loop) -> io.NodeOutput:
-        shape = Shape(width, height, fit, mirror)
         node = str(cls.hidden.unique_id)
         frames = current.get()
         if frames is not None:
-            return io.NodeOutput(*frames.image(node, shape))
+            return io.NodeOutput(*frames.image(node, width, height, fit, mirror))
+        shape = checked_shape(width, height, fit, mirror)
         if source == "file":
             picture, number = cls._next(inside(file, folder_paths.get_input_directory()), loop)
         else:
@@ -173,13 +191,14 @@ class LiveView(io.ComfyNode):
     def execute(cls, image, quality, record, filename_prefix) -> io.NodeOutput:
         frames = current.get()
         if frames is None:
+            showable(image)
             saved = ui.ImageSaveHelper.save_images(
                 image[-1:], "livediffusion", io.FolderType.temp, cls, compress_level=1
             )
             return io.NodeOutput(ui={"live_images": [dict(one) for one in saved]})
-        height, width = image.shape[1:3]
 
         def recorder() -> Recorder:
+            height, width = image.shape[1:3]
             return Recorder(_recording(filename_prefix, width, height))
 
         frames.show(str(cls.hidden.unique_id), image, quality, recorder if record else None)

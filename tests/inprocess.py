@@ -173,7 +173,7 @@ class Client:
             elif kind == "problem":
                 self.problems.append(data)
             elif kind == "pace":
-                self.paces.append(data["interval_ms"])
+                self.paces.append(data)
             elif kind == "received":
                 self.answers += 1
                 self.refused += [data["refused"]] if data["refused"] else []

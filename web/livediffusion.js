@@ -165,7 +165,8 @@ function listen(mine) {
   })
   mine.addEventListener('problem', ({ detail }) => {
     mark([detail.node])
-    notify('error', `${title(detail.node)}: not changed`, detail.reason)
+    const edit = detail.kind === 'edit' ? ': not changed' : ''
+    notify('error', `${detail.node === null ? 'Live' : title(detail.node)}${edit}`, detail.reason)
   })
   mine.addEventListener('over', () => {
     if (session !== mine) return
