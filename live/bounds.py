@@ -38,7 +38,10 @@ KEPT = {
     "origins.Moment.given": Bound(1, "picture", "source"),
     "executor.FrontierCache.entries": Bound(1, "frozen value", "node"),
     "shared.Shared.views": Bound(1, "view", "view"),
+    "view.View._recorders": Bound(8, "recordings that are not whole yet", "view"),
     "sinks.record.Recorder._frames": Bound(8, "pictures"),
+    "workers.Workers._work": Bound(128, "pieces of work; a task waits for two at most"),
+    "workers.Workers._threads": Bound(3, "threads"),
     # on the way to listeners
     "session.Session.viewers": Bound(32, "listeners"),
     "session.Session._tasks": Bound(64, "tasks"),

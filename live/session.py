@@ -374,9 +374,11 @@ class Session:
 
     async def _leave(self, recordings: list[threading.Event]) -> None:
         deadline = time.monotonic() + _FINISH
-        for event in recordings:
-            await asyncio.to_thread(event.wait, max(0.0, deadline - time.monotonic()))
-        self._close()
+        try:
+            for event in recordings:
+                await asyncio.to_thread(event.wait, max(0.0, deadline - time.monotonic()))
+        finally:
+            self._close()
 
     def _close(self) -> None:
         for viewer in self.viewers:

@@ -12,6 +12,7 @@ import numpy as np
 from torch import Tensor
 
 from ..host.frames.transfer import Fetched
+from .bounds import most
 from .codecs import JPEG
 from .feeds import Origin
 from .mailbox import Closed, Slot
@@ -81,9 +82,9 @@ class View:
         coming = on_its_way(image)
         self.slot.put(Shown(coming, self._numbered, quality, origin, version, made_from))
 
-    async def room(self, most: int) -> None:
-        """Wait until fewer than `most` pictures are on their way from the device."""
-        while self.begun and self._numbered - self._landed >= most:
+    async def room(self, limit: int) -> None:
+        """Wait until fewer than `limit` pictures are on their way from the device."""
+        while self.begun and self._numbered - self._landed >= limit:
             with contextlib.suppress(Closed):
                 await self._arrival.get(1.0)
                 continue
@@ -166,11 +167,14 @@ class View:
                 try is when it is switched on again.
         """
         wanted = self.wish is not None and self.wish.record and not self._ended
+        self._recorders = [one for one in self._recorders if not one.over.is_set()]
         if not wanted:
             self._end_recording()
+        elif len(self._recorders) >= most("view.View._recorders"):
+            reason = "record: the recordings before this one are not written yet; try again later."
+            tell({"type": "problem", "reason": reason})
         elif self._recorder is None:
             self._recorder = Recorder(self.wish, tell)
-            self._recorders = [one for one in self._recorders if not one.over.is_set()]
             self._recorders.append(self._recorder)
             # while nothing moves no picture comes, and this is what is shown
             if self._picture is not None:

@@ -12,10 +12,12 @@ from typing import Any
 
 import numpy as np
 
+from ..bounds import most
 from .mp4 import FRAGMENT, Mp4
 from .names import Place, Wish, reserve
 
-_WAITING = 8  # frames; at more the disk or the encoder is too slow, and frames are left out
+# frames; at more the disk or the encoder is too slow, and frames are left out
+_WAITING = most("sinks.record.Recorder._frames")
 _LEAVING = 5.0  # seconds that a server that goes down waits for its recordings
 
 _log = logging.getLogger(__name__)

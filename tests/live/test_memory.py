@@ -92,7 +92,7 @@ def test_a_buffer_without_a_bound_would_be_seen(tmp_path, monkeypatch):
 
 
 def size(holder) -> int:
-    return holder.qsize() if isinstance(holder, queue.Queue) else len(holder)
+    return holder.qsize() if isinstance(holder, queue.Queue | queue.SimpleQueue) else len(holder)
 
 
 def held(wide: dict[str, int]) -> list[str]:
