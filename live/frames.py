@@ -6,7 +6,6 @@ takes that to its own loop.
 
 import functools
 import time
-from collections.abc import Callable
 from contextvars import ContextVar
 from typing import Protocol
 
@@ -21,6 +20,8 @@ from .mailbox import Closed, first
 from .origins import Origins
 from .pictures import checked_shape, showable
 from .shared import BROWSER, Shared
+from .sinks.names import Wish
+from .view import View
 
 IN_FLIGHT = 2  # frames whose picture is not on the CPU yet
 
@@ -36,6 +37,9 @@ class Server(Protocol):
 
     def settled(self) -> None:
         """A frame went through the graph, for the first time since the start or an edit."""
+
+    def record(self, node: str) -> None:
+        """A view's recording is to begin or to end, as its wish says."""
 
     def problem(self, kind: str, reason: str, node: str | None) -> None:
         """Something went wrong and the run goes on, on the graph before if kind is "edit"."""
@@ -114,6 +118,11 @@ class Frames:
             frame.only(feed.shapes.values())
         shared.split, shared.version = split, version
         shared.graphs = (split,) if self.before is None else (split, self.before[1])
+        for node, view in list(shared.views.items()):
+            settings = split.graph[node]["inputs"] if node in split.views else {"record": False}
+            # at once: no frame may come for a while, and none of a view that is gone
+            if settings.get("record") is False and view.wish is not None:
+                self._wish(node, view, view.wish._replace(record=False))
         self.begin()
 
     async def next_frame(self, timeout: float) -> bool:
@@ -205,14 +214,24 @@ class Frames:
         frame.only(feed.shapes.values())
         return image, frame.sequence
 
-    def show(self, node: str, image: Tensor, quality: int, record: Callable | None) -> None:
+    def _wish(self, node: str, view: View, wish: Wish) -> None:
+        changed = wish.record != (view.wish is not None and view.wish.record)
+        view.wish = wish
+        if changed:
+            self.server.record(node)
+
+    def show(self, node: str, image: Tensor, quality: int, wish: Wish) -> None:
         """A LiveView's picture of the current frame; the same tensor again means skipped.
+
+        Args:
+            wish: what is to become of its pictures, also of one that is skipped.
 
         Raises:
             Refused: it cannot be shown, and no other was shown in this graph.
         """
         shared = self.shared
         view = shared.views[node]
+        self._wish(node, view, wish)
         if view.same(image):
             self._lent.add(node)
             return
@@ -227,7 +246,7 @@ class Frames:
         lag = max((getattr(state, "lag", 0) for state in streams.owned(shared.id)), default=0)
         moment = self._origins.shown(lag)
         made_from = functools.partial(moment.picture, shared.split.graph, node)
-        view.show(image, quality, record, moment.origin, shared.version, made_from)
+        view.show(image, quality, moment.origin, shared.version, made_from)
 
     def frame_done(self) -> None:
         """The frame went through the graph."""

@@ -1,5 +1,6 @@
 """The live frontier: what depends on a live source runs per frame, the rest once."""
 
+import graphlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -45,6 +46,7 @@ class Split:
         frozen: nodes that run once, and again when an edit reaches them.
         handover: (node id, output index) of the frozen values that the ordinary prompt makes.
         idle: output nodes that do not run while live.
+        workflow: what the page shows as this graph, for files that keep it.
     """
 
     graph: Graph
@@ -54,13 +56,15 @@ class Split:
     frozen: frozenset[str]
     handover: list[tuple[str, int]]
     idle: list[str]
+    workflow: Any = None
 
 
 def split(graph: Graph, kinds: Kinds) -> Split:
     """Cut a validated graph at its live frontier.
 
     Raises:
-        GraphError: there is no view, or no view depends on a live source.
+        GraphError: there is no view, no view depends on a live source, or an input that its class
+            does not declare, which ComfyUI does not validate but follows, leads nowhere or back.
     """
     views = [name for name, node in graph.items() if kinds.is_view(node)]
     if not views:
@@ -72,6 +76,7 @@ def split(graph: Graph, kinds: Kinds) -> Split:
             "No Live View depends on a Live Camera. Add a Live Camera and connect its image.",
             views[0],
         )
+    _followed(graph, needed)
     live = _downstream(graph, set(sources), needed)
     frozen = needed - live
 
@@ -97,17 +102,33 @@ def split(graph: Graph, kinds: Kinds) -> Split:
     )
 
 
+def _followed(graph: Graph, needed: set[str]) -> None:
+    """Raises GraphError for a link that the executor could not follow to an end."""
+    ends: dict[str, list[str]] = {}
+    for node in needed:
+        for name, target, _ in links(graph[node]):
+            if target not in graph:
+                raise GraphError(f"{name}: there is no node {target} to take it from.", node)
+            ends.setdefault(node, []).append(target)
+    try:
+        graphlib.TopologicalSorter(ends).prepare()
+    except graphlib.CycleError as circle:
+        node = circle.args[1][0]
+        raise GraphError("It depends on itself. Take one of the links out.", node) from None
+
+
 def _downstream(graph: Graph, found: set[str], within: set[str]) -> set[str]:
-    found = set(found)
-    grew = True
-    while grew:
-        more = {
-            name
-            for name in within - found
-            if any(target in found for _, target, _ in links(graph[name]))
-        }
-        found |= more
-        grew = bool(more)
+    """These nodes, and those of `within` that depend on them."""
+    users: dict[str, list[str]] = {}
+    for name in within:
+        for _, target, _ in links(graph[name]):
+            users.setdefault(target, []).append(name)
+    found, todo = set(found), list(found)
+    while todo:
+        for name in users.get(todo.pop(), ()):
+            if name not in found:
+                found.add(name)
+                todo.append(name)
     return found
 
 
@@ -131,19 +152,14 @@ def unchanged(before: Split, after: Split, among: Callable[[Split], frozenset[st
     Args:
         among: which nodes of a split are looked at.
     """
-    same: set[str] = set()
-    todo = set(among(before) & among(after))
-    grew = True
-    while grew:
-        more = {
-            name
-            for name in todo - same
-            if _recipe(before.graph[name]) == _recipe(after.graph[name])
-            and all(target in same for _, target, _ in links(after.graph[name]))
-        }
-        same |= more
-        grew = bool(more)
-    return same
+    both = set(among(before) & among(after))
+    other = {
+        name
+        for name in both
+        if _recipe(before.graph[name]) != _recipe(after.graph[name])
+        or any(target not in both for _, target, _ in links(after.graph[name]))
+    }
+    return both - _downstream(after.graph, other, both)
 
 
 def _recipe(node: dict[str, Any]) -> tuple:

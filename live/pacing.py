@@ -1,4 +1,4 @@
-"""When what is due. Pure functions: the clock is the caller's."""
+"""When a run is due and how often a camera is asked. Pure functions: the clock is the caller's."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -6,29 +6,6 @@ from typing import NamedTuple
 GRACE = 0.5  # seconds that a source which has given nothing yet holds the others up
 # how much faster another source must be to set the pace: two of one rate would take turns
 _FASTER = 1.2
-
-
-def show(time: float, elapsed: float, last: float | None, least: float) -> float | None:
-    """When a frame of a file is shown that plays at its own pace.
-
-    Args:
-        time: the frame's place in the film, seconds.
-        elapsed: seconds since the film began.
-        last: place in the film of the frame shown last, None for the first.
-        least: the shortest time between two shown frames, seconds.
-
-    Returns:
-        Seconds to wait, 0 for now; None to leave the frame out.
-    """
-    # half a millisecond, because 1 / rate and sums of it differ by rounding
-    if last is not None and time - last < least - 5e-4:
-        return None
-    return max(0.0, time - elapsed)
-
-
-def late(next_time: float | None, elapsed: float) -> bool:
-    """Whether a frame is over before it is shown, because the one after it is due already."""
-    return next_time is not None and elapsed >= next_time
 
 
 def capture_interval(frame: float, fps: float) -> float:

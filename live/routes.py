@@ -2,20 +2,22 @@
 
 import asyncio
 import contextlib
-import json
 import logging
+from collections.abc import Mapping
 from typing import Any
 
 from aiohttp import WSMsgType, web
 
-from .guard import forbid, same_origin
+from ..trust import boundary
+from ..trust.schema import BadData
+from .guard import asked, body, forbid, guarded
 from .session import OVER, TAKEN_OVER, Session
 from .sessions import Invalid, Sessions
+from .sinks import mjpeg
 from .still import stills
 from .viewer import Viewer
 from .wire import LARGEST, NotTaken, Packet
 
-_BOUNDARY = "livediffusion"
 BROKEN = 1011  # the code that a page comes back after
 _AWAITED = 0.5  # seconds between two looks for a run that an open stream waits for
 
@@ -27,13 +29,14 @@ def add_routes(server) -> Sessions:
     sessions = Sessions(server)
     api = _Api(sessions)
     for method, path, handler in (
-        ("POST", "start", api.start),
-        ("POST", "update", api.update),
-        ("POST", "stop", api.stop),
-        ("GET", "stats", api.stats),
-        ("POST", "snapshot", api.snapshot),
-        ("GET", "frames", api.frames),
-        ("GET", "mjpeg/{key}", api.mjpeg),
+        ("POST", "start", guarded(api.start)),
+        ("POST", "update", guarded(api.update)),
+        ("POST", "stop", guarded(api.stop)),
+        ("GET", "stats", guarded(api.stats)),
+        ("POST", "snapshot", guarded(api.snapshot)),
+        ("POST", "picture", guarded(api.picture)),
+        ("GET", "frames", guarded(api.frames, boundary.MOST_OPEN)),
+        ("GET", "mjpeg/{key}", guarded(api.mjpeg, boundary.MOST_OPEN)),
     ):
         server.routes.route(method, f"/livediffusion/{path}")(handler)
     return sessions
@@ -44,11 +47,12 @@ class _Api:
         self._sessions = sessions
 
     async def start(self, request: web.Request) -> web.StreamResponse:
-        same_origin(request)
-        data = await _json(request)
-        client = data.get("client_id") if isinstance(data.get("client_id"), str) else ""
+        data = await asked(request, boundary.START)
+        client = data.get("client_id", "")
         try:
-            session = await self._sessions.start(data.get("prompt"), data.get("workflow"), client)
+            session = await self._sessions.start(
+                data["prompt"], data.get("workflow"), client, data.get("secret")
+            )
         except Invalid as reason:
             return web.json_response(reason.answer, status=400)
         return web.json_response(
@@ -63,40 +67,37 @@ class _Api:
         )
 
     async def update(self, request: web.Request) -> web.StreamResponse:
-        data = await _json(request)
-        session = self._session(request, data)
+        data = await asked(request, boundary.UPDATE)
+        session = self._session(data)
         try:
             version = await self._sessions.update(
-                session, data.get("prompt"), data.get("workflow"), session.client
+                session, data["prompt"], data.get("workflow"), session.client
             )
         except Invalid as reason:
             return web.json_response(reason.answer, status=400)
         return web.json_response({"version": version, **self._described(session)})
 
     async def stop(self, request: web.Request) -> web.StreamResponse:
-        session = self._session(request, await _json(request), ended=True)
+        session = self._session(await asked(request, boundary.STOP), ended=True)
         if not session.over:
             session.stop()
         return web.json_response({"state": session.state})
 
     async def stats(self, request: web.Request) -> web.StreamResponse:
-        session = self._session(request, request.query, ended=True)
+        session = self._session(request.query, ended=True)
         return web.json_response(session.stats())
 
     async def snapshot(self, request: web.Request) -> web.StreamResponse:
-        same_origin(request)
-        node, client = request.query.get("node"), request.query.get("client_id")
-        data = await request.content.read(LARGEST + 1)
-        while len(data) <= LARGEST and (more := await request.content.read(LARGEST)):
-            data += more
-        if not node or not client or len(data) > LARGEST:
-            raise web.HTTPBadRequest(text="node, client_id and a picture below 4 MiB are needed")
-        stills.put((client, node), data)
+        place = boundary.SNAPSHOT(dict(request.query), "snapshot")
+        data = await body(request, LARGEST)
+        stills.put((place["client_id"], place["node"]), data)
         return web.json_response({})
 
     async def frames(self, request: web.Request) -> web.StreamResponse:
-        session = self._session(request, request.query, ended=True)
+        session = self._session(request.query, ended=True)
         owner = request.query.get("role") == "owner"
+        if not owner and len(session.viewers) >= boundary.MOST_LISTENERS:
+            raise web.HTTPTooManyRequests(text="This live run has too many listeners.")
         # larger messages than a frame may be are refused by us, one by one, not by closing
         socket = web.WebSocketResponse(max_msg_size=4 * LARGEST, heartbeat=2.0, compress=False)
         await socket.prepare(request)
@@ -125,17 +126,14 @@ class _Api:
         return socket
 
     async def mjpeg(self, request: web.Request) -> web.StreamResponse:
-        same_origin(request)
         key = request.match_info["key"]
         if not self._sessions.known(key):
             forbid("This stream's address is not known. Copy it from the Live View again.")
         response = web.StreamResponse(
-            headers={
-                "Content-Type": f"multipart/x-mixed-replace; boundary={_BOUNDARY}",
-                "Cache-Control": "no-store",
-            }
+            headers={"Content-Type": mjpeg.CONTENT_TYPE, "Cache-Control": "no-store"}
         )
         await response.prepare(request)
+        parts = mjpeg.Parts(request.headers.get("User-Agent", ""))
         # the stream outlives a run: whoever watches need not open it again for the next
         with contextlib.suppress(ConnectionError, NotTaken):
             while not _closing(request):
@@ -147,16 +145,31 @@ class _Api:
                 viewer = Viewer(patient=False, view=view.index)
                 session.attach(viewer, owner=False)
                 try:
-                    while (item := await viewer.next()) is not None:
-                        if isinstance(item, Packet):
-                            await response.write(_part(item.payload))
+                    while viewer.over is None and not _closing(request):
+                        with contextlib.suppress(asyncio.TimeoutError):
+                            item = await asyncio.wait_for(viewer.next(), _AWAITED)
+                            if isinstance(item, Packet):
+                                await response.write(parts.part(item.payload))
+                            continue
+                        # the view may be another one after an edit
+                        if view not in session.views.values():
+                            break
                 finally:
                     session.detach(viewer)
         return response
 
-    def _session(self, request: web.Request, data: Any, ended: bool = False) -> Session:
+    async def picture(self, request: web.Request) -> web.StreamResponse:
+        data = await asked(request, boundary.PICTURE)
+        session = self._session(data)
+        try:
+            place = await session.save(data["node"])
+        except (OSError, ValueError) as reason:
+            raise BadData(str(reason)) from None
+        named = {"filename": place.path.name, "subfolder": place.subfolder, "type": "output"}
+        return web.json_response(named)
+
+    def _session(self, data: Mapping[str, Any], ended: bool = False) -> Session:
         """The session that a request names and may speak for."""
-        same_origin(request)
         try:
             session = self._sessions.authorised(data.get("session"), data.get("token"))
         except PermissionError as reason:
@@ -181,17 +194,6 @@ class _Api:
         }
 
 
-async def _json(request: web.Request) -> dict[str, Any]:
-    same_origin(request)
-    try:
-        data = await request.json()
-    except ValueError:
-        data = None
-    if not isinstance(data, dict):
-        raise web.HTTPBadRequest(text='{"error": {"message": "JSON is expected."}}')
-    return data
-
-
 async def _send(socket: web.WebSocketResponse, viewer: Viewer) -> None:
     code = BROKEN
     try:
@@ -211,19 +213,16 @@ async def _send(socket: web.WebSocketResponse, viewer: Viewer) -> None:
 
 def _hear(session: Session, viewer: Viewer, owner: bool, text: str) -> None:
     """A message of a listener; what is not understood is left alone."""
-    with contextlib.suppress(ValueError, TypeError, AttributeError):
-        data = json.loads(text)
-        if data.get("type") == "shown":
-            viewer.shown(data.get("view"))
-            if owner:
-                session.showed(data.get("latency_ms"))
-        elif data.get("type") == "compare":
-            session.compare(viewer, data.get("view"), data.get("on") is True)
-
-
-def _part(data: bytes) -> bytes:
-    head = f"--{_BOUNDARY}\r\nContent-Type: image/jpeg\r\nContent-Length: {len(data)}\r\n\r\n"
-    return head.encode() + data + b"\r\n"
+    try:
+        data = boundary.told(text.encode(), "message", boundary.MESSAGE, boundary.HEARD)
+    except BadData:
+        return
+    if data["type"] == "compare":
+        session.compare(viewer, data["view"], data.get("on", False))
+        return
+    viewer.shown(data["view"])
+    if owner:
+        session.showed(data.get("latency_ms"))
 
 
 def _closing(request: web.Request) -> bool:

@@ -8,9 +8,9 @@ import contextlib
 import functools
 import logging
 import secrets
+import threading
 import time
 from collections.abc import Awaitable, Callable
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from ..host.models import engines
@@ -24,13 +24,16 @@ from .graph import Split, constant, number
 from .mailbox import Closed
 from .meters import Rate, Spread
 from .shared import BROWSER, SIZES, Shared
+from .sinks.names import Place
 from .view import View
 from .viewer import Viewer
 from .wire import NotTaken, Packet, unpacked
+from .workers import Workers
 
 OWNER_MISSED = 2.0  # seconds without its page after which a run ends
 OWNER_EXPECTED = 15.0  # seconds that the page has to come for the first time
 TAKEN_OVER, OVER = 4409, 4410  # codes that a listener's socket is closed with
+_FINISH = 3.0  # seconds that a run's recordings have to be whole before its listeners leave
 _ROUND = 0.25  # seconds between two looks after everything
 _log = logging.getLogger(__name__)
 
@@ -56,13 +59,14 @@ class Session:
     ):
         self.id = secrets.token_urlsafe(12)
         self.token = secrets.token_urlsafe(24)
-        self.client = ""
+        self.client = self.view_secret = ""
         self.shared = Shared(self.id, split, open_film, self.problem)
         self.frames = Frames(self.shared, self)
         self.state, self.reason, self.node, self.ahead = "queued", None, None, 0
         self.cancel: Callable[[], None] = lambda: None
         self._loop = loop
-        self._pool = ThreadPoolExecutor(3, thread_name_prefix="livediffusion-codec")
+        self._leaving: asyncio.Task | None = None
+        self._pool = Workers(most("workers.Workers._threads"), "livediffusion-codec")
         self._tasks: set[asyncio.Task] = set()
         self.viewers: set[Viewer] = set()
         self.owner: Viewer | None = None
@@ -187,7 +191,7 @@ class Session:
             before.tell({"type": "refused", "reason": reason})
             before.close(TAKEN_OVER, reason)
             self.viewers.discard(before)
-        if len(self.viewers) >= most("session.Session.viewers"):
+        if not owner and len(self.viewers) >= most("session.Session.viewers") - 1:
             raise NotTaken("Too many pages and streams listen to this live run. Close some.")
         if owner:
             self.owner, self._told_pace = viewer, {}
@@ -234,8 +238,9 @@ class Session:
             viewer.inputs.discard(index)
         elif index not in viewer.inputs:
             viewer.inputs.add(index)
-            work = functools.partial(view.compare, self._loop, self._pool, viewer.offer)
-            self.keep("compare", work, again=False)
+            if len(self._tasks) < most("session.Session._tasks"):  # else with the next picture
+                work = functools.partial(view.compare, self._loop, self._pool, viewer.offer)
+                self.keep("compare", work, again=False)
 
     def stats(self) -> dict[str, Any]:
         """Counters and figures of the run so far, or of all of it. In any thread."""
@@ -257,7 +262,7 @@ class Session:
             "frames": shared.counts["frames"],
             "skipped": shared.counts["skipped"],
             "dropped": shared.counts["lost"] + dropped,
-            "refused": faults["frame"],
+            "refused": faults["frame"] + sum(feed.damaged for feed in feeds),
             "faults": {kind: n for kind, n in faults.items() if n},
             "unsent": unsent + sum(view.slot.replaced for view in list(self.views.values())),
             **shared.calls,
@@ -354,13 +359,30 @@ class Session:
             for task in list(self._tasks):
                 ends.callback(task.cancel)
             ends.callback(self.frames.clear)
-            ends.callback(self.shared.release)
             ends.callback(streams.end_owner, self.id)
+            ends.callback(self._release)
             self._become(state)
             self._last = self.stats()
             self._tell(self._last)
-            for viewer in self.viewers:
-                viewer.close(OVER)
+
+    def _release(self) -> None:
+        if recordings := self.shared.release():
+            # its listeners are still to hear how the recordings ended
+            self._leaving = self._loop.create_task(self._leave(recordings))
+        else:
+            self._close()
+
+    async def _leave(self, recordings: list[threading.Event]) -> None:
+        deadline = time.monotonic() + _FINISH
+        try:
+            for event in recordings:
+                await asyncio.to_thread(event.wait, max(0.0, deadline - time.monotonic()))
+        finally:
+            self._close()
+
+    def _close(self) -> None:
+        for viewer in self.viewers:
+            viewer.close(OVER)
 
     def keep(self, what: str, work: Callable[[], Awaitable[None]], again: bool = True) -> None:
         """Have a task run in the background until it is done or the run is over.
@@ -401,6 +423,9 @@ class Session:
     def settled(self) -> None:
         self.later(self._settled)
 
+    def record(self, node: str) -> None:
+        self.later(self._record, node)
+
     def problem(self, kind: str, reason: str, node: str | None) -> None:
         self.later(self._tell_problem, kind, reason, node, self.version)
 
@@ -419,7 +444,6 @@ class Session:
                 view.begun = True
                 served = functools.partial(
                     view.serve, self._loop, self._pool, functools.partial(self._offer, view),
-                    functools.partial(self._complain, node),
                     functools.partial(self._compared, view.index),
                     functools.partial(self.shared.faults.refuse, "picture", node),
                 )  # fmt: skip
@@ -433,6 +457,23 @@ class Session:
                 viewer.forget(view.index)
         if gone:
             self.shared.faults.only({n for graph in self.shared.graphs for n in graph.graph})
+
+    async def save(self, node: Any) -> Place:
+        """Write the picture that a view shows to a file. Raises ValueError, OSError."""
+        view = self.views.get(node) if isinstance(node, str) else None
+        if view is None:
+            raise ValueError("There is no such Live View in this live run.")
+        return await view.save()
+
+    def _record(self, node: str) -> None:
+        view = self.views.get(node)
+        if view is not None:
+            view.record(functools.partial(self.later, self._tell_of_recording, node, self.version))
+
+    def _tell_of_recording(self, node: str, version: int, event: dict[str, Any]) -> None:
+        if event.get("type") == "problem":
+            event = {"kind": "record", **event}
+        self._tell({"version": version, "node": node, **event})
 
     def _compared(self, view: int) -> bool:
         return any(view in viewer.inputs for viewer in list(self.viewers))

@@ -5,6 +5,7 @@ written by one of them; what both write is a slot, in which the latest wins.
 """
 
 import contextlib
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -83,11 +84,13 @@ class Shared:
             if source == BROWSER:
                 key: Any = BROWSER
             else:
-                file, loop = constant(inputs, "file", "", node), inputs.get("loop", True)
-                key = (node, file, fps, loop is True)
+                key = (node, constant(inputs, "file", "", node))
             feed = feeds.get(key) or self.feeds.get(key)
             if feed is None:
-                feed = CameraFeed() if key == BROWSER else self._film(*key)
+                feed = CameraFeed() if key == BROWSER else FilmFeed(self.opened(*key), fps, True)
+            if isinstance(feed, FilmFeed):
+                # a film that plays goes on
+                feed.fps, feed.loop = fps, inputs.get("loop", True) is True
             feeds[key] = feed_of[node] = feed
             with contextlib.suppress(Refused):  # a link, which is known once a frame runs
                 feed.shapes[node] = checked_shape(*(inputs.get(n, d) for n, d in SHAPE.items()))
@@ -105,9 +108,6 @@ class Shared:
         except ValueError as reason:
             raise GraphError(str(reason), node) from None
 
-    def _film(self, node: str, file: str, fps: int, loop: bool) -> FilmFeed:
-        return FilmFeed(self.opened(node, file), fps, loop)
-
     def keep_views(self) -> list[View]:
         """Views of the graphs that may run, made and let go of as needed; returns who is gone.
 
@@ -123,8 +123,11 @@ class Shared:
         self._numbered += 1
         return View((self._numbered - 1) % 2**16)
 
-    def release(self) -> None:
-        """The run is over: end and let go of feeds and views."""
-        for part in (*self.feeds.values(), *self.views.values()):
-            part.end()
+    def release(self) -> list[threading.Event]:
+        """The run is over: let go of feeds and views. Returns what is set when the recordings
+        are whole."""
+        for feed in self.feeds.values():
+            feed.end()
+        recordings = [event for view in self.views.values() for event in view.end()]
         self.feeds, self.feed_of, self.views = {}, {}, {}
+        return recordings

@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import pathlib
+from typing import Any
 
 import comfy.model_management
 import comfy.utils
@@ -21,6 +22,7 @@ from ..schedules.find import PICTURES, SOLVERS, TEACHER, Ask, Model, evaluations
 from ..schedules.optimized import SOLVERS as OPTIMIZED
 from ..schedules.optimized import from_optimized
 from ..schedules.timesteps import SPACINGS, from_strength
+from ..trust.boundary import inside
 from .compat import io, newer
 from .plot import plotted
 
@@ -165,6 +167,11 @@ class LiveLearnedSteps(io.ComfyNode):
         found = _steps(ask, model, positive, negative, cfg, latent, None, result)
         if found.shifts:
             calls = STEP_RULES[solver].levels(found.levels)
+            if len(calls) != len(found.shifts):
+                raise ValueError(
+                    f"result: it shifts {len(found.shifts)} times, and {solver} calls the model "
+                    f"{len(calls)} times. Choose another."
+                )
             model = shifted(model, calls, found.shifts)
         return io.NodeOutput(torch.tensor(found.levels), model, ui=plotted(found))
 
@@ -239,7 +246,8 @@ def _steps(ask, model, positive, negative, cfg, latent, pictures, result) -> res
     """What was found before, or is found now."""
     table, flow = noise_table(model)
     top = ask.top(table)
-    if result != NEW:
+    # a link may bring a value of any type
+    if not isinstance(result, str) or result != NEW:
         return _loaded(ask, result, top)
     if cfg != 1 and negative is None:
         raise ValueError(
@@ -328,10 +336,11 @@ def _hand_made(model, ask, table, flow, top) -> dict[str, tuple[float, ...]]:
     return fitted([*theirs, *ours.items()], ask.steps, top)
 
 
-def _loaded(ask: Ask, name: str, top: float) -> results.Result:
+def _loaded(ask: Ask, name: Any, top: float) -> results.Result:
     """A file that the user chose."""
+    path = inside(folder(), name, "result", "ComfyUI's user folder, livediffusion/schedules")
     try:
-        result = results.load(folder() / name)
+        result = results.load(path)
     except OSError as error:
         raise ValueError(f"result: {name} cannot be read ({error}). Choose another.") from error
     except ValueError as error:

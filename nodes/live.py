@@ -8,8 +8,9 @@ from server import PromptServer
 
 from ..host.registry import stream_key, streams
 from ..live.codecs import JPEG
-from ..live.film import Reader, inside, listed
 from ..live.frames import current
+from ..live.media.folder import inside, listed
+from ..live.media.reader import Reader
 from ..live.pictures import (
     FITS,
     LEAST_SIDE,
@@ -19,10 +20,10 @@ from ..live.pictures import (
     showable,
     to_image,
 )
-from ..live.record import Recorder
 from ..live.routes import add_routes
 from ..live.run import run
 from ..live.sessions import Sessions
+from ..live.sinks.names import Wish
 from ..live.still import stills
 from .compat import io, newer
 
@@ -179,7 +180,7 @@ class LiveView(io.ComfyNode):
                 io.String.Input(
                     "filename_prefix",
                     default="live/recording",
-                    tooltip="Of the recording, in the output folder.",
+                    tooltip="Of recordings and snapshots, in the output folder.",
                 ),
             ],
             outputs=[],
@@ -196,21 +197,9 @@ class LiveView(io.ComfyNode):
                 image[-1:], "livediffusion", io.FolderType.temp, cls, compress_level=1
             )
             return io.NodeOutput(ui={"live_images": [dict(one) for one in saved]})
-
-        def recorder() -> Recorder:
-            height, width = image.shape[1:3]
-            return Recorder(_recording(filename_prefix, width, height))
-
-        frames.show(str(cls.hidden.unique_id), image, quality, recorder if record else None)
+        wish = Wish(record, filename_prefix, cls.hidden.prompt, cls.hidden.extra_pnginfo)
+        frames.show(str(cls.hidden.unique_id), image, quality, wish)
         return io.NodeOutput()
-
-
-def _recording(prefix: str, width: int, height: int) -> pathlib.Path:
-    """A free name for a recording in the output folder."""
-    folder, name, counter, _, _ = folder_paths.get_save_image_path(
-        prefix, folder_paths.get_output_directory(), width, height
-    )
-    return pathlib.Path(folder) / f"{name}_{counter:05}_.mp4"
 
 
 class LiveRun(io.ComfyNode):

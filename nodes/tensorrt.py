@@ -2,6 +2,7 @@
 
 import pathlib
 import re
+from typing import Any
 
 import comfy.utils
 
@@ -9,6 +10,8 @@ from ..compiled.engine import Refused
 from ..compiled.trt import api, files
 from ..compiled.trt.building import PRECISIONS
 from ..host.models import tensorrt
+from ..trust.boundary import inside
+from ..trust.schema import shown
 from .compat import io, newer
 from .compiled import engine_ui, teller
 
@@ -19,6 +22,14 @@ def _engines() -> list[str]:
     if reason:
         return [reason]
     return list(files.listed(tensorrt.folders())) or ["none yet: run Live TensorRT Build, then R"]
+
+
+def _path(engine: Any) -> pathlib.Path:
+    """The file of an engine that is listed; a link may bring a name of any type."""
+    found = files.listed(tensorrt.folders()).get(engine) if isinstance(engine, str) else None
+    if found is None:
+        raise ValueError(f"engine: {shown(engine)} is not there. Choose another, or build one.")
+    return inside(found.parent, found.name, "engine", "ComfyUI's models folder, tensorrt")
 
 
 class LiveTensorRTBuild(io.ComfyNode):
@@ -92,9 +103,9 @@ class LiveTensorRTBuild(io.ComfyNode):
         cls, model, width, height, rows, context_tokens, controlnet, precision, name,
         dynamic_size, refit,
     ) -> io.NodeOutput:  # fmt: skip
-        if not re.fullmatch(r"[\w .+-]+", name) or name.startswith("."):
+        if not (isinstance(name, str) and re.fullmatch(r"(?!\.)[\w .+-]{1,100}", name)):
             raise ValueError(
-                f"name: {name!r} cannot begin a file name. Use letters, digits, - and _."
+                f"name: {name!r:.80} cannot begin a file name. Use letters, digits, - and _."
             )
         asked = tensorrt.wish(
             model, width, height, rows, context_tokens, controlnet, precision, dynamic_size, refit
@@ -142,8 +153,10 @@ class LiveTensorRTLoader(io.ComfyNode):
     @classmethod
     def fingerprint_inputs(cls, engine, **kwargs):
         """An engine that was built anew is loaded anew."""
-        path = files.listed(tensorrt.folders()).get(engine)
-        return None if path is None else path.stat().st_mtime_ns
+        try:
+            return _path(engine).stat().st_mtime_ns
+        except (OSError, ValueError):
+            return None
 
     @classmethod
     def execute(cls, engine, rebuild=False, model=None) -> io.NodeOutput:
@@ -153,9 +166,7 @@ class LiveTensorRTLoader(io.ComfyNode):
             here = tensorrt.here()
         except Refused as refused:
             raise ValueError(f"engine: {refused}") from refused
-        path = files.listed(tensorrt.folders()).get(engine)
-        if path is None:
-            raise ValueError(f"engine: {engine} is not there. Choose another, or build one.")
+        path = _path(engine)
         tell = teller(cls.hidden.unique_id)
         try:
             sidecar = files.check(path, here)

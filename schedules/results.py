@@ -4,7 +4,6 @@ import contextlib
 import datetime
 import hashlib
 import json
-import math
 import os
 import pathlib
 import tempfile
@@ -12,6 +11,8 @@ from dataclasses import asdict, dataclass, field
 from itertools import pairwise
 from typing import Any
 
+from ..trust.boundary import RESULT, SCHEDULE, contents, told
+from ..trust.schema import BadData
 from .pupil import Steps
 
 _VERSION = 1
@@ -94,22 +95,20 @@ def load(path: pathlib.Path) -> Result:
         ValueError: it holds no result.
     """
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = told(contents(path, RESULT.bytes), path.name, RESULT, SCHEDULE)
         version = data.pop("livediffusion")
-        for name in ("levels", "shifts", "rounds"):
-            data[name] = tuple(data[name])
         result = Result(**data)
-        numbers = [*result.levels, *result.shifts, *result.errors[result.goal]]
         sound = (
             version == _VERSION
-            and all(isinstance(v, int | float) and math.isfinite(v) for v in numbers)
-            and len(result.levels) >= 2
+            and result.goal in result.errors
             and all(a > b for a, b in pairwise(result.levels))
             and result.levels[-1] == 0
-            and len(result.rounds) == 2
         )
-    except (ValueError, KeyError, TypeError, AttributeError):
-        sound = False
-    if not sound:
-        raise ValueError(f"{path.name} holds no schedule of Live Learned or Live Searched Steps.")
+        why = "" if sound else "its levels do not fall to 0, or it is of another version"
+    except BadData as reason:
+        why = str(reason).rstrip(".")
+    if why:
+        raise ValueError(
+            f"{path.name} holds no schedule of Live Learned or Live Searched Steps ({why})."
+        )
     return result

@@ -11,18 +11,20 @@ import sys
 import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
-ROOMS = {"nodes", "live", "host", "compiled", "schedules", "engine", "kernels", "demo"}
-FREE = {"schedules", "compiled", "engine", "kernels"}
+ROOMS = {"nodes", "live", "host", "compiled", "schedules", "engine", "kernels", "demo",
+         "trust"}  # fmt: skip
+FREE = {"schedules", "compiled", "engine", "kernels", "trust"}
 # who may import whom; a room may always import itself
 ARROWS = {
-    "nodes": {"live", "host", "compiled", "schedules", "engine", "demo"},
-    "live": {"host", "engine"},
-    "host": {"compiled", "engine", "kernels"},
-    "compiled": {"engine", "kernels"},
-    "schedules": {"engine"},
+    "nodes": {"live", "host", "compiled", "schedules", "engine", "demo", "trust"},
+    "live": {"host", "engine", "trust"},
+    "host": {"compiled", "engine", "kernels", "trust"},
+    "compiled": {"engine", "kernels", "trust"},
+    "schedules": {"engine", "trust"},
     "engine": {"kernels"},
     "kernels": set(),
     "demo": set(),
+    "trust": set(),
 }
 # comfy and what else belongs to a running ComfyUI
 COMFY = {"comfy", "comfy_api", "comfy_execution", "comfy_extras", "folder_paths", "execution"}
@@ -30,6 +32,7 @@ SERVER = {"server", "aiohttp"}
 MAY_COMFY = {"nodes", "live", "host", "demo"}
 MAY_SERVER = {"nodes", "live"}
 PURE = {"torch", "numpy", *sys.stdlib_module_names}
+STDLIB = {"trust"}  # reads what strangers send, with nothing but Python's own
 # scipy is ComfyUI's own; these are imported where they are used
 LATE = {"triton", "tensorrt", "onnx", "onnxruntime"}
 OPTIONAL = {*LATE, "scipy"}
@@ -112,6 +115,8 @@ def test_imports_point_downwards(path):
         assert not absolute & SERVER, f"{room} knows nothing of the server"
     if room in FREE:
         assert absolute <= PURE | OPTIONAL, f"{room} is torch and numpy only"
+    if room in STDLIB:
+        assert absolute <= set(sys.stdlib_module_names), f"{room} is the standard library only"
 
 
 @pytest.mark.parametrize("path", PACK, ids=str)

@@ -3,15 +3,22 @@
 import { app } from '../../scripts/app.js'
 import { api } from '../../scripts/api.js'
 
+// Before anything is awaited, so that what other packs put around it lies further out; see reader.mjs
+const queuePrompt = app.queuePrompt
+let reader = null
+app.queuePrompt = function (...of) {
+  return reader ? reader.queue(...of) : queuePrompt.apply(app, of)
+}
+
 // browsers keep .mjs files by themselves; another version has other addresses
 const VERSION = '0.1.0'
 const place = (name) => new URL(`./live/${name}.mjs?v=${VERSION}`, import.meta.url).href
 const modules = [
-  'camera', 'compare', 'edits', 'picker', 'plot', 'screen', 'session', 'style', 'view'
+  'camera', 'compare', 'edits', 'picker', 'plot', 'reader', 'screen', 'session', 'style', 'view'
 ]
 const [
-  { Camera }, { Compare }, { Edits }, { Picker }, { Plot }, { Screen }, { Invalid, Session },
-  { addStyle, element }, { View }
+  { Camera }, { Compare }, { Edits }, { Picker }, { Plot }, { Reader }, { Screen },
+  { Invalid, Session, fileName }, { addStyle, element }, { View }
 ] = await Promise.all(modules.map((name) => import(place(name))))
 
 const LABELS = {
@@ -45,10 +52,10 @@ let settling = 0
 let loaded = 0 // when a graph was loaded last
 let said = ''
 let state = 'idle'
-let reading = false
 let button = null
 
-const edits = new Edits(api, read, edited, ready)
+reader = new Reader(app, queuePrompt)
+const edits = new Edits(api, reader, edited, ready)
 
 function notify(severity, summary, detail) {
   const life = severity === 'error' ? 12000 : 5000
@@ -83,15 +90,6 @@ async function upload(file) {
 
 // -- the run ------------------------------------------------------------------------------
 
-async function read() {
-  reading = true
-  try {
-    return await app.graphToPrompt()
-  } finally {
-    reading = false
-  }
-}
-
 function show(next, detail = {}) {
   state = next
   button = document.querySelector('.livediffusion-live') ?? button
@@ -113,9 +111,10 @@ async function toggle() {
   listen(mine)
   show('starting')
   try {
-    const graph = await read()
+    const graph = await reader.read()
     // the camera first: without it there is nothing to wait for in the queue
-    if (usesCamera(graph.output)) await camera.use(mine)
+    const wishes = cameras(graph.output)
+    if (wishes.length) await camera.use(mine, wishes)
     if (session !== mine) return camera.leave(mine)
     opened = here()
     loaded = -JUST
@@ -135,10 +134,11 @@ async function toggle() {
   }
 }
 
-const usesCamera = (output) =>
-  Object.values(output).some(
-    ({ class_type, inputs }) => class_type === 'LiveCamera' && inputs.source !== 'file'
-  )
+/** What the Live Cameras that are cameras are set to. */
+const cameras = (output) =>
+  Object.values(output)
+    .filter(({ class_type, inputs }) => class_type === 'LiveCamera' && inputs.source !== 'file')
+    .map(({ inputs }) => inputs)
 
 function listen(mine) {
   mine.addEventListener('state', ({ detail }) => {
@@ -165,8 +165,15 @@ function listen(mine) {
   })
   mine.addEventListener('problem', ({ detail }) => {
     mark([detail.node])
-    const edit = detail.kind === 'edit' ? ': not changed' : ''
-    notify('error', `${detail.node === null ? 'Live' : title(detail.node)}${edit}`, detail.reason)
+    // an edit that does not run, or a recording that cannot be written
+    const said = { edit: ': not changed', record: ': not recorded' }[detail.kind] ?? ''
+    notify('error', `${detail.node === null ? 'Live' : title(detail.node)}${said}`, detail.reason)
+  })
+  mine.addEventListener('recorded', ({ detail }) => {
+    const { file, subfolder, seconds, left_out: lost } = detail
+    const rest = lost ? `; ${lost} frame(s) left out: the disk or the encoder is too slow` : ''
+    const said = `${fileName(file, subfolder)}, ${seconds.toFixed(1)} s${rest}`
+    notify(lost ? 'warn' : 'success', `${title(detail.node)}: recorded`, said)
   })
   mine.addEventListener('over', () => {
     if (session !== mine) return
@@ -318,7 +325,7 @@ function addPicker(owner) {
   if (!source) return
   const serialize = source.serializeValue
   source.serializeValue = async function () {
-    if (!reading && !session && picker.usesBrowser) await snapshot(owner, picker)
+    if (!reader.busy && !session && picker.usesBrowser) await snapshot(owner, picker)
     return serialize ? serialize.apply(this, arguments) : source.value
   }
 }
@@ -336,8 +343,9 @@ function removed(owner, clean) {
 async function snapshot(owner, picker) {
   if (!camera.stream && !(await camera.allowed())) return
   try {
-    await camera.use(snapshot)
-    const body = await camera.snapshot(...picker.size)
+    const { wish } = picker
+    await camera.use(snapshot, [wish])
+    const body = await camera.snapshot(wish)
     const query = new URLSearchParams({ node: execution(owner), client_id: api.clientId })
     await api.fetchApi(`/livediffusion/snapshot?${query}`, { method: 'POST', body })
   } catch (error) {

@@ -12,6 +12,8 @@ import pathlib
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from ...trust import boundary, schema
+
 FORMAT = 1
 SUFFIX = ".engine"
 
@@ -108,20 +110,16 @@ def read(engine: pathlib.Path) -> Sidecar:
         Unfit: there is none, or it is not ours.
     """
     try:
-        told = json.loads(beside(engine).read_text(encoding="utf-8"))
-        if told.pop("format") != FORMAT:
+        data = boundary.contents(beside(engine), boundary.SIDECAR.bytes)
+        told = schema.parsed(data, "it", boundary.SIDECAR)
+        if isinstance(told, dict) and told.get("format", FORMAT) != FORMAT:
             raise Unfit("was built by another version of this pack")
-        made = told.pop("made")
-        made["profile"] = {
-            name: tuple(tuple(shape) for shape in shapes)
-            for name, shapes in made["profile"].items()
-        }
-        made |= {"inputs": tuple(made["inputs"]), "flags": tuple(made["flags"])}
-        told["weights"] = {name: tuple(where) for name, where in told["weights"].items()}
-        return Sidecar(made=Made(**made), **told)
+        told = boundary.ENGINE(told, "it")
+        del told["format"]
+        return Sidecar(made=Made(**told.pop("made")), **told)
     except FileNotFoundError as error:
         raise Unfit("has no JSON file beside it, so nobody knows what it was built for") from error
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+    except (OSError, schema.BadData) as error:
         raise Unfit(f"has a JSON file beside it that cannot be read ({error})") from error
 
 
@@ -156,7 +154,7 @@ def listed(folders: list[str]) -> dict[str, pathlib.Path]:
     for folder in map(pathlib.Path, folders):
         with contextlib.suppress(OSError):  # it may go while it is looked at
             for path in folder.glob(f"*{SUFFIX}"):
-                if beside(path).is_file():
+                if path.is_file() and beside(path).is_file():
                     found.append((-path.stat().st_mtime, path.name, path))
     return {name: path for _, name, path in sorted(found)}
 

@@ -1,12 +1,17 @@
 """A MODEL without weights: what ComfyUI needs around an engine that has them."""
 
 import importlib
+import json
 from typing import Any
 
 import comfy.model_base
 import comfy.model_patcher
 import comfy.patcher_extension
+import comfy.supported_models_base
 import torch
+
+from ...trust.boundary import FAMILY, MODEL_CLASSES
+from ...trust.schema import BadData
 
 _PACK = __name__.partition(".host.")[0]
 
@@ -54,35 +59,44 @@ class EnginePatcher(comfy.model_patcher.ModelPatcher):
 def described(patcher) -> dict[str, Any]:
     """What a MODEL is besides its weights, as JSON; empty where it cannot be told."""
     model, config = patcher.model, patcher.model.model_config
-    where = [_where(type(model)), _where(type(config))]
-    if None in where:
-        return {}
-    plain = {k: v for k, v in config.unet_config.items() if k != "dtype"}
-    return {
-        "base": where[0],
-        "config": where[1],
-        "unet_config": plain,
+    told = {
+        "base": _where(type(model)),
+        "config": _where(type(config)),
+        "unet_config": {k: v for k, v in config.unet_config.items() if k != "dtype"},
         "sampling_settings": dict(config.sampling_settings),
         "model_type": model.model_type.name,
         "memory_usage_factor": model.memory_usage_factor,
     }
+    try:
+        told = json.loads(json.dumps(told))
+        for part in MODEL_CLASSES:
+            _found(told, part)
+        return FAMILY(told, "family")
+    except (ValueError, TypeError):
+        # nothing is written that would not be read
+        return {}
 
 
 def made(family: dict[str, Any], dtype: torch.dtype) -> comfy.model_base.BaseModel:
     """The BaseModel that was described.
 
+    Args:
+        family: of an engine's JSON file, so from anybody.
+
     Raises:
-        ValueError: this ComfyUI has no such model.
+        ValueError: this ComfyUI has no such model, or it is described as none ever was.
     """
     try:
-        config = _found(family["config"])(dict(family["unet_config"]))
+        family = FAMILY(family, "family")
+        config = _found(family, "config")(dict(family["unet_config"]))
         config.unet_config = {
             **family["unet_config"], "dtype": dtype, "disable_unet_model_creation": True,
         }  # fmt: skip
         config.sampling_settings = dict(family["sampling_settings"])
         kind = comfy.model_base.ModelType[family["model_type"]]
-        model = _found(family["base"])(config, kind)
-    except (KeyError, AttributeError, ImportError, TypeError) as error:
+        model = _found(family, "base")(config, kind)
+    except Exception as error:
+        # a model's own class says anything of a configuration that it was not written for
         raise ValueError(
             "engine: it was built from a model that cannot be made up here "
             f"({type(error).__name__}: {error}). Wire the model it was built from into model."
@@ -92,13 +106,28 @@ def made(family: dict[str, Any], dtype: torch.dtype) -> comfy.model_base.BaseMod
     return model.train(False)
 
 
-def _where(kind: type) -> list[str] | None:
-    """Module and name of a class of ComfyUI's or of this pack, the latter relative."""
+def _where(kind: type) -> list[str]:
+    """Module and name of a class; a module of this pack as a relative one."""
     module = kind.__module__
-    if module.startswith(f"{_PACK}."):
-        return [module.removeprefix(_PACK), kind.__qualname__]
-    return [module, kind.__qualname__] if module.startswith("comfy.") else None
+    own = module.startswith(f"{_PACK}.")
+    return [module.removeprefix(_PACK) if own else module, kind.__qualname__]
 
 
-def _found(where: list[str]) -> Any:
-    return getattr(importlib.import_module(where[0], _PACK), where[1])
+def _found(family: dict[str, Any], part: str) -> type:
+    """A model's class, by its place in one of the few modules that have such.
+
+    Raises:
+        BadData: it stands elsewhere, or is no such class.
+    """
+    where, name = family[part]
+    if where not in MODEL_CLASSES[part]:
+        raise BadData(f"{part}: {where} has no models")
+    module = importlib.import_module(where, _PACK)
+    found = vars(module).get(name)
+    above = {
+        "base": comfy.model_base.BaseModel,
+        "config": comfy.supported_models_base.BASE,
+    }[part]
+    if not (isinstance(found, type) and issubclass(found, above)):
+        raise BadData(f"{part}: {where}.{name} is no model")
+    return found

@@ -1,7 +1,9 @@
 """Others are kept out, and bad data is harmless."""
 
 import asyncio
+import json
 import random
+import time
 
 import aiohttp
 import inprocess
@@ -191,40 +193,178 @@ def test_messages_that_make_no_sense_are_left_alone(running):
     inprocess.live(work)
 
 
-def test_mjpeg_outlives_a_run_and_belongs_to_its_workflow(running):
+@pytest.mark.parametrize(
+    ("data", "headers", "status"),
+    [
+        ({"token": "\u00e4"}, {}, 403),
+        ({"token": "\ud800"}, {}, 400),
+        ({"session": "\u00e4"}, {}, 403),
+        ({}, {"Origin": "http://[::1"}, 403),
+        ({}, {"Content-Type": "application/json; charset=nonsense"}, 410),
+        ({"prompt": {"1": {"class_type": ["LiveView"], "inputs": {}}}}, {}, 400),
+        ({"prompt": {"1": {"class_type": {}, "inputs": {}}}}, {}, 400),
+        ({"prompt": {"1": {"class_type": "LiveView", "inputs": {}, "_meta": 5}}}, {}, 400),
+        ({"prompt": {"1": {"class_type": "LiveView", "inputs": {"image": [[], 0]}}}}, {}, 400),
+        ({"prompt": {"1": {"class_type": "LiveView", "inputs": {"image": [{}, {}]}}}}, {}, 400),
+        ({"prompt": {"livediffusion-run": {"class_type": "LiveView", "inputs": {}}}}, {}, 400),
+        ({"prompt": {"1": {"class_type": "LiveView", "inputs": {"quality": 1e400}}}}, {}, 400),
+        ({"workflow": {"id": float("nan")}}, {}, 400),
+        ({"workflow": "w"}, {}, 400),
+        ({"client_id": ["a"]}, {}, 400),
+    ],
+    ids=str,
+)
+def test_what_is_wrong_is_no_error_of_ours(running, caplog, data, headers, status):
+    """Refused with a sentence: no 500, no traceback, in the log or in the answer."""
     comfy, _ = running
-
-    async def part(reply):
-        head = b""
-        while not head.endswith(b"\r\n\r\n"):
-            head += await reply.content.readexactly(1)
-        length = int(head.split(b"Content-Length: ")[1].split(b"\r")[0])
-        return (await reply.content.readexactly(length + 2))[:-2]
+    route = "stop" if not {"prompt", "workflow", "client_id"} & set(data) else "start"
+    good = inprocess.begin(graph()) if route == "start" else {"session": "s", "token": "t"}
+    text = json.dumps({**good, **data})
 
     async def work(http):
-        first = await Client.start(http, comfy.url, graph("60"), "one")
-        address = first.begun["views"][0]["mjpeg"]
-        async with http.get(comfy.url + address) as reply:
-            assert reply.content_type == "multipart/x-mixed-replace"
-            await first.send(flat(1))
-            got = [inprocess.Packet(*[0] * 7, await asyncio.wait_for(part(reply), 5))]
-            await first.stop()
-            second = await Client.start(http, comfy.url, graph("120"), "one")
-            other = await Client.start(http, comfy.url, graph("180"), "two")
-            assert second.begun["views"][0]["mjpeg"] == address
-            assert other.begun["views"][0]["mjpeg"] != address
+        url, told = f"{comfy.url}/livediffusion/{route}", {"Content-Type": "application/json"}
+        async with http.post(url, data=text, headers={**told, **headers}) as reply:
+            return reply.status, await reply.text()
 
-            # the first frame may be over before the stream has found the new run
-            async def feed():
-                while not second.closed:
-                    await second.send(flat(1))
-                    await asyncio.sleep(0.05)
+    answered, words = inprocess.live(work)
+    assert answered == status
+    assert json.loads(words)["error"]["message"] and "traceback" not in words.lower()
+    assert not [record for record in caplog.records if record.exc_info]
 
-            feeding = asyncio.create_task(feed())
-            got.append(inprocess.Packet(*[0] * 7, await asyncio.wait_for(part(reply), 5)))
-            await second.stop()
-            await feeding
-            await other.stop()
-        return [inprocess.grey(p) for p in got]
 
-    assert inprocess.live(work) == pytest.approx([60, 120], abs=1)
+def test_deep_json_is_refused_in_requests_and_messages(running, caplog):
+    comfy, _ = running
+    deep = "[" * 100_000 + "]" * 100_000
+
+    async def work(http):
+        client = await Client.start(http, comfy.url, graph())
+        begun = json.dumps(inprocess.begin("DEEP")).replace('"DEEP"', deep)
+        async with http.post(f"{comfy.url}/livediffusion/start", data=begun) as reply:
+            status = reply.status
+        for text in (deep, '{"type":"shown","view":' + deep + "}", "[" * 2_000_000):
+            await client.socket.send_str(text)
+        await client.send(flat(50))
+        await client.wait(lambda: client.views)
+        await client.stop()
+        return status
+
+    assert inprocess.live(work) == 400
+    assert not [record for record in caplog.records if record.exc_info]
+
+
+def test_a_packed_request_is_unpacked_to_its_bound_only(running):
+    """The more it unpacks to the less of it is read."""
+    import zlib
+
+    comfy, _ = running
+    bomb = zlib.compress(b" " * (100 * 2**20))
+
+    async def work(http):
+        async with http.post(f"{comfy.url}/livediffusion/start", data=bomb,
+                             headers={"Content-Encoding": "deflate"}) as reply:  # fmt: skip
+            return reply.status, await reply.text()
+
+    status, words = inprocess.live(work)
+    assert (status, "larger than" in words) == (400, True)
+
+
+def test_a_site_that_comfyui_lets_in_may_talk(running, monkeypatch):
+    """--enable-cors-header names it."""
+    from livediffusion.live import guard
+
+    comfy, _ = running
+    site = {"Origin": "https://page.example", "Sec-Fetch-Site": "cross-site"}
+
+    async def work(http):
+        out = []
+        for allowed in (None, "https://page.example", "https://other.example", "*"):
+            monkeypatch.setattr(guard.args, "enable_cors_header", allowed)
+            url = f"{comfy.url}/livediffusion/start"
+            out.append((await inprocess.post(http, url, inprocess.begin(graph()), headers=site))[0])
+        return out
+
+    assert inprocess.live(work) == [403, 200, 403, 200]
+
+
+def test_floods_end_at_a_bound(running):
+    """Runs of one page, listeners of one run, views of one graph."""
+    comfy, _ = running
+
+    async def work(http):
+        client = await Client.start(http, comfy.url, graph())
+        begun = [await inprocess.post(http, f"{comfy.url}/livediffusion/start",
+                                      inprocess.begin(graph())) for _ in range(9)]  # fmt: skip
+        watching = []
+        place = "&".join(f"{name}={client.begun[name]}" for name in ("session", "token"))
+        with pytest.raises(aiohttp.WSServerHandshakeError) as refused:
+            for _ in range(40):
+                watching.append(
+                    await http.ws_connect(f"{comfy.url}/livediffusion/frames?{place}&role=watch")
+                )
+        for _ in range(2000):
+            for on in (True, False):
+                await client.compare(on=on)
+        await client.send(flat(50))
+        await client.wait(lambda: client.views)
+        for socket in watching:
+            await socket.close()
+        many = {**graph(), **{f"v{i}": inprocess.view(["4", 0]) for i in range(40)}}
+        views = await client.post("update", prompt=many, workflow={})
+        for _, one in begun:
+            if "session" in one:
+                keys = {name: one[name] for name in ("session", "token")}
+                await inprocess.post(http, f"{comfy.url}/livediffusion/stop", keys)
+        await client.stop()
+        again = await Client.start(http, comfy.url, graph())
+        await again.stop()
+        return [status for status, _ in begun], refused.value.status, len(watching), views
+
+    begun, refused, watching, views = inprocess.live(work)
+    assert begun == [200] * 7 + [400] * 2
+    assert (refused, watching) == (429, 31)
+    assert views[0] == 400 and "41 Live Views" in views[1]["error"]["message"]
+
+
+@pytest.mark.parametrize("extra", [["nobody", 0], ["nobody", 10**9], ["5", 0], ["4", 0]], ids=str)
+def test_a_link_that_comfyui_does_not_check_is_checked(running, extra):
+    """Of an input that the class does not declare; the executor would follow it, and fail."""
+    comfy, _ = running
+    bad = graph()
+    bad["4"]["inputs"]["more"] = extra
+
+    async def work(http):
+        url = f"{comfy.url}/livediffusion/start"
+        refused = await inprocess.post(http, url, inprocess.begin(bad))
+        client = await Client.start(http, comfy.url, graph())
+        edited = await client.post("update", prompt=bad, workflow={})
+        await client.send(flat(50))
+        await client.wait(lambda: client.views)
+        await client.stop()
+        return refused, edited
+
+    for status, answer in inprocess.live(work):
+        assert status == 400 and set(answer["node_errors"]) <= {"4", "5"}
+        assert answer["node_errors"]
+
+
+def test_a_long_graph_is_cut_at_once(running):
+    """A chain that ComfyUI can still check, in the order that is worst."""
+    comfy, _ = running
+    long, image = graph(), ["3", 0]
+    for i in range(300):
+        long[f"n{i}"] = {"class_type": "TestWork", "inputs": {"image": image, "cond": ["2", 0]}}
+        image = [f"n{i}", 0]
+    long = dict(reversed({**long, "5": inprocess.view(image)}.items()))
+    took = []
+
+    async def work(http):
+        client = await Client.start(http, comfy.url, graph())
+        for _ in range(3):
+            began = time.process_time()
+            status, _ = await client.post("update", prompt=long, workflow={})
+            took.append(time.process_time() - began)
+            assert status == 200
+        await client.stop()
+
+    inprocess.live(work)
+    assert max(took) < 1

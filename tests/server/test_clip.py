@@ -31,14 +31,15 @@ def source(clip, tmp_path_factory):
 
 def stylise(clip, server, monkeypatch, source, out, *options):
     """Run the client as run.py does; returns the output frames."""
-    argv = ["clip", "--server", server.url, "--video", str(source), "--out", str(out), *options]
+    argv = ["clip", "--server", server.url, "--folder", str(server.base), "--video", str(source)]
+    argv += ["--out", str(out), *options]
     monkeypatch.setattr("sys.argv", argv)
     code = clip.main()
     if code:
         return code
-    frames, rate = clip.read(out / "clip.mp4", 100, SIZE)
-    assert abs(rate - 12.0) < 0.1
-    return [np.asarray(f, dtype=float) for f in frames]
+    made = clip.read(out / "clip.mp4", 100, SIZE)
+    assert abs(made.rate - 12.0) < 0.1
+    return [np.asarray(f, dtype=float) for f in made.frames]
 
 
 def test_a_clip_goes_through(clip, server, source, tmp_path, monkeypatch, capsys):
@@ -52,7 +53,7 @@ def test_a_clip_goes_through(clip, server, source, tmp_path, monkeypatch, capsys
     for stage, least in (("encode", 0), ("denoise", 0.01), ("decode", 0)):
         assert float(re.search(rf"{stage} +([\d.]+) s", said).group(1)) >= least, said
     assert float(re.search(r"fps +([\d.]+)", said).group(1)) > 0
-    before = [np.asarray(f, dtype=float) for f in clip.read(source, 100, SIZE)[0]]
+    before = [np.asarray(f, dtype=float) for f in clip.read(source, 100, SIZE).frames]
     alike = np.array([[layout(a, b) for b in before] for a in after])
     # every output frame shows the layout of its own input frame, and is another picture
     assert (alike.argmax(axis=1) == np.arange(FRAMES)).all(), alike.round(2)

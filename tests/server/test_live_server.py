@@ -20,8 +20,8 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 def headless(server, out, *options):
     """demo/live.py, as run.py calls it."""
     return subprocess.run(
-        [sys.executable, str(ROOT / "demo" / "live.py"), "--server", server.url, "--headless",
-         "--out", str(out), *options],
+        [sys.executable, str(ROOT / "demo" / "packed.py"), "live", "--server", server.url,
+         "--folder", str(server.base), "--headless", "--out", str(out), *options],
         capture_output=True, text=True, timeout=120, stdin=subprocess.DEVNULL,
     )  # fmt: skip
 

@@ -82,9 +82,10 @@ export class Picker {
     return this.#widgets.source?.value !== 'file'
   }
 
-  get size() {
-    const { width, height } = this.#widgets
-    return [width?.value ?? 512, height?.value ?? 512]
+  /** {width, height, fps} that the node says; an input that is wired says none. */
+  get wish() {
+    const { width, height, fps } = this.#widgets
+    return { width: width?.value, height: height?.value, fps: fps?.value }
   }
 
   get #trying() {
@@ -94,7 +95,7 @@ export class Picker {
   async toggle() {
     try {
       if (this.#trying) this.camera.leave(this)
-      else await this.camera.use(this)
+      else await this.camera.use(this, [this.wish])
     } catch (error) {
       this.tools.notify('error', 'Camera', error.message)
     }

@@ -1,0 +1,1 @@
+"""What is taken from strangers, and from whom. Pure standard library."""
