@@ -7,6 +7,8 @@ in the source, and one that holds more than it says is found in a run.
 
 from typing import NamedTuple
 
+from ..trust.boundary import MOST_LISTENERS
+
 
 class Bound(NamedTuple):
     """How much a buffer holds.
@@ -38,12 +40,12 @@ KEPT = {
     "origins.Moment.given": Bound(1, "picture", "source"),
     "executor.FrontierCache.entries": Bound(1, "frozen value", "node"),
     "shared.Shared.views": Bound(1, "view", "view"),
-    "view.View._recorders": Bound(8, "recordings that are not whole yet", "view"),
+    "view.View._recorders": Bound(4, "recordings that are not whole yet"),
     "sinks.record.Recorder._frames": Bound(8, "pictures"),
-    "workers.Workers._work": Bound(128, "pieces of work; a task waits for two at most"),
     "workers.Workers._threads": Bound(3, "threads"),
+    "workers.Workers._work": Bound(200, "calls, three at most of a task"),
     # on the way to listeners
-    "session.Session.viewers": Bound(32, "listeners"),
+    "session.Session.viewers": Bound(MOST_LISTENERS + 1, "listeners and the owner"),
     "session.Session._tasks": Bound(64, "tasks"),
     "viewer.Viewer._messages": Bound(64, "messages"),
     "viewer.Viewer._packets": Bound(1, "coded picture", "view"),

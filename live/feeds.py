@@ -31,7 +31,6 @@ class Origin(NamedTuple):
     captured: float
 
 
-
 class Frame:
     """A picture of a source, and the images that nodes make of it.
 

@@ -117,12 +117,12 @@ class Frames:
         for feed, frame in self._latest.items():
             frame.only(feed.shapes.values())
         shared.split, shared.version = split, version
+        shared.graphs = (split,) if self.before is None else (split, self.before[1])
         for node, view in list(shared.views.items()):
             settings = split.graph[node]["inputs"] if node in split.views else {"record": False}
             # at once: no frame may come for a while, and none of a view that is gone
             if settings.get("record") is False and view.wish is not None:
                 self._wish(node, view, view.wish._replace(record=False))
-        shared.graphs = (split,) if self.before is None else (split, self.before[1])
         self.begin()
 
     async def next_frame(self, timeout: float) -> bool:

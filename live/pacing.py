@@ -1,4 +1,4 @@
-"""When what is due. Pure functions: the clock is the caller's."""
+"""When a run is due and how often a camera is asked. Pure functions: the clock is the caller's."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -6,7 +6,6 @@ from typing import NamedTuple
 GRACE = 0.5  # seconds that a source which has given nothing yet holds the others up
 # how much faster another source must be to set the pace: two of one rate would take turns
 _FASTER = 1.2
-
 
 
 def capture_interval(frame: float, fps: float) -> float:

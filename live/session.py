@@ -66,7 +66,7 @@ class Session:
         self.cancel: Callable[[], None] = lambda: None
         self._loop = loop
         self._leaving: asyncio.Task | None = None
-        self._pool = Workers(3, "livediffusion-codec")
+        self._pool = Workers(most("workers.Workers._threads"), "livediffusion-codec")
         self._tasks: set[asyncio.Task] = set()
         self.viewers: set[Viewer] = set()
         self.owner: Viewer | None = None
@@ -191,7 +191,7 @@ class Session:
             before.tell({"type": "refused", "reason": reason})
             before.close(TAKEN_OVER, reason)
             self.viewers.discard(before)
-        if len(self.viewers) >= most("session.Session.viewers"):
+        if not owner and len(self.viewers) >= most("session.Session.viewers") - 1:
             raise NotTaken("Too many pages and streams listen to this live run. Close some.")
         if owner:
             self.owner, self._told_pace = viewer, {}
@@ -238,7 +238,7 @@ class Session:
             viewer.inputs.discard(index)
         elif index not in viewer.inputs:
             viewer.inputs.add(index)
-            if len(self._tasks) < 64:  # in a flood of these, with the next picture
+            if len(self._tasks) < most("session.Session._tasks"):  # else with the next picture
                 work = functools.partial(view.compare, self._loop, self._pool, viewer.offer)
                 self.keep("compare", work, again=False)
 
@@ -359,8 +359,8 @@ class Session:
             for task in list(self._tasks):
                 ends.callback(task.cancel)
             ends.callback(self.frames.clear)
-            ends.callback(self._release)
             ends.callback(streams.end_owner, self.id)
+            ends.callback(self._release)
             self._become(state)
             self._last = self.stats()
             self._tell(self._last)
@@ -449,6 +449,15 @@ class Session:
                 )  # fmt: skip
                 self.keep(f"view {node}", served)
 
+    def _keep_views(self) -> None:
+        gone = [] if self.over else self.shared.keep_views()
+        for view in gone:
+            view.end()
+            for viewer in self.viewers:
+                viewer.forget(view.index)
+        if gone:
+            self.shared.faults.only({n for graph in self.shared.graphs for n in graph.graph})
+
     async def save(self, node: Any) -> Place:
         """Write the picture that a view shows to a file. Raises ValueError, OSError."""
         view = self.views.get(node) if isinstance(node, str) else None
@@ -462,16 +471,9 @@ class Session:
             view.record(functools.partial(self.later, self._tell_of_recording, node, self.version))
 
     def _tell_of_recording(self, node: str, version: int, event: dict[str, Any]) -> None:
+        if event.get("type") == "problem":
+            event = {"kind": "record", **event}
         self._tell({"version": version, "node": node, **event})
-
-    def _keep_views(self) -> None:
-        gone = [] if self.over else self.shared.keep_views()
-        for view in gone:
-            view.end()
-            for viewer in self.viewers:
-                viewer.forget(view.index)
-        if gone:
-            self.shared.faults.only({n for graph in self.shared.graphs for n in graph.graph})
 
     def _compared(self, view: int) -> bool:
         return any(view in viewer.inputs for viewer in list(self.viewers))

@@ -124,13 +124,10 @@ class Shared:
         return View((self._numbered - 1) % 2**16)
 
     def release(self) -> list[threading.Event]:
-        """The run is over: end and let go of feeds and views.
-
-        Returns:
-            What is set when their recordings are whole.
-        """
+        """The run is over: let go of feeds and views. Returns what is set when the recordings
+        are whole."""
         for feed in self.feeds.values():
             feed.end()
-        writing = [event for view in self.views.values() for event in view.end()]
+        recordings = [event for view in self.views.values() for event in view.end()]
         self.feeds, self.feed_of, self.views = {}, {}, {}
-        return writing
+        return recordings

@@ -118,11 +118,7 @@ class View:
                 del shown  # or it would be kept until the next comes
 
     async def _served(
-        self,
-        shown: Shown,
-        loop: asyncio.AbstractEventLoop,
-        pool: Executor,
-        compared: bool,
+        self, shown: Shown, loop: asyncio.AbstractEventLoop, pool: Executor, compared: bool
     ) -> Packet:
         picture = await loop.run_in_executor(pool, landed, shown.picture)
         self._landed = shown.number
@@ -174,6 +170,10 @@ class View:
             reason = "record: the recordings before this one are not written yet; try again later."
             tell({"type": "problem", "reason": reason})
         elif self._recorder is None:
+            self._recorders = [one for one in self._recorders if not one.over.is_set()]
+            if len(self._recorders) >= most("view.View._recorders"):
+                words = "record: the recordings before are still being written. Wait a moment."
+                return tell({"type": "problem", "reason": words})
             self._recorder = Recorder(self.wish, tell)
             self._recorders.append(self._recorder)
             # while nothing moves no picture comes, and this is what is shown

@@ -16,7 +16,7 @@ from ..bounds import most
 from .mp4 import FRAGMENT, Mp4
 from .names import Place, Wish, reserve
 
-# frames; at more the disk or the encoder is too slow, and frames are left out
+# at more frames the disk or the encoder is too slow, and frames are left out
 _WAITING = most("sinks.record.Recorder._frames")
 _LEAVING = 5.0  # seconds that a server that goes down waits for its recordings
 

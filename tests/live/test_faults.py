@@ -62,6 +62,10 @@ async def feed(client, until, seconds=15):
     raise AssertionError((client.states, client.stats, client.problems))
 
 
+def refused(client, kind="picture"):
+    return client.stats.get("faults", {}).get(kind, 0)
+
+
 PICTURES = {
     "two channels": lambda image: image[..., :2],
     "70,000 wide": lambda image: torch.zeros(1, 1, 70_000, 3),
@@ -136,10 +140,11 @@ def test_bad_pictures_among_good_ones_are_counted_and_the_other_view_goes_on(run
         await feed(client, lambda: len(client.views) >= 6)
         for bad in PICTURES.values():
             world.gives["well"] = bad
-            seen, before = len([p for p, _ in client.views if p.view == 1]), told()
+            seen = len([p for p, _ in client.views if p.view == 1])
+            before = refused(client)
             await feed(client, lambda n=seen: sum(p.view == 1 for p, _ in client.views) >= n + 3)
             world.gives["well"] = None
-            await feed(client, lambda n=before: told() > n)
+            await feed(client, lambda n=before: refused(client) > n)
             seen = sum(p.view == 0 for p, _ in client.views)
             await feed(client, lambda n=seen: sum(p.view == 0 for p, _ in client.views) > n)
         await client.stop()
@@ -259,11 +264,11 @@ def test_a_film_that_breaks_is_told_and_the_camera_goes_on(running, tmp_path, mo
         await feed(client, lambda: {p.view for p, _ in client.views} == {0, 1})
         run = comfy.sessions.get(client.begun["session"])
         film = run.shared.feed_of["7"]
-        monkeypatch.setattr(film, "_play", lambda film, sequence: 1 / 0)
+        monkeypatch.setattr(film, "_play", lambda *given: 1 / 0)
         await feed(client, lambda: client.problems)
         seen = len(client.views)
         await feed(client, lambda: len(client.views) >= seen + 8)
-        await client.wait(lambda: "7" in client.stats["silent"])
+        await client.wait(lambda: "7" in client.stats.get("silent", ()))
         await client.stop()
         return client
 
@@ -339,9 +344,9 @@ def test_every_background_task_was_made_to_raise():
         for node in ast.walk(ast.parse(inspect.getsource(module))):
             if isinstance(node, ast.Call) and getattr(node.func, "attr", "") == "keep":
                 found.add(ast.unparse(node.args[0]).strip("'\"f"))
-            assert not (
-                isinstance(node, ast.Call) and getattr(node.func, "attr", "") == "create_task"
-            ) or re.search("_watched|_leave", ast.unparse(node)), "a task that nobody watches"
+            if isinstance(node, ast.Call) and getattr(node.func, "attr", "") == "create_task":
+                # the second only waits, and closes whatever comes of that
+                assert "_watched" in ast.unparse(node) or "_leave" in ast.unparse(node)
     assert found == {"statistics", "camera", "view {node}", "compare", "queue"}
 
 
