@@ -78,8 +78,8 @@ async def live(inprocess, comfy, work: dict, frames: int) -> list[float]:
         picture = inprocess.jpeg(inprocess.flat(90, SIZE))
         for i in range(frames):
             await client.send(picture)
-            await client.wait(lambda n=i: session._counts["frames"] > n)
-        times = [1000 * t for t in session._compute._values]
+            await client.wait(lambda n=i: session.shared.counts["frames"] > n)
+        times = [1000 * t for t in session.shared.compute._values]
         await client.stop()
     return times[-frames + 20 :]
 

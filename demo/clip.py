@@ -5,109 +5,95 @@ Runs inside ComfyUI's environment (av, Pillow, aiohttp are ComfyUI's own). Not p
 
 import argparse
 import asyncio
-import importlib.util
+import contextlib
+import itertools
 import json
 import pathlib
 import sys
 import time
 import uuid
+from typing import NamedTuple
 
 import aiohttp
 import av
 import numpy as np
 from PIL import Image, ImageDraw
 
-SIZE = 256  # native size of the demo model
+from . import timed
+from .client import (
+    Failed,
+    Parser,
+    bundled_clip,
+    complaint,
+    lent,
+    out_folder,
+    parser,
+    stoppable,
+    told,
+    within,
+)
+from .packed import pack_module
+
 GRAPH = pathlib.Path(__file__).with_name("clip_graph.json")
-# animated previews of ComfyUI's template packages with a clear subject that moves
-FAVOURITES = ("ltxv_image_to_video-1", "video_wan_vace_inpainting-2", "video_ltx2_t2v-1")
-PACKAGES = ("media_video", "media_image", "media_api", "media_other")
 STAGES = {"LiveEncode": "encode", "LiveStreamSampler": "denoise", "LiveDecode": "decode"}
 
 
-class Failed(Exception):
-    """Ends the client with one plain sentence."""
+class Clip(NamedTuple):
+    """The part of a film that is worked on.
+
+    Attributes:
+        frames: square pictures.
+        times: when each begins, and when the last ends; seconds from 0.
+    """
+
+    frames: list[Image.Image]
+    times: list[float]
+
+    @property
+    def rate(self) -> float:
+        """Frames per second in the mean."""
+        return len(self.frames) / self.times[-1]
 
 
 def options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="run.py clip", description="Stylise a clip.")
-    parser.add_argument("--server", required=True, help=argparse.SUPPRESS)
-    parser.add_argument("--video", type=pathlib.Path, help="your clip (default: ComfyUI's own)")
-    parser.add_argument("--prompt", default="neon night", help="what it shall look like")
-    parser.add_argument("--negative", default="", help="for onetime-negative and full")
-    parser.add_argument("--steps", type=int, default=2, help="denoising steps n (default 2)")
-    parser.add_argument("--strength", type=float, default=0.5, help="0..1, how far from the input")
-    parser.add_argument("--cfg", type=float, default=1.2, help="guidance scale (default 1.2)")
-    parser.add_argument("--delta", type=float, default=0.6, help="residual noise (default 0.6)")
-    parser.add_argument(
+    add = parser("clip", "Stylise a clip.")
+    _arguments(add)
+    return add.parse_args()
+
+
+def _arguments(add: Parser) -> None:
+    add.add_argument("--negative", default="", help="for onetime-negative and full")
+    add.add_argument(
         "--mode", default="self-negative",
         choices=["self-negative", "onetime-negative", "full", "off"], help="guidance mode",
     )  # fmt: skip
-    parser.add_argument("--step-rule", default="lcm", help="lcm, euler, dpmpp_2m, unipc, ...")
-    parser.add_argument("--frames-per-slot", type=int, default=1)
-    parser.add_argument(
+    add.add_argument("--step-rule", default="lcm", help="lcm, euler, dpmpp_2m, unipc, ...")
+    add.add_argument("--frames-per-slot", type=within(int, 1, 64), default=1)
+    add.add_argument(
         "--engine", default="eager",
         choices=["eager", "auto", "cudagraph", "inductor", "onnxruntime"],
         help="what runs the UNet (docs/engines.md)",
     )  # fmt: skip
-    parser.add_argument("--seed", type=int, default=0, help="noise seed")
-    parser.add_argument("--frames", type=int, default=48, help="most frames taken (default 48)")
-    parser.add_argument("--size", type=int, default=SIZE, help=f"side in pixels (default {SIZE})")
-    parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("output"))
-    args = parser.parse_args()
-    if args.size < 64 or args.size % 2:
-        parser.error("--size: an even number of pixels, 64 or more")
-    if args.frames < 1:
-        parser.error("--frames: 1 or more")
-    return args
+    add.add_argument("--seed", type=within(int, 0, 2**64 - 1), default=0, help="noise seed")
+    add.add_argument(
+        "--frames", type=within(int, 1, 100_000), default=48, help="most frames taken (default 48)"
+    )
 
 
-def bundled_clip() -> pathlib.Path:
-    """An animated preview that ComfyUI's template packages install."""
-    folders = []
-    for package in PACKAGES:
-        spec = importlib.util.find_spec(f"comfyui_workflow_templates_{package}")
-        if spec is not None:
-            folders += [pathlib.Path(p) / "templates" for p in spec.submodule_search_locations]
-    for name in FAVOURITES:
-        for folder in folders:
-            if (folder / f"{name}.webp").is_file():
-                return folder / f"{name}.webp"
-    for folder in folders:
-        for path in sorted(folder.glob("*.webp")):
-            with Image.open(path) as picture:
-                if getattr(picture, "n_frames", 1) >= 24:
-                    return path
-    raise Failed("ComfyUI's template packages hold no animated preview; pass --video FILE.")
-
-
-def read(path: pathlib.Path, most: int, size: int) -> tuple[list[Image.Image], float]:
-    """The first frames, cropped to a square and resized, and their rate."""
-    if not path.is_file():
-        raise Failed(f"--video: there is no file {path}.")
-    if path.suffix.lower() in (".webp", ".gif", ".png", ".apng"):
-        with Image.open(path) as picture:
-            frames, lasting = [], 0
-            for i in range(min(most, getattr(picture, "n_frames", 1))):
-                picture.seek(i)
-                frames.append(square(picture.convert("RGB"), size))
-                # known only once the frame is decoded
-                lasting += picture.info.get("duration") or 40
-        return frames, 1000 * len(frames) / lasting
-    try:
-        with av.open(str(path)) as container:
-            stream = container.streams.video[0]
-            rate = float(stream.average_rate or 25)
-            frames = []
-            for frame in container.decode(stream):
-                frames.append(square(frame.to_image(), size))
-                if len(frames) == most:
-                    break
-    except (av.FFmpegError, IndexError) as error:
-        raise Failed(f"--video: {path} is no video that can be read ({error}).") from None
+def read(path: pathlib.Path, most: int, size: int) -> Clip:
+    """The first frames, cropped to a square and resized, and their times. Raises Failed."""
+    reader, still = pack_module("live.media.reader"), pack_module("live.media.still")
+    frames, times, end = [], [], 0.0
+    with told("--video"), contextlib.closing(reader.stills(path)) as film:
+        for shown in itertools.islice(film, most):
+            end = shown.time + shown.lasts
+            # a frame that cannot be shown is left out, and the one before it stays
+            with contextlib.suppress(still.Unreadable):
+                frames.append(square(Image.fromarray(shown.picture()), size))
+                times.append(shown.time)
     if not frames:
-        raise Failed(f"--video: {path} holds no frame.")
-    return frames, rate
+        raise Failed(f"--video: {path} holds no frame that can be shown.")
+    return Clip(frames, [0.0, *times[1:], end])
 
 
 def square(picture: Image.Image, size: int) -> Image.Image:
@@ -118,13 +104,19 @@ def square(picture: Image.Image, size: int) -> Image.Image:
 
 
 def write_video(frames: list[Image.Image], rate: float, path: pathlib.Path) -> None:
+    """All frames, as long as each other."""
     with av.open(str(path), "w") as container:
-        stream = container.add_stream("libx264", rate=max(1, round(rate)))
+        stream = container.add_stream("libx264", rate=_constant(rate))
         stream.width, stream.height = frames[0].size
         stream.pix_fmt, stream.options = "yuv420p", {"crf": "10"}
         for picture in frames:
             container.mux(stream.encode(av.VideoFrame.from_image(picture)))
         container.mux(stream.encode())
+
+
+def _constant(rate: float) -> int:
+    """A rate that ComfyUI's nodes take."""
+    return min(max(1, round(rate)), 120)
 
 
 def contact_sheet(before, after, path: pathlib.Path, columns: int = 8) -> None:
@@ -156,49 +148,37 @@ def graph(args: argparse.Namespace, video: str, rate: float) -> dict:
             "noise_seed": args.seed, "step_rule": args.step_rule,
             "frames_per_slot": args.frames_per_slot,
         },
-        "video": {"fps": float(max(1, round(rate)))},
+        # the output gets the input's own times
+        "video": {"fps": float(_constant(rate))},
     }  # fmt: skip
     for node, inputs in values.items():
         nodes[node]["inputs"].update(inputs)
     return nodes
 
 
-async def run(args: argparse.Namespace, frames, rate: float, out: pathlib.Path) -> dict:
-    """Upload, queue, follow, download. Returns what the table shows."""
-    name = f"live-clip-{uuid.uuid4().hex[:8]}.mp4"
-    upload = out / name
-    write_video(frames, rate, upload)
+async def run(args: argparse.Namespace, clip: Clip, source: pathlib.Path) -> dict:
+    """Queue, follow, put the result together. Returns what the table shows."""
     client = uuid.uuid4().hex
+    with lent(args.folder, ".mp4") as video:
+        write_video(clip.frames, clip.rate, video)
+        nodes = graph(args, video.name, clip.rate)
+        async with (
+            aiohttp.ClientSession(args.server) as http,
+            http.ws_connect(f"/ws?clientId={client}", max_msg_size=0) as socket,
+        ):
+            body = {"prompt": nodes, "client_id": client}
+            async with http.post("/prompt", json=body) as reply:
+                answer = await reply.json()
+                if reply.status != 200:
+                    raise Failed(complaint(answer))
+            seconds, live, files = await follow(socket, nodes, answer["prompt_id"])
+    saved = next(v for v in files.values() if isinstance(v, list))[0]
+    made = args.folder / saved["type"] / saved["subfolder"] / saved["filename"]
     try:
-        async with aiohttp.ClientSession(args.server) as http:
-            with upload.open("rb") as file:
-                form = aiohttp.FormData({"overwrite": "true"})
-                form.add_field("image", file, filename=name)
-                async with http.post("/upload/image", data=form) as reply:
-                    reply.raise_for_status()
-            nodes = graph(args, name, rate)
-            async with http.ws_connect(f"/ws?clientId={client}", max_msg_size=0) as socket:
-                body = {"prompt": nodes, "client_id": client}
-                async with http.post("/prompt", json=body) as reply:
-                    answer = await reply.json()
-                    if reply.status != 200:
-                        raise Failed(complaint(answer))
-                seconds, live, files = await follow(socket, nodes, answer["prompt_id"])
-            saved = next(v for v in files.values() if isinstance(v, list))[0]
-            query = {k: saved[k] for k in ("filename", "subfolder", "type")}
-            async with http.get("/view", params=query) as reply:
-                reply.raise_for_status()
-                (out / "clip.mp4").write_bytes(await reply.read())
+        timed.write(made, source, clip.times, args.out / "clip.mp4")
     finally:
-        upload.unlink(missing_ok=True)
+        made.unlink(missing_ok=True)
     return {"seconds": seconds, **live}
-
-
-def complaint(answer: dict) -> str:
-    lines = [answer.get("error", {}).get("message", "ComfyUI refused the graph")]
-    for node in answer.get("node_errors", {}).values():
-        lines += [f"{node['class_type']}: {e['message']} {e['details']}" for e in node["errors"]]
-    return "; ".join(lines)
 
 
 async def follow(socket, nodes: dict, prompt_id: str) -> tuple[dict[str, float], dict, dict]:
@@ -269,24 +249,24 @@ def table(result: dict, count: int) -> str:
 def main() -> int:
     args = options()
     try:
-        path = args.video or bundled_clip()
-        frames, rate = read(path, args.frames, args.size)
-        args.out.mkdir(parents=True, exist_ok=True)
-        print(f"- {len(frames)} frames of {path.name}, prompt {args.prompt!r}", flush=True)
-        result = asyncio.run(run(args, frames, rate, args.out))
-        after, _ = read(args.out / "clip.mp4", args.frames, args.size)
-        if len(after) != len(frames):
-            raise Failed(f"{len(frames)} frames went in, {len(after)} came out.")
-        contact_sheet(frames, after, args.out / "contact_sheet.png")
-    except (Failed, aiohttp.ClientError) as reason:
+        with stoppable():
+            path = args.video or bundled_clip()
+            out_folder(args.out)
+            clip = read(path, args.frames, args.size)
+            print(f"- {len(clip.frames)} frames of {path.name}, prompt {args.prompt!r}", flush=True)
+            result = asyncio.run(run(args, clip, path))
+            after = read(args.out / "clip.mp4", args.frames, args.size).frames
+            if len(after) != len(clip.frames):
+                raise Failed(f"{len(clip.frames)} frames went in, {len(after)} came out.")
+            contact_sheet(clip.frames, after, args.out / "contact_sheet.png")
+    except (Failed, aiohttp.ClientError, OSError) as reason:
         print(f"run.py clip: {reason}", file=sys.stderr)
         return 1
-    change = np.mean([np.abs(np.subtract(a, b, dtype=float)).mean() for a, b in zip(frames, after)])
-    print(table(result, len(frames)))
+    except KeyboardInterrupt:
+        return 130
+    pairs = zip(clip.frames, after)
+    change = np.mean([np.abs(np.subtract(a, b, dtype=float)).mean() for a, b in pairs])
+    print(table(result, len(clip.frames)))
     print(f"  {'change':<12}{change:.1f} of 255 mean difference between input and output")
     print(f"- {args.out / 'clip.mp4'}\n- {args.out / 'contact_sheet.png'}")
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

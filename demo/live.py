@@ -15,30 +15,33 @@ import time
 import uuid
 
 import aiohttp
-from clip import Failed, bundled_clip, complaint
 from PIL import Image
+
+from .client import (
+    Failed,
+    bundled_clip,
+    complaint,
+    lent,
+    out_folder,
+    parser,
+    stoppable,
+    told,
+    within,
+)
+from .packed import pack_module
 
 GRAPH = pathlib.Path(__file__).with_name("live_graph.json")
 HEADER = struct.Struct("<BBHIdII")  # docs/live.md, "On the wire"
 
 
 def options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="run.py live --headless", description="Run the live loop on a file."
+    add = parser("live --headless", "Run the live loop on a file.")
+    add.add_argument("--headless", action="store_true", help="without a browser")
+    add.add_argument(
+        "--frames", type=within(int, 1, 10_000_000), default=200, help="frames to run (default 200)"
     )
-    parser.add_argument("--server", required=True, help=argparse.SUPPRESS)
-    parser.add_argument("--headless", action="store_true", help="without a browser")
-    parser.add_argument("--video", type=pathlib.Path, help="your clip (default: ComfyUI's own)")
-    parser.add_argument("--frames", type=int, default=200, help="frames to run (default 200)")
-    parser.add_argument("--prompt", default="neon night", help="what it shall look like")
-    parser.add_argument("--steps", type=int, default=2, help="denoising steps n (default 2)")
-    parser.add_argument("--strength", type=float, default=0.5, help="0..1, how far from the input")
-    parser.add_argument("--cfg", type=float, default=1.2, help="guidance scale (default 1.2)")
-    parser.add_argument("--delta", type=float, default=0.6, help="residual noise (default 0.6)")
-    parser.add_argument("--size", type=int, default=256, help="side in pixels (default 256)")
-    parser.add_argument("--fps", type=int, default=60, help="the most frames a second")
-    parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("output"))
-    return parser.parse_args()
+    add.add_argument("--fps", type=within(int, 1, 120), default=60, help="the most frames a second")
+    return add.parse_args()
 
 
 def graph(args: argparse.Namespace, file: str) -> dict:
@@ -55,15 +58,9 @@ def graph(args: argparse.Namespace, file: str) -> dict:
     return nodes
 
 
-async def run(args: argparse.Namespace, path: pathlib.Path) -> tuple[dict, list[Image.Image]]:
-    """Upload, start, watch, stop. Returns the last statistics and some of the pictures."""
+async def run(args: argparse.Namespace, name: str) -> tuple[dict, list[Image.Image]]:
+    """Start, watch, stop. Returns the last statistics and some of the pictures."""
     async with aiohttp.ClientSession(args.server) as http:
-        name = f"live-{uuid.uuid4().hex[:8]}{path.suffix}"
-        with path.open("rb") as file:
-            form = aiohttp.FormData({"overwrite": "true"})
-            form.add_field("image", file, filename=name)
-            async with http.post("/upload/image", data=form) as reply:
-                reply.raise_for_status()
         body = {"client_id": uuid.uuid4().hex, "prompt": graph(args, name), "workflow": None}
         async with http.post("/livediffusion/start", json=body) as reply:
             answer = await reply.json()
@@ -111,6 +108,8 @@ async def watch(args, http, ws, keys: dict) -> tuple[dict, list[Image.Image]]:
 
 def sheet(pictures: list[Image.Image], path: pathlib.Path, columns: int = 8) -> None:
     """Eight of the pictures, from the first to the last."""
+    if not pictures:
+        raise Failed("no picture came back.")
     picked = pictures[:: max(1, len(pictures) // columns)][:columns]
     width, height = picked[0].size
     whole = Image.new("RGB", (width * len(picked), height))
@@ -141,20 +140,20 @@ def main() -> int:
     args = options()
     began = time.monotonic()
     try:
-        path = args.video or bundled_clip()
-        if not path.is_file():
-            raise Failed(f"--video: there is no file {path}.")
-        print(f"- {args.frames} frames of {path.name}, prompt {args.prompt!r}", flush=True)
-        stats, pictures = asyncio.run(run(args, path))
-        args.out.mkdir(parents=True, exist_ok=True)
-        sheet(pictures, args.out / "live_sheet.png")
-    except (Failed, aiohttp.ClientError) as reason:
+        with stoppable():
+            path = args.video or bundled_clip()
+            out_folder(args.out)
+            with told("--video"):
+                pack_module("live.media.reader").look_at(path)
+            print(f"- {args.frames} frames of {path.name}, prompt {args.prompt!r}", flush=True)
+            with lent(args.folder, path.suffix, path) as copy:
+                stats, pictures = asyncio.run(run(args, copy.name))
+            sheet(pictures, args.out / "live_sheet.png")
+    except (Failed, aiohttp.ClientError, OSError) as reason:
         print(f"run.py live: {reason}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        return 130
     print(table(stats, time.monotonic() - began))
     print(f"- {args.out / 'live_sheet.png'}")
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,4 +1,7 @@
-"""The pack as a package, for the scripts beside it that are run by their path."""
+"""The pack as a package, for the scripts beside it that are run by their path.
+
+`python demo/packed.py NAME ...` runs `main` of the module NAME beside it.
+"""
 
 import importlib
 import importlib.util
@@ -36,3 +39,7 @@ def comfyui(folder):
 
     comfy.cli_args.args.cpu = not torch.cuda.is_available()
     comfy.cli_args.args.use_pytorch_cross_attention = True
+
+
+if __name__ == "__main__":
+    sys.exit(pack_module(f"demo.{sys.argv.pop(1)}").main())

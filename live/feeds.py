@@ -1,5 +1,6 @@
 """Where frames come from: a camera in a browser, or a film that plays at its own pace."""
 
+import contextlib
 import pathlib
 import threading
 import time
@@ -9,15 +10,13 @@ import numpy as np
 from torch import Tensor
 
 from ..host.frames.transfer import send
-from . import pacing
 from .codecs import CODECS
-from .film import stills
 from .mailbox import Slot
+from .media.pace import Pace
+from .media.reader import Film
+from .media.still import Damage, Unreadable
 from .pictures import Shape, fitted, to_image
 from .wire import NotTaken, Packet
-
-# a film that falls back further than this, in seconds, goes on from where it is
-_BEHIND = 0.25
 
 
 class Frame:
@@ -52,8 +51,11 @@ class Feed:
     Attributes:
         shapes: how each node that shows this source wants its frames, by node id.
         dropped: frames that were over before they could be left in the slot.
+        damaged: parts of a file that could not be decoded and were left out.
         error: why no more frames come, if something went wrong.
     """
+
+    damaged = 0
 
     def __init__(self):
         self.slot: Slot[Frame] = Slot()
@@ -102,6 +104,8 @@ class FilmFeed(Feed):
         path: the file.
         fps: the most frames per second; the film itself may have fewer.
         loop: start again at the end.
+
+    Both may be changed while it plays.
     """
 
     def __init__(
@@ -114,8 +118,13 @@ class FilmFeed(Feed):
         super().__init__()
         self.path, self.fps, self.loop = path, fps, loop
         self._clock = clock
+        self._pace, self._damage = Pace(), Damage()
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._run, name="livediffusion-film", daemon=True)
+
+    @property
+    def damaged(self) -> int:
+        return self._damage.parts
 
     def begin(self) -> None:
         if not self._thread.is_alive() and not self._over.is_set():
@@ -126,10 +135,10 @@ class FilmFeed(Feed):
         super().end()
 
     def _run(self) -> None:
-        sequence = 0
+        sequence, film = 0, Film(self.path, self._damage)
         try:
             while not self._over.is_set():
-                sequence = self._play(sequence)
+                sequence = self._play(film, sequence)
                 if not self.loop:
                     break
         except Exception as reason:
@@ -138,26 +147,29 @@ class FilmFeed(Feed):
         finally:
             self.slot.close()
 
-    def _play(self, sequence: int) -> int:
-        began, last, end = self._clock(), None, 0.0
-        film = stills(self.path)
-        upcoming = next(film, None)
-        while upcoming is not None and not self._over.is_set():
-            still, upcoming = upcoming, next(film, None)
-            end = still.time + still.lasts
-            elapsed = self._clock() - began
-            wait = pacing.show(still.time, elapsed, last, 1 / self.fps)
-            if wait is None:
-                continue
-            if elapsed - still.time > _BEHIND:
-                began += elapsed - still.time
-            elif pacing.late(upcoming.time if upcoming else None, elapsed):
-                self.dropped += 1
-                continue
-            self._over.wait(wait)
-            last = still.time
-            frame = Frame(sequence, time.time(), time.monotonic(), still.picture())
-            self.slot.put(self._ready(frame))
-            sequence += 1
-        self._over.wait(max(0.0, end - (self._clock() - began)))
+    def _play(self, film: Film, sequence: int) -> int:
+        refused = None
+        with contextlib.closing(film.stills()) as stills:
+            for i, still in enumerate(stills):
+                if i == 0:
+                    # not before it is open, which takes its time
+                    self._pace.again(self._clock())
+                wait = self._pace.wait(still.time, still.lasts, self._clock(), self.fps)
+                self.dropped = self._pace.dropped
+                if wait is None:
+                    continue
+                if self._over.wait(wait):
+                    return sequence
+                try:
+                    picture = still.picture()
+                except Unreadable as reason:
+                    self._damage.parts += 1
+                    refused = refused or reason
+                    continue
+                frame = Frame(sequence, time.time(), time.monotonic(), picture)
+                self.slot.put(self._ready(frame))
+                sequence += 1
+        if refused is not None and sequence == 0:
+            raise refused
+        self._over.wait(self._pace.left(self._clock()))
         return sequence

@@ -46,6 +46,7 @@ class Split:
         frozen: nodes that run once, and again when an edit reaches them.
         handover: (node id, output index) of the frozen values that the ordinary prompt makes.
         idle: output nodes that do not run while live.
+        workflow: what the page shows as this graph, for files that keep it.
     """
 
     graph: Graph
@@ -55,6 +56,7 @@ class Split:
     frozen: frozenset[str]
     handover: list[tuple[str, int]]
     idle: list[str]
+    workflow: Any = None
 
 
 def split(graph: Graph, kinds: Kinds) -> Split:

@@ -12,11 +12,11 @@ from ..trust.schema import BadData
 from .guard import asked, body, forbid, guarded
 from .session import Session
 from .sessions import Invalid, Sessions
+from .sinks import mjpeg
 from .still import stills
 from .viewer import Viewer
 from .wire import LARGEST, NotTaken, Packet
 
-_BOUNDARY = "livediffusion"
 _AWAITED = 0.5  # seconds between two looks for a run that an open stream waits for
 _REFUSED, _OVER = 4409, 4410
 
@@ -31,6 +31,7 @@ def add_routes(server) -> Sessions:
         ("POST", "stop", guarded(api.stop)),
         ("GET", "stats", guarded(api.stats)),
         ("POST", "snapshot", guarded(api.snapshot)),
+        ("POST", "picture", guarded(api.picture)),
         ("GET", "frames", guarded(api.frames, boundary.MOST_OPEN)),
         ("GET", "mjpeg/{key}", guarded(api.mjpeg, boundary.MOST_OPEN)),
     ):
@@ -46,7 +47,9 @@ class _Api:
         data = await asked(request, boundary.START)
         client = data.get("client_id", "")
         try:
-            session = await self._sessions.start(data["prompt"], data.get("workflow"), client)
+            session = await self._sessions.start(
+                data["prompt"], data.get("workflow"), client, data.get("secret")
+            )
         except Invalid as reason:
             return web.json_response(reason.answer, status=400)
         return web.json_response(
@@ -124,12 +127,10 @@ class _Api:
         if not self._sessions.known(key):
             forbid("This stream's address is not known. Copy it from the Live View again.")
         response = web.StreamResponse(
-            headers={
-                "Content-Type": f"multipart/x-mixed-replace; boundary={_BOUNDARY}",
-                "Cache-Control": "no-store",
-            }
+            headers={"Content-Type": mjpeg.CONTENT_TYPE, "Cache-Control": "no-store"}
         )
         await response.prepare(request)
+        parts = mjpeg.Parts(request.headers.get("User-Agent", ""))
         # the stream outlives a run: whoever watches need not open it again for the next
         with contextlib.suppress(ConnectionError):
             while not _closing(request):
@@ -141,12 +142,28 @@ class _Api:
                 viewer = Viewer(patient=False, view=view.index)
                 session.attach(viewer, owner=False)
                 try:
-                    while (item := await viewer.next()) is not None:
-                        if isinstance(item, Packet):
-                            await response.write(_part(item.payload))
+                    while viewer.over is None and not _closing(request):
+                        with contextlib.suppress(asyncio.TimeoutError):
+                            item = await asyncio.wait_for(viewer.next(), _AWAITED)
+                            if isinstance(item, Packet):
+                                await response.write(parts.part(item.payload))
+                            continue
+                        # the view may be another one after an edit
+                        if view not in session.views.values():
+                            break
                 finally:
                     session.detach(viewer)
         return response
+
+    async def picture(self, request: web.Request) -> web.StreamResponse:
+        data = await asked(request, boundary.PICTURE)
+        session = self._session(data)
+        try:
+            place = await session.save(data["node"])
+        except (OSError, ValueError) as reason:
+            raise BadData(str(reason)) from None
+        named = {"filename": place.path.name, "subfolder": place.subfolder, "type": "output"}
+        return web.json_response(named)
 
     def _session(self, data: Mapping[str, Any], ended: bool = False) -> Session:
         """The session that a request names and may speak for."""
@@ -196,11 +213,6 @@ def _hear(session: Session, viewer: Viewer, owner: bool, text: str) -> None:
     viewer.shown(data["view"])
     if owner:
         session.showed(data.get("latency_ms"))
-
-
-def _part(data: bytes) -> bytes:
-    head = f"--{_BOUNDARY}\r\nContent-Type: image/jpeg\r\nContent-Length: {len(data)}\r\n\r\n"
-    return head.encode() + data + b"\r\n"
 
 
 def _closing(request: web.Request) -> bool:

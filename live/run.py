@@ -6,19 +6,19 @@ import comfy.model_management
 
 from ..host.registry import owner
 from .executor import FrameExecutor, quiet
+from .frames import Frames, current
 from .graph import GraphError, Split
 from .mailbox import Closed
-from .session import Session
-from .sessions import current
 
 _LOOK = 0.1  # seconds without a frame after which Cancel, Stop and edits are looked at
 
 
-async def run(session: Session, values: list[list], dynprompt: Any, node: str, server: Any) -> None:
-    """Run frames until the session is stopped, its source ends, or a node fails.
+async def run(frames: Frames, values: list[list], dynprompt: Any, node: str, server: Any) -> None:
+    """Run frames until the run is stopped, its source ends, or a node fails.
 
     Args:
-        values: of session.split.handover.
+        frames: the run's.
+        values: of the graph's handover.
         dynprompt: ComfyUI's DynamicPrompt of the ordinary prompt.
         node: id of the injected node in it.
         server: ComfyUI's PromptServer.
@@ -27,23 +27,23 @@ async def run(session: Session, values: list[list], dynprompt: Any, node: str, s
         What a node of the frame raised; ComfyUI reports it for that node.
         InterruptProcessingException: Cancel was pressed.
     """
-    executor = FrameExecutor()
-    executor.adopt(session.split, dict(zip(session.split.handover, values, strict=True)))
-    tokens = current.set(session), owner.set(session.id)
+    shared, executor = frames.shared, FrameExecutor()
+    executor.adopt(shared.split, dict(zip(shared.split.handover, values, strict=True)))
+    tokens = current.set(frames), owner.set(shared.id)
     try:
-        with quiet(session.prompt_id, dynprompt, server):
-            session.begin()
-            await _frames(session, executor)
-        session.later(session.conclude, "ended")
+        with quiet(shared.prompt_id, dynprompt, server):
+            frames.begin()
+            await _loop(frames, executor)
+        frames.server.ended("ended")
     except comfy.model_management.InterruptProcessingException:
-        session.later(session.conclude, "ended", "Cancelled.")
+        frames.server.ended("ended", "Cancelled.")
         raise
     except _Failed as failed:
-        session.later(session.conclude, "failed", str(failed.reason), failed.node)
+        frames.server.ended("failed", str(failed.reason), failed.node)
         _blame(dynprompt, node, failed.node, executor.split)
         raise failed.reason from None
     except BaseException as reason:
-        session.later(session.conclude, "failed", str(reason))
+        frames.server.ended("failed", str(reason))
         raise
     finally:
         current.reset(tokens[0])
@@ -56,27 +56,28 @@ class _Failed(Exception):
         self.node, self.reason = node, reason
 
 
-async def _frames(session: Session, executor: FrameExecutor) -> None:
+async def _loop(frames: Frames, executor: FrameExecutor) -> None:
+    shared = frames.shared
     before: tuple[int, Split] | None = None  # what an edit replaced, until a frame has run on it
-    while not session.stopping:
+    while not shared.stopping:
         try:
-            if edit := session.take_over():
-                before = before or (session.version, executor.split)
-                session.adopt(*edit)
+            if edit := frames.take_over():
+                before = before or (shared.version, executor.split)
+                frames.adopt(*edit)
                 executor.adopt(edit[1])
-            if not await session.next_frame(_LOOK):
+            if not await frames.next_frame(_LOOK):
                 comfy.model_management.throw_exception_if_processing_interrupted()
                 continue
-            await session.room()
+            await frames.room()
             # the frame's execution clears the flag first of all
             comfy.model_management.throw_exception_if_processing_interrupted()
-            await executor.frame(session.prompt_id, session.extra)
+            await executor.frame(shared.prompt_id, shared.extra)
         except Closed:
             return
         except GraphError as reason:
             executor.failure = reason.node, reason
         if executor.failure is None:
-            session.frame_done()
+            frames.frame_done()
             before = None
             continue
         node, reason = executor.failure
@@ -85,8 +86,8 @@ async def _frames(session: Session, executor: FrameExecutor) -> None:
         if before is None:
             raise _Failed(node, reason)
         # the edit does not run: say so, and go on as before
-        session.problem(str(reason), node)
-        session.adopt(*before)
+        frames.server.problem(str(reason), node)
+        frames.adopt(*before)
         executor.adopt(before[1])
         before = None
 

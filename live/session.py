@@ -1,39 +1,36 @@
-"""One live run as the browser and the frame loop see it.
+"""The server's side of a live run: what routes, listeners and the queue see of it.
 
-Two threads meet here. The server's event loop owns viewers, views' encoding and the watch over
-the owner; the prompt worker's loop runs frames. They share slots and a few plain values.
+All of it runs in the server's event loop, but for what the frames' side calls.
 """
 
 import asyncio
 import contextlib
 import functools
 import secrets
+import threading
 import time
 from collections.abc import Callable
 from typing import Any
 
-from torch import Tensor
-
 from ..host.models import engines
 from ..host.registry import streams
 from . import pacing
-from .feeds import CameraFeed, Feed, FilmFeed, Frame
-from .graph import GraphError, Split, constant, number
+from .feeds import CameraFeed
+from .frames import Frames
+from .graph import Split, constant, number
 from .mailbox import Closed
 from .meters import Rate, Spread
-from .origins import Origins
-from .pictures import Shape
+from .shared import BROWSER, SIZES, Shared
+from .sinks.names import Place
 from .view import View
 from .viewer import Viewer
 from .wire import NotTaken, unpacked
 from .workers import Workers
 
-IN_FLIGHT = 2  # frames whose picture is not on the CPU yet
 OWNER_MISSED = 2.0  # seconds without its page after which a run ends
 OWNER_EXPECTED = 15.0  # seconds that the page has to come for the first time
+_FINISH = 3.0  # seconds that a run's recordings have to be whole before its listeners leave
 _ROUND = 0.25  # seconds between two looks after everything
-BROWSER = "browser"
-_SIZES = {"width": 512, "height": 512, "fps": 30}  # LiveCamera's defaults
 
 
 class Session:
@@ -46,11 +43,10 @@ class Session:
 
     Attributes:
         state: queued, starting, live, stopping, ended, failed.
-        running: frames run, or have run.
         cancel: takes the run out of the queue, or stops it before its first frame.
         reason, node: why it ended, and at which node, if there is more to say.
         ahead: prompts that run before this one.
-        version: of the graph that runs; 1 is the one it began with.
+        frames: the frames' side.
     """
 
     def __init__(
@@ -58,81 +54,61 @@ class Session:
     ):
         self.id = secrets.token_urlsafe(12)
         self.token = secrets.token_urlsafe(24)
-        self.prompt_id = self.client = ""
-        self.extra: dict[str, Any] = {}
-        self.split = split
+        self.client = self.view_secret = ""
+        self.shared = Shared(self.id, split, open_film)
+        self.frames = Frames(self.shared, self)
         self.state, self.reason, self.node, self.ahead = "queued", None, None, 0
-        self.version = self.asked = 1
-        self.stopping = self.running = False
         self.cancel: Callable[[], None] = lambda: None
-        self._open_film = open_film
+        self._asked = 1
         self._loop = loop
+        self._leaving: asyncio.Task | None = None
         self._pool = Workers(3, "livediffusion-codec")
         self._tasks: set[asyncio.Task] = set()
-        self._pending: tuple[int, Split] | None = None
-        self.views: dict[str, View] = {}
-        self._feeds: dict[Any, Feed] = {}
-        self._feed_of: dict[str, Feed] = {}
-        self._frames: dict[Feed, Frame] = {}
-        self._origins = Origins()
         self.viewers: set[Viewer] = set()
         self.owner: Viewer | None = None
         self._owner_gone = time.monotonic() + OWNER_EXPECTED - OWNER_MISSED
-        self._began = self._started = time.monotonic()
-        self._lent: set[str] = set()
-        self._frame_rate, self._camera_rate = Rate(), Rate()
-        self._latency, self._compute = Spread(), Spread()
-        self._counts = dict.fromkeys(("frames", "skipped", "refused", "lost"), 0)
-        self._calls: dict[str, Any] = {"calls": 0, "rows": 0, "roads": []}
+        self._started = time.monotonic()
+        self._camera_rate, self._latency = Rate(), Spread()
         self._told_pace = 0
-        self._prepare(split)
 
-    # -- what the graph asks for ------------------------------------------------------------
+    # -- what routes and the queue ask ------------------------------------------------------
 
-    def _prepare(self, split: Split) -> None:
-        """Feeds and views of a graph; those that stay the same go on."""
-        feeds: dict[Any, Feed] = {}
-        feed_of: dict[str, Feed] = {}
-        for node in split.sources:
-            inputs = split.graph[node]["inputs"]
-            source = constant(inputs, "source", BROWSER, node)
-            fps = number(inputs, "fps", _SIZES["fps"])
-            if source == BROWSER:
-                key: Any = BROWSER
-            else:
-                file, loop = constant(inputs, "file", "", node), inputs.get("loop", True)
-                key = (node, file, fps, loop is True)
-            feed = feeds.get(key) or self._feeds.get(key)
-            if feed is None:
-                feed = CameraFeed() if key == BROWSER else self._film(*key)
-            feeds[key] = feed_of[node] = feed
-            feed.shapes[node] = Shape(
-                *(number(inputs, name, _SIZES[name]) for name in ("width", "height")),
-                str(inputs.get("fit", "crop")), inputs.get("mirror") is True,
-            )  # fmt: skip
-        gone = [feed for key, feed in self._feeds.items() if key not in feeds]
-        self._feeds, self._feed_of = feeds, feed_of
-        for feed in feeds.values():
-            feed.shapes = {n: s for n, s in feed.shapes.items() if feed_of.get(n) is feed}
-        self._frames = {feed: f for feed, f in self._frames.items() if feed in feeds.values()}
-        for feed in gone:
-            feed.end()
-        for node in split.views:
-            self.view(node)
+    @property
+    def prompt_id(self) -> str:
+        return self.shared.prompt_id
 
-    def _opened(self, node: str, file: str) -> Any:
-        try:
-            return self._open_film(file)
-        except ValueError as reason:
-            raise GraphError(str(reason), node) from None
+    @property
+    def extra(self) -> dict[str, Any]:
+        return self.shared.extra
 
-    def _film(self, node: str, file: str, fps: int, loop: bool) -> FilmFeed:
-        return FilmFeed(self._opened(node, file), fps, loop)
+    @property
+    def running(self) -> bool:
+        """Whether frames run, or have run."""
+        return self.shared.running
+
+    @property
+    def split(self) -> Split:
+        """The graph that runs."""
+        return self.shared.split
+
+    @property
+    def version(self) -> int:
+        """Of the graph that runs; 1 is the one it began with."""
+        return self.shared.version
+
+    @property
+    def views(self) -> dict[str, View]:
+        return self.shared.views
+
+    def view(self, node: str) -> View:
+        """The view of a LiveView, made when it is first asked for."""
+        return self.shared.view(node)
 
     @property
     def wanted(self) -> Split:
         """The graph asked for last; it may not have been taken over yet."""
-        return self._pending[1] if self._pending else self.split
+        pending = self.shared.pending
+        return pending[1] if pending else self.shared.split
 
     @staticmethod
     def cameras(split: Split) -> list[dict[str, Any]]:
@@ -142,18 +118,16 @@ class Session:
             {
                 "node": node,
                 "source": constant(settings, "source", BROWSER, node),
-                **{name: number(settings, name, default) for name, default in _SIZES.items()},
+                **{name: number(settings, name, default) for name, default in SIZES.items()},
             }
             for node, settings in inputs.items()
         ]
 
-    def view(self, node: str) -> View:
-        """The view of a LiveView, made when it is first asked for."""
-        if node not in self.views:
-            self.views[node] = View(len(self.views))
-        return self.views[node]
+    @property
+    def over(self) -> bool:
+        return self.state in ("ended", "failed")
 
-    # -- the server's side ------------------------------------------------------------------
+    # -- its course -------------------------------------------------------------------------
 
     def open(self) -> None:
         """Begin to look after views and owner. In the server's loop."""
@@ -169,26 +143,22 @@ class Session:
         for node in split.sources:
             inputs = split.graph[node]["inputs"]
             if constant(inputs, "source", BROWSER, node) != BROWSER:
-                self._opened(node, constant(inputs, "file", "", node))
-        self.asked += 1
-        self._pending = (self.asked, split)
-        return self.asked
+                self.shared.opened(node, constant(inputs, "file", "", node))
+        self._asked += 1
+        self.shared.pending = (self._asked, split)
+        return self._asked
 
     def stop(self, reason: str | None = None) -> None:
         """End at the next frame boundary."""
         if self.state not in ("ended", "failed"):
-            self.stopping = True
+            self.shared.stopping = True
             self.reason = self.reason or reason
             if self.running:
                 self._become("stopping")
-                for feed in list(self._feeds.values()):
+                for feed in list(self.shared.feeds.values()):
                     feed.slot.close()
             else:
                 self.cancel()
-
-    @property
-    def over(self) -> bool:
-        return self.state in ("ended", "failed")
 
     def attach(self, viewer: Viewer, owner: bool) -> None:
         """Begin to send to a listener.
@@ -218,7 +188,7 @@ class Session:
         try:
             packet = unpacked(message)
             sequence = packet.sequence
-            feed = self._feeds.get(BROWSER)
+            feed = self.shared.feeds.get(BROWSER)
             if feed is None:
                 raise NotTaken("no Live Camera of this graph shows the browser's camera")
             now = time.monotonic()
@@ -226,7 +196,7 @@ class Session:
             feed.coded.put((packet, now))
             self._answer(sequence, None)
         except NotTaken as reason:
-            self._counts["refused"] += 1
+            self.shared.counts["refused"] += 1
             self._answer(sequence, str(reason))
 
     def showed(self, latency: Any) -> None:
@@ -246,24 +216,24 @@ class Session:
 
     def stats(self) -> dict[str, Any]:
         """Counters and figures of the run so far."""
-        now = time.monotonic()
-        feeds = list(self._feeds.values())
-        coded = sum(f.coded.replaced for f in feeds if isinstance(f, CameraFeed))
-        unsent = sum(v.unsent for v in list(self.viewers))
+        now, shared = time.monotonic(), self.shared
+        feeds = list(shared.feeds.values())
+        dropped = sum(feed.slot.replaced + feed.dropped for feed in feeds)
+        dropped += sum(f.coded.replaced for f in feeds if isinstance(f, CameraFeed))
+        unsent = sum(viewer.unsent for viewer in list(self.viewers))
         return {
             "type": "stats",
             "state": self.state,
-            "fps": round(self._frame_rate.value(now), 2),
+            "fps": round(shared.frame_rate.value(now), 2),
             "camera_fps": round(self._camera_rate.value(now), 2),
             "latency_ms": _spread(self._latency, 1),
-            "compute_ms": _spread(self._compute, 1000),
-            "frames": self._counts["frames"],
-            "skipped": self._counts["skipped"],
-            "dropped": self._counts["lost"] + coded
-            + sum(f.slot.replaced + f.dropped for f in feeds),
-            "refused": self._counts["refused"],
-            "unsent": unsent + sum(v.slot.replaced for v in list(self.views.values())),
-            **self._calls,
+            "compute_ms": _spread(shared.compute, 1000),
+            "frames": shared.counts["frames"],
+            "skipped": shared.counts["skipped"],
+            "dropped": shared.counts["lost"] + dropped,
+            "refused": shared.counts["refused"] + sum(feed.damaged for feed in feeds),
+            "unsent": unsent + sum(view.slot.replaced for view in list(self.views.values())),
+            **shared.calls,
             "engines": engines.in_use(self._started),
             "version": self.version,
         }
@@ -275,7 +245,7 @@ class Session:
     async def _decode(self) -> None:
         """Camera frames from bytes to images, in worker threads, the latest first."""
         while not self.over:
-            feed = self._feeds.get(BROWSER)
+            feed = self.shared.feeds.get(BROWSER)
             if feed is None:
                 await asyncio.sleep(_ROUND)
                 continue
@@ -287,7 +257,7 @@ class Session:
                     frame = await self._loop.run_in_executor(self._pool, feed.decoded, *waiting)
                     feed.slot.put(frame)
                 except NotTaken as reason:
-                    self._counts["refused"] += 1
+                    self.shared.counts["refused"] += 1
                     sequence = waiting[0].sequence
                     message = {"type": "unreadable", "seq": sequence, "reason": str(reason)}
                     if self.owner is not None:
@@ -308,7 +278,7 @@ class Session:
             self._tell_pace()
 
     def _tell_pace(self) -> None:
-        frame = self._compute.percentile(50) or 0.0
+        frame = self.shared.compute.percentile(50) or 0.0
         cameras = self.cameras(self.split)
         fps = max([c["fps"] for c in cameras if c["source"] == BROWSER], default=30)
         interval = round(pacing.capture_interval(frame, fps) * 1000)
@@ -344,19 +314,30 @@ class Session:
             return
         self.reason, self.node = reason or self.reason, node
         self._become(state)
-        for feed in self._feeds.values():
+        for feed in self.shared.feeds.values():
             feed.end()
-        for view in self.views.values():
-            view.end()
+        recordings = [event for view in self.views.values() for event in view.end()]
         self._tell(self.stats())
-        for viewer in self.viewers:
-            viewer.close(4410)
+        if recordings:
+            # its listeners are still to hear how the recordings ended
+            self._leaving = self._loop.create_task(self._leave(recordings))
+        else:
+            self._close()
         streams.end_owner(self.id)
-        self._frames.clear()
-        self._origins.clear()
+        self.frames.clear()
         for task in self._tasks:
             task.cancel()
         self._pool.shutdown(wait=False, cancel_futures=True)
+
+    async def _leave(self, recordings: list[threading.Event]) -> None:
+        deadline = time.monotonic() + _FINISH
+        for event in recordings:
+            await asyncio.to_thread(event.wait, max(0.0, deadline - time.monotonic()))
+        self._close()
+
+    def _close(self) -> None:
+        for viewer in self.viewers:
+            viewer.close(4410)
 
     def _keep(self, work) -> None:
         task = self._loop.create_task(work)
@@ -368,129 +349,58 @@ class Session:
         with contextlib.suppress(RuntimeError):  # the server is going down
             self._loop.call_soon_threadsafe(function, *args)
 
-    # -- the frame loop's side --------------------------------------------------------------
+    # -- what the frames' side tells, in its thread -----------------------------------------
 
-    def begin(self) -> None:
-        """Frames run from now on. In the prompt worker."""
-        self.running = True
-        for feed in self._feeds.values():
-            feed.begin()
+    def begun(self) -> None:
         self.later(self._begin_views)
 
+    def lives(self) -> None:
+        self.later(self._lives)
+
+    def record(self, node: str) -> None:
+        self.later(self._record, node)
+
+    def problem(self, reason: str, node: str | None) -> None:
+        self.later(self._tell_problem, node, self.version, reason)
+
+    def ended(self, state: str, reason: str | None = None, node: str | None = None) -> None:
+        self.later(self.conclude, state, reason, node)
+
+    def _lives(self) -> None:
+        if self.state in ("queued", "starting"):
+            self.progress("live")
+
     def _begin_views(self) -> None:
-        for node, view in list(self.views.items()):
+        for view in list(self.views.values()):
             if not view.begun:
                 view.begun = True
-                complain = functools.partial(self._tell_problem, node, self.version)
                 compared = functools.partial(self._compared, view.index)
-                self._keep(view.serve(self._loop, self._pool, self._offer, complain, compared))
+                self._keep(view.serve(self._loop, self._pool, self._offer, compared))
+
+    async def save(self, node: Any) -> Place:
+        """Write the picture that a view shows to a file. Raises ValueError, OSError."""
+        view = self.views.get(node) if isinstance(node, str) else None
+        if view is None:
+            raise ValueError("There is no such Live View in this live run.")
+        return await view.save()
+
+    def _record(self, node: str) -> None:
+        view = self.views.get(node)
+        if view is not None:
+            view.record(functools.partial(self.later, self._tell_of_recording, node, self.version))
+
+    def _tell_of_recording(self, node: str, version: int, event: dict[str, Any]) -> None:
+        self._tell({"version": version, "node": node, **event})
 
     def _compared(self, view: int) -> bool:
-        return any(view in viewer.inputs for viewer in self.viewers)
+        return any(view in viewer.inputs for viewer in list(self.viewers))
 
     def _offer(self, packet) -> None:
         for viewer in self.viewers:
             viewer.offer(packet)
 
-    def take_over(self) -> tuple[int, Split] | None:
-        """The edited graph, if there is one that has not been taken over."""
-        pending, self._pending = self._pending, None
-        return pending
-
-    def adopt(self, version: int, split: Split) -> None:
-        """Frames run on this graph now."""
-        lost = list(self._feeds.values())
-        self._prepare(split)
-        for feed in lost:
-            if feed not in self._feeds.values():
-                self._counts["lost"] += feed.slot.replaced + feed.dropped
-        self.split, self.version = split, version
-        self.begin()
-
-    def problem(self, reason: str, node: str) -> None:
-        """An edit that could not run; the graph before it goes on."""
-        self.later(self._tell_problem, node, self.version, reason)
-
     def _tell_problem(self, node: str, version: int, reason: str) -> None:
         self._tell({"type": "problem", "version": version, "reason": reason, "node": node})
-
-    async def next_frame(self, timeout: float) -> bool:
-        """Wait for a new frame of the source that sets the pace, and take the others' latest.
-
-        Raises:
-            Closed: the source has ended.
-            GraphError: the source cannot go on; names its node.
-        """
-        feeds = list(self._feeds.values())
-        pace = self._feeds.get(BROWSER) or feeds[0]
-        try:
-            frame = await pace.slot.get(timeout)
-            if frame is None:
-                return False
-            for feed in feeds:
-                latest = feed.slot.take() if feed is not pace else frame
-                while latest is None and feed not in self._frames and not self.stopping:
-                    latest = await feed.slot.get(timeout)
-                if latest is not None:
-                    self._frames[feed] = latest
-        except Closed:
-            self._report_errors()
-            raise
-        self._origins.begin(frame)
-        self._began = time.monotonic()
-        self._lent.clear()
-        return not self.stopping
-
-    def _report_errors(self) -> None:
-        for node, feed in self._feed_of.items():
-            if feed.error is not None:
-                raise GraphError(str(feed.error), node)
-
-    async def room(self) -> None:
-        """Wait until fewer than IN_FLIGHT frames of each view are on their way from the device.
-
-        Raises:
-            GraphError: a view gave a picture that cannot be shown.
-        """
-        for node, view in list(self.views.items()):
-            await view.room(IN_FLIGHT)
-            if view.error is not None:
-                raise GraphError(f"image: {view.error}", node)
-
-    def image(self, node: str, shape: Shape) -> tuple[Tensor, int]:
-        """The current frame for a LiveCamera: IMAGE [1, height, width, 3] and its number."""
-        feed = self._feed_of[node]
-        feed.shapes[node] = shape
-        frame = self._frames[feed]
-        self._origins.gave(node, frame, shape)
-        return frame.image(shape), frame.sequence
-
-    def show(self, node: str, image: Tensor, quality: int, record: Callable | None) -> None:
-        """A LiveView's picture of the current frame; the same tensor again means skipped."""
-        view = self.views[node]
-        if view.same(image):
-            self._lent.add(node)
-            return
-        lag = max((getattr(state, "lag", 0) for state in streams.owned(self.id)), default=0)
-        moment = self._origins.shown(lag)
-        made_from = functools.partial(moment.picture, self.split.graph, node)
-        view.show(image, quality, record, moment.pace, self.version, made_from)
-
-    def frame_done(self) -> None:
-        """The frame went through the graph."""
-        now = time.monotonic()
-        self._compute.add(now - self._began)
-        self._frame_rate.add(now)
-        self._counts["frames"] += 1
-        self._counts["skipped"] += self._lent >= self.split.live & set(self.split.views)
-        mine = [state for state in streams.owned(self.id) if hasattr(state, "roads")]
-        self._calls = {
-            "calls": sum(stream.calls.calls for stream in mine),
-            "rows": sum(stream.calls.rows for stream in mine),
-            "roads": [stream.roads() for stream in mine],
-        }
-        if self.state in ("queued", "starting"):
-            self.later(self.progress, "live")
 
 
 def _spread(spread: Spread, scale: float) -> dict[str, float] | None:

@@ -2,12 +2,11 @@
 
 import asyncio
 import contextlib
+import dataclasses
 import hmac
-import secrets
 import time
 import uuid
 from collections import OrderedDict
-from contextvars import ContextVar
 from typing import Any
 
 import execution
@@ -15,19 +14,17 @@ import folder_paths
 
 from ..trust import boundary
 from .executor import NodeKinds
-from .film import inside
-from .graph import GraphError, Split, split
-from .session import Session
+from .graph import GraphError, Split, constant, split
+from .media.folder import inside
+from .media.reader import look_at
+from .session import BROWSER, Session
+from .sinks.mjpeg import Keys, secret
 from .view import View
 
 # the injected node that runs the frames; no graph's own id looks like it
 RUN = "livediffusion-run"
 _KEPT = 8  # sessions that are over, for those who still ask
-_KEYS = 256
 _LOOK = 0.2  # seconds between two looks at the queue
-
-# the run whose frame is being made, for the nodes of that frame
-current: ContextVar[Session | None] = ContextVar("livediffusion_session", default=None)
 
 
 class Invalid(Exception):
@@ -52,7 +49,7 @@ class Sessions:
     def __init__(self, server):
         self._server = server
         self._all: OrderedDict[str, Session] = OrderedDict()
-        self._keys: OrderedDict[str, tuple[str, str]] = OrderedDict()
+        self._keys = Keys()
         self._tasks: set[asyncio.Task] = set()
         self._kinds = NodeKinds()
 
@@ -68,8 +65,13 @@ class Sessions:
             raise PermissionError("wrong token")
         return session
 
-    async def start(self, graph: Any, workflow: Any, client_id: str) -> Session:
+    async def start(
+        self, graph: Any, workflow: Any, client_id: str, view_secret: Any = None
+    ) -> Session:
         """Validate a graph, cut it and queue it.
+
+        Args:
+            view_secret: what its views' addresses as streams are made from; see Keys.
 
         Raises:
             Invalid: the graph cannot run live.
@@ -79,11 +81,14 @@ class Sessions:
         cut = await self._cut(prompt_id, graph, client_id, extra)
         self._room_for(client_id)
         try:
+            await self._look_at_films(cut, set())
             session = Session(cut, self._film, asyncio.get_running_loop())
         except GraphError as reason:
             raise _invalid(cut.graph, reason) from None
-        session.prompt_id, session.client = prompt_id, client_id
-        session.extra = {**extra, "preview_method": "none"}
+        session.client = client_id
+        session.view_secret = secret(view_secret)
+        session.shared.prompt_id = prompt_id
+        session.shared.extra = {**extra, "preview_method": "none"}
         session.cancel = lambda: self._cancel(session)
         self._all[session.id] = session
         self._forget()
@@ -99,6 +104,7 @@ class Sessions:
         extra = {"extra_pnginfo": {"workflow": workflow}}
         cut = await self._cut(session.prompt_id, graph, client_id, extra)
         try:
+            await self._look_at_films(cut, set(_films(session.wanted)))
             return session.update(cut)
         except GraphError as reason:
             raise _invalid(cut.graph, reason) from None
@@ -125,7 +131,8 @@ class Sessions:
             if not valid[0] or valid[3]:
                 raise Invalid(valid[1] or _error("The graph is not valid."), valid[3])
         try:
-            return split(graph, self._kinds)
+            cut = split(graph, self._kinds)
+            return dataclasses.replace(cut, workflow=extra["extra_pnginfo"]["workflow"])
         except GraphError as reason:
             raise _invalid(graph, reason) from None
 
@@ -138,6 +145,15 @@ class Sessions:
         extra = {**extra, "client_id": client_id, "create_time": int(time.time() * 1000)}
         item = (number, session.prompt_id, {**cut.graph, RUN: run}, extra, [RUN], {})
         server.prompt_queue.put(item)
+
+    async def _look_at_films(self, cut: Split, known: set[tuple[str, str]]) -> None:
+        """Raise GraphError for a film that cannot be shown, unless it is known."""
+        for node, file in _films(cut):
+            try:
+                if (node, file) not in known:
+                    await asyncio.to_thread(look_at, self._film(file))
+            except ValueError as reason:
+                raise GraphError(str(reason), node) from None
 
     def _film(self, name: str):
         return inside(name, folder_paths.get_input_directory())
@@ -178,28 +194,32 @@ class Sessions:
             del self._all[id]
 
     def key(self, session: Session, node: str) -> str:
-        """The address of a view as a stream: the same for each run of a workflow."""
-        place = (_workflow(session), node)
-        for key, known in self._keys.items():
-            if known == place:
-                return key
-        key = secrets.token_urlsafe(12)
-        self._keys[key] = place
-        while len(self._keys) > _KEYS:
-            self._keys.popitem(last=False)
-        return key
+        """The address of a view as a stream: the same for each run of a workflow by its owner."""
+        return self._keys.key(session.view_secret, _workflow(session), node)
 
     def known(self, key: str) -> bool:
         """Whether a view's address was ever given out."""
-        return any(hmac.compare_digest(key.encode(), k.encode()) for k in self._keys)
+        return self._keys.known(key)
 
     def view(self, key: str) -> tuple[Session, View] | None:
-        """The running view behind an address."""
-        workflow, node = self._keys[key]
-        for session in reversed(self._all.values()):
-            if not session.over and node in session.views and _workflow(session) == workflow:
-                return session, session.views[node]
-        return None
+        """The running view behind an address; before one that waits in the queue."""
+        found = [
+            (session, view)
+            for session in reversed(self._all.values()) if not session.over
+            for node, view in list(session.views.items())
+            if hmac.compare_digest(self.key(session, node).encode(), key.encode())
+        ]  # fmt: skip
+        return max(found, key=lambda one: one[0].running, default=None)
+
+
+def _films(cut: Split) -> list[tuple[str, str]]:
+    """The sources that show a file: node and file. Raises GraphError."""
+    inputs = {node: cut.graph[node]["inputs"] for node in cut.sources}
+    return [
+        (node, constant(settings, "file", "", node))
+        for node, settings in inputs.items()
+        if constant(settings, "source", BROWSER, node) != BROWSER
+    ]
 
 
 def _workflow(session: Session) -> str:

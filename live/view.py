@@ -2,9 +2,10 @@
 
 import asyncio
 import contextlib
+import threading
 from collections.abc import Callable
 from concurrent.futures import Executor
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from torch import Tensor
@@ -14,7 +15,9 @@ from .codecs import JPEG
 from .feeds import Frame
 from .mailbox import Closed, Slot
 from .pictures import landed, on_its_way
-from .record import Recorder
+from .sinks.names import Place, Wish
+from .sinks.picture import save
+from .sinks.record import Recorder
 from .wire import VIEW, Packet
 
 # gives the frame that a picture was made from, [H, W, 3] uint8, if it is known
@@ -27,7 +30,6 @@ class Shown(NamedTuple):
     picture: Fetched | Tensor
     number: int
     quality: int
-    record: Callable[[], Recorder] | None
     origin: Frame
     version: int
     made_from: MadeFrom
@@ -39,13 +41,15 @@ class View:
 
     Attributes:
         latest: the last picture, encoded.
+        wish: what its files are to be, and whether there is to be a recording; written in the
+            prompt worker.
         begun: whether somebody fetches its pictures.
         error: why they cannot be fetched any more, if so.
     """
 
     def __init__(self, index: int):
         self.index = index
-        self.begun = False
+        self.begun = self._ended = False
         self.error: Exception | None = None
         self.slot: Slot[Shown] = Slot()
         self.latest: Packet | None = None
@@ -54,8 +58,10 @@ class View:
         self._landed = 0
         self._arrival: Slot[int] = Slot()
         self._image: Tensor | None = None
+        self.wish: Wish | None = None
+        self._picture: np.ndarray | None = None  # the last, for the files
         self._recorder: Recorder | None = None
-        self._given_up = False
+        self._recorders: list[Recorder] = []
 
     def same(self, image: Tensor) -> bool:
         """Whether this is the very tensor shown last. In the prompt worker, as `show`."""
@@ -65,7 +71,6 @@ class View:
         self,
         image: Tensor,
         quality: int,
-        record: Callable[[], Recorder] | None,
         origin: Frame,
         version: int,
         made_from: MadeFrom,
@@ -74,7 +79,7 @@ class View:
         self._image = image
         self._numbered += 1
         coming = on_its_way(image)
-        self.slot.put(Shown(coming, self._numbered, quality, record, origin, version, made_from))
+        self.slot.put(Shown(coming, self._numbered, quality, origin, version, made_from))
 
     async def room(self, most: int) -> None:
         """Wait until fewer than `most` pictures are on their way from the device."""
@@ -89,14 +94,12 @@ class View:
         loop: asyncio.AbstractEventLoop,
         pool: Executor,
         offer: Callable[[Packet], None],
-        complain: Callable[[str], None],
         compared: Callable[[], bool],
     ) -> None:
         """Fetch, record, encode and offer pictures until the end. In the server's loop.
 
         Args:
             offer: called with each picture.
-            complain: called with a reason why there is no recording.
             compared: whether somebody wants to see what the pictures were made from.
         """
         try:
@@ -105,7 +108,10 @@ class View:
                 picture = await loop.run_in_executor(pool, landed, shown.picture)
                 self._landed = shown.number
                 self._arrival.put(shown.number)
-                self._record(shown, picture, complain)
+                self._picture = picture
+                if self._recorder is not None:
+                    self._recorder.wish = self.wish
+                    self._recorder.put(picture)
                 coding = [loop.run_in_executor(pool, JPEG.encode, picture, shown.quality)]
                 if compared():
                     work = _coded, shown.made_from, shown.quality
@@ -140,36 +146,50 @@ class View:
         if self.latest is not None and self.latest.sequence == latest.sequence:
             offer(latest)
 
-    def _record(self, shown: Shown, picture: np.ndarray, complain: Callable[[str], None]) -> None:
-        if shown.record is None:
+    def record(self, tell: Callable[[dict[str, Any]], None]) -> None:
+        """Begin or end a recording, as `wish` says. In the server's loop.
+
+        Args:
+            tell: see Recorder. A recording that failed stays until it is switched off: the next
+                try is when it is switched on again.
+        """
+        wanted = self.wish is not None and self.wish.record and not self._ended
+        if not wanted:
             self._end_recording()
-            return
-        if self._given_up:
-            return
-        try:
-            if self._recorder is None:
-                self._recorder = shown.record()
-            self._recorder.put(picture)
-            if self._recorder.error is not None:
-                raise self._recorder.error
-        except Exception as reason:
-            # the pictures go on; the next try is when recording is switched on again
-            self._end_recording()
-            self._given_up = True
-            complain(f"record: {reason}")
+        elif self._recorder is None:
+            self._recorder = Recorder(self.wish, tell)
+            self._recorders = [one for one in self._recorders if not one.over.is_set()]
+            self._recorders.append(self._recorder)
+            # while nothing moves no picture comes, and this is what is shown
+            if self._picture is not None:
+                self._recorder.put(self._picture)
 
     def _end_recording(self) -> None:
-        self._given_up = False
         if self._recorder is not None:
             self._recorder.end()
             self._recorder = None
 
-    def end(self) -> None:
-        """No more pictures."""
+    async def save(self) -> Place:
+        """Write the picture that is shown to a file of its own.
+
+        Raises:
+            ValueError: there is none yet, or filename_prefix is no name for it.
+            OSError: it cannot be written.
+        """
+        if self._picture is None or self.wish is None:
+            raise ValueError("No picture has come yet.")
+        return await asyncio.to_thread(save, self._picture, self.wish)
+
+    def end(self) -> list[threading.Event]:
+        """No more pictures. Returns what is set when the recordings are whole."""
+        self._ended = True
         self.slot.close()
         self._arrival.close()
+        # also one that is whole a moment from now: what it tells is on its way then
+        writing = [one.over for one in self._recorders if not one.over.is_set()]
         self._end_recording()
-        self._image = self._made_from = None
+        self._image = self._made_from = self._picture = None
+        return writing
 
 
 def _coded(made_from: MadeFrom, quality: int) -> bytes:

@@ -5,7 +5,7 @@ import weakref
 
 from comfy_api.latest import ComfyExtension, io, ui
 
-from ..live.sessions import current
+from ..live.frames import current
 
 __all__ = ["ComfyExtension", "io", "newer", "quick", "ui"]
 

@@ -8,12 +8,14 @@ from server import PromptServer
 
 from ..host.registry import stream_key, streams
 from ..live.codecs import JPEG
-from ..live.film import Reader, inside, listed
+from ..live.frames import current
+from ..live.media.folder import inside, listed
+from ..live.media.reader import Reader
 from ..live.pictures import FITS, Shape, fitted, to_image
-from ..live.record import Recorder
 from ..live.routes import add_routes
 from ..live.run import run
-from ..live.sessions import Sessions, current
+from ..live.sessions import Sessions
+from ..live.sinks.names import Wish
 from ..live.still import stills
 from .compat import io, newer
 
@@ -106,9 +108,9 @@ class LiveCamera(io.ComfyNode):
     def execute(cls, source, file, width, height, fit, fps, mirror, loop) -> io.NodeOutput:
         shape = Shape(width, height, fit, mirror)
         node = str(cls.hidden.unique_id)
-        session = current.get()
-        if session is not None:
-            return io.NodeOutput(*session.image(node, shape))
+        frames = current.get()
+        if frames is not None:
+            return io.NodeOutput(*frames.image(node, shape))
         if source == "file":
             picture, number = cls._next(inside(file, folder_paths.get_input_directory()), loop)
         else:
@@ -160,7 +162,7 @@ class LiveView(io.ComfyNode):
                 io.String.Input(
                     "filename_prefix",
                     default="live/recording",
-                    tooltip="Of the recording, in the output folder.",
+                    tooltip="Of recordings and snapshots, in the output folder.",
                 ),
             ],
             outputs=[],
@@ -170,27 +172,15 @@ class LiveView(io.ComfyNode):
 
     @classmethod
     def execute(cls, image, quality, record, filename_prefix) -> io.NodeOutput:
-        session = current.get()
-        if session is None:
+        frames = current.get()
+        if frames is None:
             saved = ui.ImageSaveHelper.save_images(
                 image[-1:], "livediffusion", io.FolderType.temp, cls, compress_level=1
             )
             return io.NodeOutput(ui={"live_images": [dict(one) for one in saved]})
-        height, width = image.shape[1:3]
-
-        def recorder() -> Recorder:
-            return Recorder(_recording(filename_prefix, width, height))
-
-        session.show(str(cls.hidden.unique_id), image, quality, recorder if record else None)
+        wish = Wish(record, filename_prefix, cls.hidden.prompt, cls.hidden.extra_pnginfo)
+        frames.show(str(cls.hidden.unique_id), image, quality, wish)
         return io.NodeOutput()
-
-
-def _recording(prefix: str, width: int, height: int) -> pathlib.Path:
-    """A free name for a recording in the output folder."""
-    folder, name, counter, _, _ = folder_paths.get_save_image_path(
-        prefix, folder_paths.get_output_directory(), width, height
-    )
-    return pathlib.Path(folder) / f"{name}_{counter:05}_.mp4"
 
 
 class LiveRun(io.ComfyNode):
@@ -221,5 +211,6 @@ class LiveRun(io.ComfyNode):
         if found is None or found.running or found.over:
             raise ValueError("session: this node runs inside Live only. Remove it from the graph.")
         values = [frozen[f"frozen_{i}"] for i in range(len(found.split.handover))]
-        await run(found, values, cls.hidden.dynprompt, cls.hidden.unique_id, PromptServer.instance)
+        hidden = cls.hidden
+        await run(found.frames, values, hidden.dynprompt, hidden.unique_id, PromptServer.instance)
         return io.NodeOutput(ui={"live": [found.stats()]})

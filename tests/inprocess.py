@@ -14,6 +14,7 @@ import aiohttp
 import execution
 import numpy as np
 from aiohttp import web
+from clock import Limit
 from livediffusion.live.routes import add_routes
 from livediffusion.live.wire import CAMERA, COMPARED, Packet
 from livediffusion.nodes import live as live_nodes
@@ -124,9 +125,9 @@ class Comfy:
 
 def until(condition, seconds=20):
     """The first true value of `condition`, looked at often."""
-    deadline = time.monotonic() + seconds
+    limit = Limit(seconds)
     while not (value := condition()):
-        assert time.monotonic() < deadline, "it did not happen"
+        assert not limit.over, "it did not happen"
         time.sleep(0.005)
     return value
 
@@ -138,6 +139,7 @@ class Client:
         self.http, self.url, self.begun, self.socket = http, url, begun, socket
         self.views, self.states, self.stats = [], [], {}
         self.problems, self.refused, self.paces, self.answers = [], [], [], 0
+        self.recorded = []
         self.acknowledge = True
         self.sequence = 0
         self.closed = None
@@ -172,6 +174,8 @@ class Client:
                 self.stats = data
             elif kind == "problem":
                 self.problems.append(data)
+            elif kind == "recorded":
+                self.recorded.append(data)
             elif kind == "pace":
                 self.paces.append(data["interval_ms"])
             elif kind == "received":
@@ -207,9 +211,9 @@ class Client:
         await self.wait(lambda: self.closed)
 
     async def wait(self, condition, seconds=20):
-        deadline = time.monotonic() + seconds
+        limit = Limit(seconds)
         while not (value := condition()):
-            assert time.monotonic() < deadline, (self.states, self.stats, self.problems)
+            assert not limit.over, (self.states, self.stats, self.problems)
             await asyncio.sleep(0.005)
         return value
 

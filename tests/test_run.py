@@ -5,21 +5,23 @@ import ast
 import os
 import pathlib
 import re
+import signal
 import subprocess
 import sys
-import time
 
 import pytest
-from serving import load_run
+from clock import Limit
+from serving import launch, load_run
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 PRIMARY, ALSO = load_run().PRIMARY, load_run().ALSO
+CONSOLE, SERVER = launch("console"), launch("server")
 # three of these at once set up one environment; what takes minutes is a moment here
 FIRST_RUN = """
 import pathlib, sys, time
-from serving import load_run
-run = load_run()
-run.CACHE, comfyui = pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[2])
+from serving import launch
+setup = launch("setup")
+setup.CACHE, comfyui = pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[2])
 
 def create(home, with_pip):
     home.mkdir(parents=True)
@@ -34,8 +36,8 @@ def installed(command, what, log, **_):
     time.sleep(0.05)
     print(what)
 
-run.venv.create, run.watched = create, installed
-run.environment(comfyui, test=True)
+setup.venv.create, setup.watched = create, installed
+setup.environment(comfyui, test=True)
 """
 
 
@@ -44,7 +46,7 @@ def run(tmp_path, monkeypatch):
     """run.py as a module with an empty cache and no COMFYUI_PATH."""
     monkeypatch.delenv("COMFYUI_PATH", raising=False)
     module = load_run()
-    monkeypatch.setattr(module, "CACHE", tmp_path / "cache")
+    monkeypatch.setattr(module.setup, "CACHE", tmp_path / "cache")
     return module
 
 
@@ -66,15 +68,15 @@ def command(*args: str, **env: str) -> subprocess.CompletedProcess:
 
 
 def test_needs_the_standard_library_only():
-    tree = ast.parse((ROOT / "run.py").read_text(encoding="utf-8"))
+    paths = [ROOT / "run.py", *(ROOT / "launch").glob("*.py")]
+    assert len(paths) > 3
     names = set()
-    for node in ast.walk(tree):
+    for node in (n for p in paths for n in ast.walk(ast.parse(p.read_text(encoding="utf-8")))):
         if isinstance(node, ast.Import):
             names |= {alias.name.split(".")[0] for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
             names.add(node.module.split(".")[0])
-    assert names
-    assert names - {"_winapi"} <= set(sys.stdlib_module_names)
+    assert names - {"_winapi", "launch"} <= set(sys.stdlib_module_names)
 
 
 def test_it_explains_itself():
@@ -105,17 +107,17 @@ def test_a_wrong_comfyui_path_is_said(tmp_path):
 
 
 def test_comfyui_path_goes_before_the_cache(run, tmp_path, monkeypatch):
-    cached = comfyui(run.CACHE / "comfyui" / PRIMARY)
-    assert run.find_comfyui(PRIMARY) == cached
+    cached = comfyui(run.setup.CACHE / "comfyui" / PRIMARY)
+    assert run.setup.find_comfyui(PRIMARY) == cached
     named = comfyui(tmp_path / "mine")
     monkeypatch.setenv("COMFYUI_PATH", str(named))
-    assert run.find_comfyui(PRIMARY) == named
+    assert run.setup.find_comfyui(PRIMARY) == named
 
 
 def test_a_folder_without_comfyui_in_the_cache_is_said(run):
-    (run.CACHE / "comfyui" / PRIMARY).mkdir(parents=True)
-    with pytest.raises(run.Stop, match=r"no ComfyUI \(main\.py\) in .*remove that folder"):
-        run.find_comfyui(PRIMARY)
+    (run.setup.CACHE / "comfyui" / PRIMARY).mkdir(parents=True)
+    with pytest.raises(CONSOLE.Stop, match=r"no ComfyUI \(main\.py\) in .*remove that folder"):
+        run.setup.find_comfyui(PRIMARY)
 
 
 def test_a_clone_appears_whole_or_not_at_all(run, monkeypatch):
@@ -128,11 +130,11 @@ def test_a_clone_appears_whole_or_not_at_all(run, monkeypatch):
             raise subprocess.CalledProcessError(128, args)
 
     monkeypatch.setattr(run.subprocess, "run", clone)
-    with pytest.raises(run.Stop):
-        run.find_comfyui(ALSO[0])
-    assert list((run.CACHE / "comfyui").iterdir()) == []
-    path = run.find_comfyui(ALSO[0])
-    assert path == run.CACHE / "comfyui" / ALSO[0]
+    with pytest.raises(CONSOLE.Stop):
+        run.setup.find_comfyui(ALSO[0])
+    assert list((run.setup.CACHE / "comfyui").iterdir()) == []
+    path = run.setup.find_comfyui(ALSO[0])
+    assert path == run.setup.CACHE / "comfyui" / ALSO[0]
     assert [p.name for p in path.parent.iterdir()] == [ALSO[0]]
     assert f"v{ALSO[0]}" in asked[1]
 
@@ -144,33 +146,33 @@ def test_the_environment_is_made_once_for_each_set_of_requirements(run, tmp_path
         made.append(home)
         home.mkdir(parents=True)
 
-    monkeypatch.setattr(run.venv, "create", create)
-    monkeypatch.setattr(run, "watched", lambda args, *_: installed.append(" ".join(args)))
+    monkeypatch.setattr(run.setup.venv, "create", create)
+    monkeypatch.setattr(run.setup, "watched", lambda args, *_: installed.append(" ".join(args)))
     here = comfyui(tmp_path / "a")
-    python = run.environment(here, test=False)
-    assert run.environment(here, test=False) == python
+    python = run.setup.environment(here, test=False)
+    assert run.setup.environment(here, test=False) == python
     assert (len(made), len(installed)) == (1, 1)
     assert str(here / "requirements.txt") in installed[0]
     assert "pytest>=" not in installed[0]
     # the tests' tools are added to the same environment, once
-    assert run.environment(here, test=True) == run.environment(here, test=True) == python
+    assert [run.setup.environment(here, test=True) for _ in range(2)] == [python, python]
     assert len(made) == 1
     assert sum("pytest>=" in line for line in installed) == 1
-    other = run.environment(comfyui(tmp_path / "b", "torch\naiohttp\n"), test=False)
+    other = run.setup.environment(comfyui(tmp_path / "b", "torch\naiohttp\n"), test=False)
     assert other != python
     # one that was not finished is made anew
     (made[0] / ".complete").unlink()
     (made[0] / "left").touch()
-    run.environment(here, test=False)
+    run.setup.environment(here, test=False)
     assert made[-1] == made[0]
     assert not (made[0] / "left").exists()
 
 
 def test_first_runs_at_the_same_time_wait_for_each_other(run, tmp_path):
     here = comfyui(tmp_path / "comfyui")
-    starts = [sys.executable, "-c", FIRST_RUN, str(run.CACHE), str(here)]
+    starts = [sys.executable, "-c", FIRST_RUN, str(run.setup.CACHE), str(here)]
     env = {**os.environ, "PYTHONPATH": str(ROOT / "tests")}
-    with run.setting_up():
+    with run.setup.setting_up():
         runs = [
             subprocess.Popen(
                 starts, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
@@ -183,29 +185,29 @@ def test_first_runs_at_the_same_time_wait_for_each_other(run, tmp_path):
     steps = [line for out, _ in said for line in out.splitlines() if line.startswith("inst")]
     assert len(steps) == len(set(steps)) == 3, said
     if sys.platform == "linux":
-        fetched = list((run.CACHE / "tensorrt_bindings").iterdir())
-        assert {place.name for place in fetched} == set(run.BINDINGS)
+        fetched = list((run.setup.CACHE / "tensorrt_bindings").iterdir())
+        assert {place.name for place in fetched} == set(run.setup.BINDINGS)
         assert all((place / "module.py").is_file() for place in fetched)
 
 
 def test_a_lock_ends_with_its_holder(run):
     script = (
-        "import os, pathlib, sys; from serving import load_run; run = load_run();"
-        "run.CACHE = pathlib.Path(sys.argv[1]); lock = run.setting_up(); lock.__enter__();"
+        "import os, pathlib, sys; from serving import launch; setup = launch('setup');"
+        "setup.CACHE = pathlib.Path(sys.argv[1]); lock = setup.setting_up(); lock.__enter__();"
         "os._exit(9)"
     )
-    command = [sys.executable, "-c", script, str(run.CACHE)]
+    command = [sys.executable, "-c", script, str(run.setup.CACHE)]
     env = {**os.environ, "PYTHONPATH": str(ROOT / "tests")}
     assert subprocess.run(command, env=env, timeout=60).returncode == 9
-    assert (run.CACHE / ".lock").is_file()
-    began = time.monotonic()
-    with run.setting_up():
-        assert time.monotonic() - began < 5
+    assert (run.setup.CACHE / ".lock").is_file()
+    limit = Limit(5)
+    with run.setup.setting_up():
+        assert not limit.over
 
 
 def test_of_two_that_make_the_same_folder_the_faster_ones_stays(run, tmp_path):
     place = tmp_path / "there" / "1.0"
-    with run.whole(place) as part:
+    with run.setup.whole(place) as part:
         part.mkdir()
         (part / "mine").touch()
         place.mkdir()
@@ -215,7 +217,7 @@ def test_of_two_that_make_the_same_folder_the_faster_ones_stays(run, tmp_path):
     # what is no folder at all is no folder of another process
     other = tmp_path / "there" / "2.0"
     other.touch()
-    with pytest.raises(OSError), run.whole(other) as part:
+    with pytest.raises(OSError), run.setup.whole(other) as part:
         part.mkdir()
     assert sorted(p.name for p in place.parent.iterdir()) == ["1.0", "2.0"]
 
@@ -224,9 +226,9 @@ def test_no_venv_module_is_one_sentence(run, tmp_path, monkeypatch):
     def create(home, with_pip):
         raise subprocess.CalledProcessError(1, ["python", "-m", "ensurepip"])
 
-    monkeypatch.setattr(run.venv, "create", create)
-    with pytest.raises(run.Stop, match="apt install python3-venv"):
-        run.environment(comfyui(tmp_path / "a"), test=False)
+    monkeypatch.setattr(run.setup.venv, "create", create)
+    with pytest.raises(CONSOLE.Stop, match="apt install python3-venv"):
+        run.setup.environment(comfyui(tmp_path / "a"), test=False)
 
 
 class TestVersions:
@@ -244,12 +246,13 @@ class TestVersions:
             started.append((pathlib.Path(env["COMFYUI_PATH"]), marks))
             return subprocess.CompletedProcess(command, int(len(started) == 1))
 
-        monkeypatch.setattr(run, "environment", lambda comfyui, test: tmp_path / "bin" / "python")
+        python = tmp_path / "bin" / "python"
+        monkeypatch.setattr(run.setup, "environment", lambda comfyui, test: python)
         monkeypatch.setattr(run.subprocess, "run", start)
         return started
 
     def test_all_of_it_on_the_primary_and_the_short_part_on_those_that_are_here(self, run, told):
-        where = {v: comfyui(run.CACHE / "comfyui" / v) for v in (PRIMARY, *ALSO)}
+        where = {v: comfyui(run.setup.CACHE / "comfyui" / v) for v in (PRIMARY, *ALSO)}
         assert len(ALSO) > 1
         # a failure on the oldest is not forgotten on the way to the newest
         assert run.test(argparse.Namespace(comfyui=PRIMARY), []) == 1
@@ -267,7 +270,7 @@ class TestVersions:
         assert {path for path, _ in told} == {where[v] for v in (PRIMARY, *ALSO[1:])}
 
     def test_one_version_or_some_tests_are_all_that_is_run(self, run, told, tmp_path, monkeypatch):
-        where = {v: comfyui(run.CACHE / "comfyui" / v) for v in (PRIMARY, *ALSO)}
+        where = {v: comfyui(run.setup.CACHE / "comfyui" / v) for v in (PRIMARY, *ALSO)}
         run.test(argparse.Namespace(comfyui=ALSO[0]), [])
         assert told == [(where[ALSO[0]], "not alone"), (where[ALSO[0]], "alone")]
         told.clear()
@@ -290,34 +293,91 @@ class TestVersions:
 
 def test_a_failed_step_shows_the_end_of_its_log(run, tmp_path):
     script = "print('one'); print('the reason'); raise SystemExit(3)"
-    with pytest.raises(run.Stop, match=r"(?s)a step failed.*the reason"):
-        run.watched([sys.executable, "-c", script], "a step", tmp_path / "log" / "step.log")
+    with pytest.raises(CONSOLE.Stop, match=r"(?s)a step failed.*the reason"):
+        CONSOLE.watched([sys.executable, "-c", script], "a step", tmp_path / "log" / "step.log")
 
 
 def test_the_pack_is_linked_and_a_stale_link_is_renewed(run, tmp_path):
     link = tmp_path / "custom_nodes" / "ComfyUI-LiveDiffusion"
-    run.link_pack(tmp_path)
+    SERVER.link_pack(tmp_path)
     assert link.resolve() == ROOT
-    run.link_pack(tmp_path)
+    SERVER.link_pack(tmp_path)
     if os.name != "nt":
         link.unlink()
         link.symlink_to(tmp_path / "gone")
-        run.link_pack(tmp_path)
+        SERVER.link_pack(tmp_path)
     assert link.resolve() == ROOT
 
 
 @pytest.mark.parametrize("how", [KeyboardInterrupt, RuntimeError, None])
 def test_what_it_starts_is_ended(run, how):
     process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
-    began = time.monotonic()
+    limit = Limit(10)
     try:
-        with run.ended(process):
+        with CONSOLE.ended(process):
             if how:
                 raise how
     except (KeyboardInterrupt, RuntimeError):
         pass
     assert process.poll() is not None
-    assert time.monotonic() - began < 10
+    assert not limit.over
+
+
+# run.py with a stand-in for ComfyUI, and without the minutes before it
+STARTED = """
+import sys
+from serving import load_run
+run = load_run()
+run.setup.environment = lambda comfyui, test: sys.executable
+sys.modules["launch.server"].has_gpu = lambda python: False
+sys.argv = ["run.py", *sys.argv[1:]]
+sys.exit(run.main())
+"""
+STAND_IN = """
+import http.server, os, pathlib, sys
+pathlib.Path(__file__).with_name("pid").write_text(str(os.getpid()))
+pathlib.Path(__file__).with_name("options").write_text(" ".join(sys.argv[1:]))
+port = int(sys.argv[sys.argv.index("--port") + 1])
+class Answer(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(200)
+        self.end_headers()
+http.server.HTTPServer(("127.0.0.1", port), Answer).serve_forever()
+"""
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows ends a process without a word")
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGHUP"])
+def test_a_signal_ends_what_it_started_too(tmp_path, name):
+    here = comfyui(tmp_path / "comfyui")
+    (here / "main.py").write_text(STAND_IN, encoding="utf-8")
+    env = {**os.environ, "PYTHONPATH": str(ROOT / "tests"), "COMFYUI_PATH": str(here)}
+    command = [sys.executable, "-c", STARTED, "--max-upload-size", "7", "live", "--port", "0"]
+    process = subprocess.Popen(
+        [*command, "--no-browser"], env=env | {"HOME": str(tmp_path)}, stdout=subprocess.PIPE,
+        text=True, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )  # fmt: skip
+    with CONSOLE.ended(process):
+        for line in process.stdout:
+            if "opens the live demo" in line:
+                break
+        server = int((here / "pid").read_text())
+        process.send_signal(getattr(signal, name))
+        assert process.wait(60) == 130
+    with pytest.raises(ProcessLookupError):
+        os.kill(server, 0)
+    assert "--max-upload-size 7" in (here / "options").read_text()
+
+
+@pytest.mark.parametrize(
+    "args",
+    [("live", "--port", "70000"), ("live", "--port", "-1"), ("live", "--port", "x"),
+     ("--max-upload-size", "0"), ("--max-upload-size", "much"), ("fly",)],
+)  # fmt: skip
+def test_what_cannot_be_done_is_said_before_anything_starts(args):
+    done = command(*args)
+    assert done.returncode == 2 and done.stdout == ""
+    assert "error: argument" in done.stderr.splitlines()[-1]
 
 
 def test_a_server_that_dies_is_said_with_its_log(run, tmp_path):
@@ -325,17 +385,17 @@ def test_a_server_that_dies_is_said_with_its_log(run, tmp_path):
     log.write_text("booting\nno module named torch\n", encoding="utf-8")
     process = subprocess.Popen([sys.executable, "-c", ""])
     process.wait()
-    url = f"http://127.0.0.1:{run.free_port()}"
-    with pytest.raises(run.Stop, match="no module named torch"):
-        run.wait_for(url, process, log, run.Spinner("x"))
+    url = f"http://127.0.0.1:{SERVER.free_port()}"
+    with pytest.raises(CONSOLE.Stop, match="no module named torch"):
+        SERVER.wait_for(url, process, log, CONSOLE.Spinner("x"))
 
 
 def test_the_port_is_the_same_each_time_if_it_is_free(run):
-    port = run.free_port()
-    assert run.free_port(port) == port
-    with run.socket.socket() as taken:
+    port = SERVER.free_port()
+    assert SERVER.free_port(port) == port
+    with SERVER.socket.socket() as taken:
         taken.bind(("127.0.0.1", port))
-        assert run.free_port(port) != port
+        assert SERVER.free_port(port) != port
 
 
 def test_ci_runs_the_readmes_test_command():
@@ -363,8 +423,9 @@ class TestClient:
 
     def test_reads_what_it_wrote(self, clip, pictures, tmp_path):
         clip.write_video(pictures, 12.0, tmp_path / "a.mp4")
-        frames, rate = clip.read(tmp_path / "a.mp4", 6, 32)
-        assert (len(frames), frames[0].size, rate) == (6, (32, 32), 12.0)
+        frames, times = clip.read(tmp_path / "a.mp4", 6, 32)
+        assert (len(frames), frames[0].size) == (6, (32, 32))
+        assert times == pytest.approx([i / 12 for i in range(7)], abs=1e-3)
         reds = [frame.getpixel((16, 16))[0] for frame in frames]
         assert all(abs(red - 20 * i) < 12 for i, red in enumerate(reds)), reds
 
@@ -373,8 +434,9 @@ class TestClient:
             pictures[0].save(
                 tmp_path / name, save_all=True, append_images=pictures[1:], duration=50
             )
-            frames, rate = clip.read(tmp_path / name, 100, 32)
-            assert (len(frames), rate) == (10, 20.0)
+            frames, times = clip.read(tmp_path / name, 100, 32)
+            assert len(frames) == 10
+            assert times == pytest.approx([i / 20 for i in range(11)], abs=1e-3)
 
     def test_crops_the_middle(self, clip):
         from PIL import Image
@@ -385,22 +447,12 @@ class TestClient:
 
     def test_takes_one_of_comfyuis_own_previews(self, clip):
         path = clip.bundled_clip()
-        frames, rate = clip.read(path, 24, 32)
+        read = clip.read(path, 24, 32)
+        frames = read.frames
         assert len(frames) == 24
-        assert 5 <= rate <= 60
+        assert 5 <= read.rate <= 60
         # it moves
         assert frames[0].tobytes() != frames[-1].tobytes()
-
-    @pytest.mark.parametrize("name", ["none.mp4", "text.mp4"])
-    def test_a_bad_video_is_one_sentence(self, clip, tmp_path, monkeypatch, capsys, name):
-        (tmp_path / "text.mp4").write_text("no video", encoding="utf-8")
-        argv = ["clip", "--server", "http://127.0.0.1:1", "--video", str(tmp_path / name)]
-        monkeypatch.setattr("sys.argv", argv)
-        assert clip.main() == 1
-        said = capsys.readouterr().err.strip()
-        assert said.startswith("run.py clip: --video: ")
-        assert name in said
-        assert len(said.splitlines()) == 1
 
     def test_the_sheet_has_input_above_output(self, clip, pictures, tmp_path):
         from PIL import Image

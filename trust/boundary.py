@@ -87,9 +87,14 @@ def _graph(value: Any, where: str) -> dict[str, Any]:
 _WORKFLOW = either(nothing, table(text(4096), anything, 1000))
 
 # requests and messages: what is not known is left out, for a page that is newer than the server
-START = record({"prompt": _graph}, {"workflow": _WORKFLOW, "client_id": _NAME}, others=True)
+START = record(
+    {"prompt": _graph},
+    {"workflow": _WORKFLOW, "client_id": _NAME, "secret": either(nothing, text(200))},
+    others=True,
+)
 UPDATE = record({"prompt": _graph}, {"workflow": _WORKFLOW, **_RUN_KEYS}, others=True)
 STOP = record({}, _RUN_KEYS, others=True)
+PICTURE = record({"node": _NAME}, _RUN_KEYS, others=True)
 SNAPSHOT = record({"node": text(256, r".+"), "client_id": text(256, r".+")}, others=True)
 _VIEW = whole(0, 2**16)
 HEARD = either(
@@ -170,7 +175,7 @@ def told(data: bytes, what: str, limits: Limits, schema: Schema) -> Any:
 
 def is_key(value: Any) -> bool:
     """Whether this can be a session's id or token, or the key of a stream."""
-    return isinstance(value, str) and re.fullmatch(r"[A-Za-z0-9_-]{1,64}", value) is not None
+    return isinstance(value, str) and re.fullmatch(r"[A-Za-z0-9_.-]{1,64}", value) is not None
 
 
 # -- what may be imported --------------------------------------------------------------------

@@ -3,15 +3,23 @@
 import { app } from '../../scripts/app.js'
 import { api } from '../../scripts/api.js'
 
+// Before anything is awaited, so that what other packs put around it lies further out; see reader.mjs
+const queuePrompt = app.queuePrompt
+let reader = null
+app.queuePrompt = function (...of) {
+  return reader ? reader.queue(...of) : queuePrompt.apply(app, of)
+}
+
 // browsers keep .mjs files by themselves; another version has other addresses
 const VERSION = '0.1.0'
 const place = (name) => new URL(`./live/${name}.mjs?v=${VERSION}`, import.meta.url).href
 const modules = [
-  'camera', 'compare', 'edits', 'picker', 'plot', 'screen', 'session', 'style', 'view'
+  'camera', 'compare', 'edits', 'picker', 'plot', 'reader', 'screen', 'session', 'stage',
+  'style', 'view'
 ]
 const [
-  { Camera }, { Compare }, { Edits }, { Picker }, { Plot }, { Screen }, { Invalid, Session },
-  { addStyle, element }, { View }
+  { Camera }, { Compare }, { Edits }, { Picker }, { Plot }, { Reader }, { Screen },
+  { Invalid, Session, fileName }, { Stage }, { addStyle, element }, { View }
 ] = await Promise.all(modules.map((name) => import(place(name))))
 
 const LABELS = {
@@ -45,10 +53,9 @@ let settling = 0
 let loaded = 0 // when a graph was loaded last
 let said = ''
 let state = 'idle'
-let reading = false
-let button = null
 
-const edits = new Edits(api, read, edited, ready)
+reader = new Reader(app, queuePrompt)
+const edits = new Edits(api, reader, edited, ready)
 
 function notify(severity, summary, detail) {
   const life = severity === 'error' ? 12000 : 5000
@@ -83,27 +90,18 @@ async function upload(file) {
 
 // -- the run ------------------------------------------------------------------------------
 
-async function read() {
-  reading = true
-  try {
-    return await app.graphToPrompt()
-  } finally {
-    reading = false
-  }
-}
-
 function show(next, detail = {}) {
   state = next
-  button = document.querySelector('.livediffusion-live') ?? button
-  if (!button) return
-  button.dataset.state = state
   const label = state === 'queued' && detail.ahead ? `Waiting (${detail.ahead})` : LABELS[state]
-  const text = button.querySelector('span') ?? button
-  if (text.textContent !== label) text.textContent = label
   const tip = detail.ahead
     ? `Waiting for ${detail.ahead} prompt${detail.ahead > 1 ? 's' : ''} to finish; click to stop`
     : TIPS[state]
-  button.setAttribute('aria-label', tip)
+  for (const button of document.querySelectorAll('.livediffusion-live')) {
+    button.dataset.state = state
+    const text = button.querySelector('span') ?? button
+    if (text.textContent !== label) text.textContent = label
+    button.setAttribute('aria-label', tip)
+  }
 }
 
 async function toggle() {
@@ -113,9 +111,10 @@ async function toggle() {
   listen(mine)
   show('starting')
   try {
-    const graph = await read()
+    const graph = await reader.read()
     // the camera first: without it there is nothing to wait for in the queue
-    if (usesCamera(graph.output)) await camera.use(mine)
+    const wishes = cameras(graph.output)
+    if (wishes.length) await camera.use(mine, wishes)
     if (session !== mine) return camera.leave(mine)
     opened = here()
     loaded = -JUST
@@ -135,10 +134,11 @@ async function toggle() {
   }
 }
 
-const usesCamera = (output) =>
-  Object.values(output).some(
-    ({ class_type, inputs }) => class_type === 'LiveCamera' && inputs.source !== 'file'
-  )
+/** What the Live Cameras that are cameras are set to. */
+const cameras = (output) =>
+  Object.values(output)
+    .filter(({ class_type, inputs }) => class_type === 'LiveCamera' && inputs.source !== 'file')
+    .map(({ inputs }) => inputs)
 
 function listen(mine) {
   mine.addEventListener('state', ({ detail }) => {
@@ -165,7 +165,15 @@ function listen(mine) {
   })
   mine.addEventListener('problem', ({ detail }) => {
     mark([detail.node])
-    notify('error', `${title(detail.node)}: not changed`, detail.reason)
+    // an edit that does not run, or a recording that cannot be written
+    const summary = detail.reason.startsWith('record:') ? 'not recorded' : 'not changed'
+    notify('error', `${title(detail.node)}: ${summary}`, detail.reason)
+  })
+  mine.addEventListener('recorded', ({ detail }) => {
+    const { file, subfolder, seconds, left_out: lost } = detail
+    const rest = lost ? `; ${lost} frame(s) left out: the disk or the encoder is too slow` : ''
+    const said = `${fileName(file, subfolder)}, ${seconds.toFixed(1)} s${rest}`
+    notify(lost ? 'warn' : 'success', `${title(detail.node)}: recorded`, said)
   })
   mine.addEventListener('over', () => {
     if (session !== mine) return
@@ -317,7 +325,7 @@ function addPicker(owner) {
   if (!source) return
   const serialize = source.serializeValue
   source.serializeValue = async function () {
-    if (!reading && !session && picker.usesBrowser) await snapshot(owner, picker)
+    if (!reader.busy && !session && picker.usesBrowser) await snapshot(owner, picker)
     return serialize ? serialize.apply(this, arguments) : source.value
   }
 }
@@ -335,8 +343,9 @@ function removed(owner, clean) {
 async function snapshot(owner, picker) {
   if (!camera.stream && !(await camera.allowed())) return
   try {
-    await camera.use(snapshot)
-    const body = await camera.snapshot(...picker.size)
+    const { wish } = picker
+    await camera.use(snapshot, [wish])
+    const body = await camera.snapshot(wish)
     const query = new URLSearchParams({ node: execution(owner), client_id: api.clientId })
     await api.fetchApi(`/livediffusion/snapshot?${query}`, { method: 'POST', body })
   } catch (error) {
@@ -358,6 +367,26 @@ function execution(owner) {
   }
   return search(root(), '') ?? String(owner.id)
 }
+
+// -- App mode -----------------------------------------------------------------------------
+
+const liveButton = (className) =>
+  element('button', { className: `livediffusion-live ${className}`, onclick: toggle })
+
+function mode() {
+  const open = app.extensionManager?.workflow?.activeWorkflow
+  return open?.activeMode ?? open?.initialMode ?? 'graph'
+}
+
+function appButton() {
+  if (!views.size) return null
+  // it says what the others say as soon as it is in the page
+  setTimeout(() => show(state))
+  return liveButton('')
+}
+
+const outputs = () =>
+  (root()?.extra?.linearData?.outputs ?? []).map((id) => views.get(node(id))).filter(Boolean)
 
 // -- ComfyUI ------------------------------------------------------------------------------
 
@@ -391,11 +420,11 @@ app.registerExtension({
     // frontends without an action bar of their own have the older menu
     setTimeout(() => {
       if (!document.querySelector('.livediffusion-live')) {
-        button = element('button', { className: 'livediffusion-live comfyui-button', onclick: toggle })
-        app.menu?.settingsGroup?.element?.before?.(button)
+        app.menu?.settingsGroup?.element?.before?.(liveButton('comfyui-button'))
       }
       show(state)
     }, 1500)
+    new Stage(tools, mode, outputs, appButton)
   },
   nodeCreated(owner) {
     if (owner.comfyClass === 'LiveView') addView(owner)

@@ -10,6 +10,7 @@ import urllib.request
 import av
 import numpy as np
 import pytest
+from clock import Limit
 from serving import serving
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -82,7 +83,8 @@ def site(comfyui, tmp_path_factory):
     # a page of a user who has seen ComfyUI before: no tour, no dialog over the canvas
     (settings / "comfy.settings.json").write_text(
         json.dumps({"Comfy.TutorialCompleted": True, "Comfy.Minimap.Visible": False,
-                    "Comfy.InstalledVersion": "1.45.19"}),
+                    "Comfy.InstalledVersion": "1.45.19",
+                    "Comfy.OnboardingCoachmarks.Seen": ["appMode", "firstRun"]}),
         encoding="utf-8",
     )  # fmt: skip
     with serving(comfyui, base) as (port, _, log):
@@ -102,13 +104,13 @@ def playwright():
         yield running
 
 
-def launch(playwright, camera_file):
-    """Chromium with a camera that plays a file."""
+def launch(playwright, camera_file=None):
+    """Chromium with a camera that plays a file, or with one that has several modes."""
+    film = [f"--use-file-for-fake-video-capture={camera_file}"] if camera_file else []
     return playwright.chromium.launch(
         executable_path=CHROMIUM,
         args=["--no-sandbox", "--disable-gpu", "--use-fake-ui-for-media-stream",
-              "--use-fake-device-for-media-stream",
-              f"--use-file-for-fake-video-capture={camera_file}"],
+              "--use-fake-device-for-media-stream", *film],
     )  # fmt: skip
 
 
@@ -175,8 +177,16 @@ class Page:
         self.wait("document.querySelector('.livediffusion-live')")
 
     def wait(self, condition, seconds=40):
+        limit = Limit(seconds)
         try:
-            self.page.wait_for_function(f"() => {condition}", timeout=1000 * seconds)
+            while True:
+                try:
+                    self.page.wait_for_function(f"() => {condition}", timeout=1000 * seconds)
+                    return
+                except Exception as error:
+                    # Playwright's own, which is imported late
+                    if type(error).__name__ != "TimeoutError" or limit.over:
+                        raise
         except Exception as error:
             there = self.page.evaluate(
                 """() => [window.live.state(), window.live.cameras(),

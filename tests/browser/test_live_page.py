@@ -8,6 +8,7 @@ import time
 
 import numpy as np
 import pytest
+from clock import Limit
 
 pytestmark = [pytest.mark.comfy, pytest.mark.server]
 
@@ -29,9 +30,9 @@ def pictures(page):
 
 
 def within(seconds, condition):
-    deadline = time.monotonic() + seconds
+    limit = Limit(seconds)
     while not condition():
-        assert time.monotonic() < deadline, "it did not happen in time"
+        assert not limit.over, "it did not happen in time"
         time.sleep(0.02)
 
 

@@ -91,6 +91,7 @@ def test_runs_what_it_can_and_counts(caplog):
     assert attached.line() == "onnxruntime: for a test"
 
 
+@pytest.mark.slow
 def test_a_lora_after_the_node_is_baked_anew():
     """Strength by strength, and back."""
     base = tiny.model()

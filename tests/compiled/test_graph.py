@@ -33,7 +33,7 @@ def at_once(comfyui, monkeypatch):
 @pytest.mark.parametrize(
     ("mode", "rule", "ticks"),
     [
-        *(pytest.param(mode, "lcm", 200, marks=pytest.mark.slow) for mode in MODES),
+        *(pytest.param(mode, "lcm", 100, marks=pytest.mark.slow) for mode in MODES),
         *(
             pytest.param("self-negative", rule, 40, marks=pytest.mark.slow)
             for rule in ("euler", "dpmpp_2m", "unipc")

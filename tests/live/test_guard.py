@@ -193,45 +193,6 @@ def test_messages_that_make_no_sense_are_left_alone(running):
     inprocess.live(work)
 
 
-def test_mjpeg_outlives_a_run_and_belongs_to_its_workflow(running):
-    comfy, _ = running
-
-    async def part(reply):
-        head = b""
-        while not head.endswith(b"\r\n\r\n"):
-            head += await reply.content.readexactly(1)
-        length = int(head.split(b"Content-Length: ")[1].split(b"\r")[0])
-        return (await reply.content.readexactly(length + 2))[:-2]
-
-    async def work(http):
-        first = await Client.start(http, comfy.url, graph("60"), "one")
-        address = first.begun["views"][0]["mjpeg"]
-        async with http.get(comfy.url + address) as reply:
-            assert reply.content_type == "multipart/x-mixed-replace"
-            await first.send(flat(1))
-            got = [inprocess.Packet(*[0] * 7, await asyncio.wait_for(part(reply), 5))]
-            await first.stop()
-            second = await Client.start(http, comfy.url, graph("120"), "one")
-            other = await Client.start(http, comfy.url, graph("180"), "two")
-            assert second.begun["views"][0]["mjpeg"] == address
-            assert other.begun["views"][0]["mjpeg"] != address
-
-            # the first frame may be over before the stream has found the new run
-            async def feed():
-                while not second.closed:
-                    await second.send(flat(1))
-                    await asyncio.sleep(0.05)
-
-            feeding = asyncio.create_task(feed())
-            got.append(inprocess.Packet(*[0] * 7, await asyncio.wait_for(part(reply), 5)))
-            await second.stop()
-            await feeding
-            await other.stop()
-        return [inprocess.grey(p) for p in got]
-
-    assert inprocess.live(work) == pytest.approx([60, 120], abs=1)
-
-
 @pytest.mark.parametrize(
     ("data", "headers", "status"),
     [

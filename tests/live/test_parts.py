@@ -2,7 +2,6 @@
 
 import asyncio
 import io
-import itertools
 import threading
 
 import numpy as np
@@ -138,34 +137,6 @@ def test_pictures_and_images_are_each_others_inverse():
     wild = torch.tensor([[[[float("nan"), 3.0, -2.0]]]])
     assert landed(on_its_way(wild)).tolist() == [[[0, 255, 0]]]
     assert landed(on_its_way(image[..., :1])).shape == (9, 7, 3)
-
-
-@given(
-    rate=st.floats(5, 120), least=st.floats(5, 120), frames=st.integers(2, 200),
-    slow=st.floats(0, 0.2),
-)  # fmt: skip
-def test_a_film_plays_at_its_own_pace(rate, least, frames, slow):
-    """Virtual clock: never early, never faster than asked, never out of order."""
-    now, last, shown = 0.0, None, []
-    for i in range(frames):
-        wait = pacing.show(i / rate, now, last, 1 / least)
-        if wait is None:
-            continue
-        now += wait
-        shown.append((now, i / rate))
-        last = i / rate
-        now += slow
-    assert all(at >= place - 1e-9 for at, place in shown)
-    places = [place for _, place in shown]
-    assert places == sorted(set(places))
-    gaps = [b - a for a, b in itertools.pairwise(places)]
-    assert all(gap >= 1 / least - 1e-3 for gap in gaps)
-    if least >= rate:
-        assert len(shown) == frames
-
-
-def test_a_frame_is_late_once_the_next_is_due():
-    assert pacing.late(1.0, 1.0) and not pacing.late(1.0, 0.99) and not pacing.late(None, 9.0)
 
 
 @given(st.floats(0, 10), st.floats(1, 120))

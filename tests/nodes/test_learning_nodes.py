@@ -159,7 +159,9 @@ def test_the_steps_run_in_the_stream(guided):
 
 
 def test_the_same_is_not_found_again(calls, folder):
+    began = time.perf_counter()
     first = learn().args[0]
+    once = time.perf_counter() - began
     made = calls.made
     assert made > 100
     took = []
@@ -169,7 +171,7 @@ def test_the_same_is_not_found_again(calls, folder):
         took.append(time.perf_counter() - began)
         assert torch.equal(again.args[0], first)
     assert calls.made == made and len(list(folder.iterdir())) == 1
-    assert min(took) < 0.01
+    assert min(took) < once / 20
     assert json.loads(again.ui["livediffusion_steps"][0])["levels"] == pytest.approx(first.tolist())
 
 

@@ -11,7 +11,7 @@ import pytest
 from serving import load_run, serving
 
 RUN = load_run()
-CACHE = RUN.CACHE / "comfyui"
+CACHE = RUN.setup.CACHE / "comfyui"
 
 # reports from inside the server: whose module is whose, and what was logged
 PRESTARTUP = """
@@ -24,7 +24,8 @@ logging.getLogger().addHandler(Keep(logging.WARNING))
 sys.live_probe_records = records
 """
 PROBE = """
-import logging, sys
+import logging, pathlib, sys, time
+import psutil
 from aiohttp import web
 from comfy_api.latest import ComfyExtension
 from server import PromptServer
@@ -32,9 +33,22 @@ from server import PromptServer
 @PromptServer.instance.routes.get("/probe")
 async def probe(request):
     files = {n: getattr(m, "__file__", None) or "" for n, m in list(sys.modules.items())}
-    return web.json_response({"modules": files, "records": sys.live_probe_records})
+    return web.json_response(
+        {"modules": files, "records": sys.live_probe_records, "compiled": compiled, "crowd": crowd}
+    )
 
 logging.getLogger("probe").warning("the probe listens")
+
+# what the pack's own source takes to compile, here and now
+pack = pathlib.Path(__file__).parents[1] / "ComfyUI-LiveDiffusion"
+rooms = ("nodes", "host", "live", "compiled", "schedules", "engine", "kernels")
+sources = [f.read_text() for room in rooms for f in (pack / room).rglob("*.py")]
+began = time.process_time()
+for source in sources:
+    compile(source, "pack", "exec")
+compiled = time.process_time() - began
+# how many times as long as alone everything has taken this process so far
+crowd = max(1.0, (time.time() - psutil.Process().create_time()) / time.process_time())
 
 class Nothing(ComfyExtension):
     async def get_node_list(self):

@@ -5,6 +5,7 @@ import pathlib
 import time
 
 import pytest
+from clock import Limit
 
 pytestmark = [pytest.mark.comfy, pytest.mark.server]
 
@@ -129,14 +130,14 @@ def test_clip_stylise_runs(info, server, comfyui, tmp_path):
     status, answer = server.post("/prompt", {"prompt": graph})
     assert status == 200, answer
     saved = finished(server, answer["prompt_id"])
-    after, rate = clip.read(server.base / "output" / saved["subfolder"] / saved["filename"], 9, 256)
-    assert (len(after), after[0].size, round(rate)) == (3, (256, 256), 12)
+    made = clip.read(server.base / "output" / saved["subfolder"] / saved["filename"], 9, 256)
+    assert (len(made.frames), made.frames[0].size, round(made.rate)) == (3, (256, 256), 12)
 
 
 def finished(server, prompt_id: str, seconds: float = 120) -> dict:
     """The file that a prompt saved, once it is done."""
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
+    limit = Limit(seconds)
+    while not limit.over:
         entry = server.json(f"/history/{prompt_id}").get(prompt_id)
         if entry and entry["status"]["completed"]:
             shown = [v for o in entry["outputs"].values() for v in o.values()]

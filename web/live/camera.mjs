@@ -14,6 +14,38 @@ const WORDS = {
 const INSECURE =
   'The camera needs https or localhost. Open ComfyUI as http://localhost or start it with --tls-keyfile and --tls-certfile.'
 
+// a smaller picture serves nobody: the Live Camera shows it to be looked at
+const LEAST = { width: 320, height: 180, fps: 1 }
+const UNSAID = { width: 512, height: 512, fps: 30 } // Live Camera's defaults
+
+/** The size and rate that serve all of these; what one does not say as a number is the default. */
+export function largest(wishes) {
+  const said = (wish, name) => (Number.isFinite(wish[name]) ? wish[name] : UNSAID[name])
+  const most = (name) => Math.max(LEAST[name], ...wishes.map((wish) => said(wish, name)))
+  return { width: most('width'), height: most('height'), fps: most('fps') }
+}
+
+/**
+ * What a browser is asked for, so that its pictures cover width x height at this rate.
+ *
+ * A camera has a few modes, mostly 16:9 or 4:3, of which the smallest that is large enough is
+ * wanted, whole: left alone, Chromium would cut the wanted shape out of the picture itself. Nothing
+ * is demanded; a camera that cannot gives what it has.
+ */
+export function constraints({ width, height, fps }) {
+  const tall = Math.max(height, Math.ceil((width * 9) / 16))
+  return {
+    width: { ideal: Math.ceil((tall * 16) / 9) },
+    height: { ideal: tall },
+    frameRate: { ideal: fps },
+    advanced: [
+      { resizeMode: 'none' },
+      { width: { min: width }, height: { min: height } },
+      { frameRate: { min: fps } }
+    ]
+  }
+}
+
 /** The reason why a camera does not open, in plain words. */
 export function reason(error) {
   return WORDS[error?.name] ?? `The camera does not open: ${error?.message ?? error}`
@@ -22,8 +54,12 @@ export function reason(error) {
 export class Camera extends EventTarget {
   stream = null
   video = null
-  users = new Set()
+  users = new Map() // to the wishes of each
+  takes = 0 // how often pictures began to come in another way: whoever reads them taps anew
   #opening = null
+  #taps = new Set()
+  #asked = null
+  #fitting = null
 
   /** Device id chosen by the user on this computer; '' for the browser's choice. */
   get choice() {
@@ -59,19 +95,50 @@ export class Camera extends EventTarget {
     }
   }
 
-  /** Open the camera for a user (any object); throws an Error with plain words. */
-  async use(user) {
+  /**
+   * Open the camera for a user; used again with other wishes, it is set to those.
+   *
+   * @param user any object
+   * @param wishes list of {width, height, fps}, all of which its pictures should cover
+   * @throws Error with plain words
+   */
+  async use(user, wishes) {
     if (!window.isSecureContext || !navigator.mediaDevices) throw new Error(INSECURE)
     // known from the start: who leaves while the browser still asks gets no light afterwards
-    this.users.add(user)
+    this.users.set(user, wishes)
     try {
       if (!this.stream) await (this.#opening ??= this.#open())
+      await (this.#fitting ??= this.#fit())
     } catch (error) {
       this.users.delete(user)
       throw error
     } finally {
       this.#opening = null
+      this.#fitting = null
     }
+  }
+
+  get #wish() {
+    return largest([...this.users.values()].flat())
+  }
+
+  // An open camera is set to another mode: no other question to the user, no light that goes off.
+  // A mode holds for all copies of a track, and while there are some Chromium leaves it as it is.
+  async #fit() {
+    while (this.stream && this.users.size) {
+      const asked = JSON.stringify(this.#wish)
+      if (asked === this.#asked) return
+      this.#asked = asked
+      const { stream, track } = this
+      for (const tap of this.#taps) tap.stop()
+      await track.applyConstraints(constraints(this.#wish)).catch(() => {})
+      if (this.stream === stream) this.#began()
+    }
+  }
+
+  #began() {
+    this.takes += 1
+    this.dispatchEvent(new Event('opened'))
   }
 
   /** A user is done; with the last one the light goes off. */
@@ -81,7 +148,8 @@ export class Camera extends EventTarget {
   }
 
   async #open() {
-    const video = { width: { ideal: 1280 }, height: { ideal: 720 } }
+    const wish = this.#wish
+    const video = constraints(wish)
     if (this.choice) video.deviceId = { exact: this.choice }
     let stream
     try {
@@ -98,6 +166,7 @@ export class Camera extends EventTarget {
     }
     this.#release()
     this.stream = stream
+    this.#asked = JSON.stringify(wish)
     this.track = stream.getVideoTracks()[0]
     this.track.onended = () => this.dispatchEvent(new Event('lost'))
     // never in the document: Nodes 2.0 moves widgets about, which would stop it
@@ -111,7 +180,7 @@ export class Camera extends EventTarget {
       this.#close()
       throw new Error(reason(error))
     }
-    if (this.stream === stream) this.dispatchEvent(new Event('opened'))
+    if (this.stream === stream) this.#began()
   }
 
   #close() {
@@ -136,11 +205,20 @@ export class Camera extends EventTarget {
     // of its own, because a stream ends cleanly only with its track
     const track = this.track.clone()
     const { readable } = new MediaStreamTrackProcessor({ track, maxBufferSize: 1 })
-    return { readable, stop: () => track.stop() }
+    const tap = {
+      readable,
+      stop: () => {
+        track.stop()
+        this.#taps.delete(tap)
+      }
+    }
+    this.#taps.add(tap)
+    return tap
   }
 
-  /** One picture as a JPEG that covers width x height, for an ordinary prompt. */
-  async snapshot(width, height) {
+  /** One picture as a JPEG that covers a wish, for an ordinary prompt. */
+  async snapshot(wish) {
+    const { width, height } = largest([wish])
     const { videoWidth, videoHeight } = this.video
     const scale = Math.min(1, Math.max(width / videoWidth, height / videoHeight))
     const canvas = new OffscreenCanvas(

@@ -6,6 +6,7 @@ const SIGNS = ['input', 'change', 'pointerup', 'keyup', 'wheel', 'drop', 'paste'
 
 export class Edits {
   #known
+  #saved
   #soon = 0
   #slow = 0
   #looking = false
@@ -13,22 +14,23 @@ export class Edits {
 
   /**
    * @param api ComfyUI's api
-   * @param read gives the graph as it is, {output, workflow}
+   * @param reader see reader.mjs
    * @param changed called with each graph that differs from the one before
    * @param ready whether there is a graph to look at, and not a half loaded one
    */
-  constructor(api, read, changed, ready) {
+  constructor(api, reader, changed, ready) {
     this.api = api
-    this.read = read
+    this.reader = reader
     this.changed = changed
     this.ready = ready
   }
 
   begin(output) {
     this.#known = JSON.stringify(output)
+    this.#saved = this.reader.saved()
     for (const sign of SIGNS) document.addEventListener(sign, this.#sign, true)
     this.api.addEventListener('graphChanged', this.#sign)
-    this.#slow = setInterval(this.look, SLOW)
+    this.#slow = setInterval(this.#glance, SLOW)
   }
 
   end() {
@@ -44,6 +46,11 @@ export class Edits {
     this.#soon = setTimeout(this.look, SOON)
   }
 
+  // nobody did anything: other packs are asked for their part only if the nodes are not as they were
+  #glance = () => {
+    if (this.ready() && this.reader.saved() !== this.#saved) return this.look()
+  }
+
   look = async () => {
     if (this.#known === undefined || !this.ready()) return
     if (this.#looking) {
@@ -54,7 +61,8 @@ export class Edits {
     try {
       do {
         this.#again = false
-        const graph = await this.read()
+        this.#saved = this.reader.saved()
+        const graph = await this.reader.read()
         const text = JSON.stringify(graph?.output)
         if (this.#known === undefined || text === this.#known || !this.ready()) continue
         this.#known = text

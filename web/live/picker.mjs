@@ -51,6 +51,7 @@ export class Picker {
       getMaxHeight: () => SIZE * 2
     })
     this.widget.serialize = false
+    this.widget.label = 'camera'
     camera.addEventListener('opened', this.#opened)
     camera.addEventListener('closed', this.#closed)
     navigator.mediaDevices?.addEventListener?.('devicechange', this.#list)
@@ -82,9 +83,10 @@ export class Picker {
     return this.#widgets.source?.value !== 'file'
   }
 
-  get size() {
-    const { width, height } = this.#widgets
-    return [width?.value ?? 512, height?.value ?? 512]
+  /** {width, height, fps} that the node says; an input that is wired says none. */
+  get wish() {
+    const { width, height, fps } = this.#widgets
+    return { width: width?.value, height: height?.value, fps: fps?.value }
   }
 
   get #trying() {
@@ -94,7 +96,7 @@ export class Picker {
   async toggle() {
     try {
       if (this.#trying) this.camera.leave(this)
-      else await this.camera.use(this)
+      else await this.camera.use(this, [this.wish])
     } catch (error) {
       this.tools.notify('error', 'Camera', error.message)
     }

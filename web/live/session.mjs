@@ -12,10 +12,29 @@ export class Invalid extends Error {
   }
 }
 
+/** A file in the output folder, as people read it. */
+export const fileName = (name, subfolder) => (subfolder ? `${subfolder}/${name}` : name)
+
+/** What the addresses of views as streams are made from: whoever has it gets the same again. */
+function viewSecret() {
+  const name = 'livediffusion.views'
+  try {
+    const kept = localStorage.getItem(name)
+    if (kept) return kept
+    const made = [...crypto.getRandomValues(new Uint8Array(24))]
+    const secret = btoa(String.fromCharCode(...made))
+    localStorage.setItem(name, secret)
+    return secret
+  } catch {
+    // a page that may keep nothing: the server makes one for this run
+    return undefined
+  }
+}
+
 const LAST = 5000 // ms after which a worker that does not end is ended
 const LEAVING = new Set(['stopping', 'ended', 'failed', 'over'])
 
-/** Events: state {detail: {state, ahead, reason, node}}, stats, problem, view, over. */
+/** Events: state {detail: {state, ahead, reason, node}}, stats, problem, recorded, view, over. */
 export class Session extends EventTarget {
   #api
   #camera
@@ -54,7 +73,7 @@ export class Session extends EventTarget {
 
   /** Queue the run. Throws Invalid. */
   async start(prompt, workflow) {
-    const body = { client_id: this.#api.clientId, prompt, workflow }
+    const body = { client_id: this.#api.clientId, prompt, workflow, secret: viewSecret() }
     this.#begun = await this.#post('start', body)
     if (this.state === 'over') return this.#post('stop', this.#keys).catch(() => {})
     const query = new URLSearchParams({ ...this.#keys, role: 'owner' })
@@ -119,6 +138,12 @@ export class Session extends EventTarget {
     this.#camera.leave(this)
   }
 
+  /** Write the picture that a view shows to a file; gives its name. Throws Invalid. */
+  async save(node) {
+    const { filename, subfolder } = await this.#post('picture', { ...this.#keys, node })
+    return fileName(filename, subfolder)
+  }
+
   /** Whether a view's pictures are wanted with what they were made from. */
   compare(view, on) {
     this.#worker?.postMessage({ type: 'compare', view, on })
@@ -156,10 +181,10 @@ export class Session extends EventTarget {
       this.#reading = null
       return this.#off()
     }
-    await this.#camera.use(this)
+    await this.#camera.use(this, this.#browser)
     if (LEAVING.has(this.state)) return this.#camera.leave(this)
-    if (this.#reading === this.#camera.stream) return
-    this.#reading = this.#camera.stream
+    if (this.#reading === this.#camera.takes) return
+    this.#reading = this.#camera.takes
     this.#tap?.stop()
     this.#tap = this.#camera.tap()
     const readable = this.#tap?.readable

@@ -20,6 +20,7 @@ export function figures(stats) {
 export class View {
   #session = null
   #place = null
+  #id = null
   #waiting = []
   #drawing = 0
   #popup = null
@@ -54,6 +55,11 @@ export class View {
       disabled: true,
       onclick: () => this.copy()
     })
+    this.saveButton = element('button', {
+      textContent: 'Snapshot',
+      onclick: () => this.save()
+    })
+    this.#savable(false)
     const line = element(
       'div',
       { className: 'livediffusion-line' },
@@ -62,6 +68,7 @@ export class View {
         'div',
         { className: 'livediffusion-tools' },
         this.compare.switch,
+        this.saveButton,
         this.popButton,
         this.copyButton
       )
@@ -76,6 +83,7 @@ export class View {
       getMinHeight: () => SIZE
     })
     this.widget.serialize = false
+    this.widget.label = 'picture'
     document.addEventListener('visibilitychange', this.#hidden)
   }
 
@@ -87,11 +95,13 @@ export class View {
     if (this.#session === session && this.#place === place.index) return
     this.#session = session
     this.#place = place.index
+    this.#id = place.node
     this.#last = null
     this.#wished = false
     this.#wish()
     this.#mjpeg = place.mjpeg
     this.copyButton.disabled = false
+    this.#savable(true)
     if (!this.canvas.dataset.source) this.hint.textContent = 'Waiting for the first picture'
   }
 
@@ -100,6 +110,7 @@ export class View {
     // the run may go on, with another node in this one's place after an undo
     if (this.#wished) this.#session.compare(this.#place, (this.#wished = false))
     this.#session = this.#place = null
+    this.#savable(false)
     for (const picture of this.#waiting.splice(0)) close(picture)
     this.#remark()
     if (this.canvas.dataset.frames === '0') this.hint.textContent = IDLE
@@ -208,6 +219,23 @@ export class View {
       page.fullscreenElement ? page.exitFullscreen() : root.requestFullscreen()
     if (this.canvas.dataset.frames === '0') return
     this.#window.paint(this.canvas, this.screen.compared ? this.screen.input : null)
+  }
+
+  #savable(on) {
+    this.saveButton.disabled = !on
+    this.saveButton.title = on
+      ? 'Write this picture, with the workflow in it, to the output folder as a PNG.'
+      : 'While live only. To keep the pictures of an ordinary run, add a Save Image node.'
+  }
+
+  /** Write the picture of this moment to a file. */
+  async save() {
+    if (!this.#session) return
+    try {
+      this.tools.notify('success', 'Snapshot', await this.#session.save(this.#id))
+    } catch (error) {
+      this.tools.notify('error', 'Snapshot', error.message)
+    }
   }
 
   async copy() {

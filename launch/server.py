@@ -1,0 +1,101 @@
+"""A running ComfyUI with the pack in it, and a port for it. Standard library only."""
+
+import contextlib
+import os
+import pathlib
+import socket
+import subprocess
+import time
+import urllib.request
+
+from . import setup
+from .console import Spinner, Stop, ended
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+PACK = "ComfyUI-LiveDiffusion"
+
+
+def has_gpu(python: pathlib.Path) -> bool:
+    probe = (
+        "import sys, torch; m = getattr(torch.backends, 'mps', None);"
+        "x = getattr(torch, 'xpu', None);"
+        "sys.exit(not (torch.cuda.is_available() or (m and m.is_available())"
+        " or (x and x.is_available())))"
+    )
+    return subprocess.run([str(python), "-c", probe], stderr=subprocess.DEVNULL).returncode == 0
+
+
+def link_pack(base: pathlib.Path) -> None:
+    """The pack in the base folder's custom_nodes: a link, or a junction on Windows."""
+    link = base / "custom_nodes" / PACK
+    link.parent.mkdir(parents=True, exist_ok=True)
+    if link.exists() and link.resolve() == ROOT:
+        return
+    if link.is_symlink():
+        link.unlink()
+    if os.name == "nt":
+        import _winapi
+
+        if link.exists():
+            os.rmdir(link)
+        _winapi.CreateJunction(str(ROOT), str(link))
+    else:
+        link.symlink_to(ROOT, target_is_directory=True)
+
+
+def free_port(wanted: int = 0) -> int:
+    """This port, or any other one when it is taken."""
+    with socket.socket() as s:
+        try:
+            s.bind(("127.0.0.1", wanted))
+        except OSError:
+            s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
+
+
+def base() -> pathlib.Path:
+    """The folder that is ComfyUI's base directory for this clone."""
+    return setup.CACHE / "server" / setup.key(str(ROOT))
+
+
+@contextlib.contextmanager
+def server(
+    comfyui: pathlib.Path, python: pathlib.Path, wanted: int = 0, options: tuple[str, ...] = ()
+):
+    """A running ComfyUI with the pack; yields its URL and its process.
+
+    Args:
+        wanted: its port, if that is free.
+        options: more of ComfyUI's own.
+    """
+    with setup.setting_up():
+        link_pack(base())
+    port, log = free_port(wanted), base() / "server.log"
+    gpu = has_gpu(python)
+    command = [
+        str(python), str(comfyui / "main.py"), "--base-directory", str(base()), "--port", str(port),
+        "--listen", "127.0.0.1", "--disable-auto-launch", "--database-url", "sqlite:///:memory:",
+        *([] if gpu else ["--cpu"]), *options,
+    ]  # fmt: skip
+    url = f"http://127.0.0.1:{port}"
+    with log.open("w", encoding="utf-8") as out:
+        process = subprocess.Popen(
+            command, stdout=out, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, cwd=comfyui
+        )
+        with ended(process):
+            with Spinner(f"starting ComfyUI on the {'GPU' if gpu else 'CPU'}") as spinner:
+                wait_for(url, process, log, spinner)
+            yield url, process
+
+
+def wait_for(url: str, process: subprocess.Popen, log: pathlib.Path, spinner: Spinner) -> None:
+    deadline = time.monotonic() + 300
+    while time.monotonic() < deadline:
+        if process.poll() is not None:
+            break
+        with contextlib.suppress(OSError), urllib.request.urlopen(f"{url}/system_stats", timeout=5):
+            return
+        spinner.update("waiting for the server")
+        time.sleep(0.2)
+    tail = "\n".join(log.read_text(encoding="utf-8", errors="replace").splitlines()[-25:])
+    raise Stop(f"ComfyUI did not start. The end of {log}:\n{tail}")

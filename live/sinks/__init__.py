@@ -1,0 +1,1 @@
+"""Where a view's pictures go besides the page: streams, recordings, single pictures."""

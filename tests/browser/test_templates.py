@@ -1,0 +1,121 @@
+"""The templates open readable, and nothing covers anything, before and after a run."""
+
+import importlib.util
+import itertools
+import json
+import pathlib
+
+import av
+import numpy as np
+import pytest
+from PIL import Image
+
+pytestmark = [pytest.mark.comfy, pytest.mark.server]
+
+HERE = pathlib.Path(__file__).parent
+spec = importlib.util.spec_from_file_location("browser_tools", HERE / "conftest.py")
+tools = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(tools)
+
+TEMPLATES = sorted(path.stem for path in (tools.ROOT / "workflows").glob("*.json"))
+READABLE = 0.6  # ComfyUI draws no text below 8 of 14 pixels, 0.571
+SETTLES = 500  # ms in which previews take their place
+SEEN = {"width": 1440, "height": 800}
+
+# nodes with their titles and what widgets show, in pixels of the screen
+BOXES = """app.graph.nodes.map((n) => {
+  const { offset, scale } = app.canvas.ds, [x, y, w, h] = n.boundingRect;
+  const boxes = [{ left: (x + offset[0]) * scale, top: (y + offset[1]) * scale }];
+  Object.assign(boxes[0], { right: boxes[0].left + w * scale, bottom: boxes[0].top + h * scale });
+  for (const { element } of n.widgets ?? [])
+    if (element?.isConnected && element.offsetParent) boxes.push(element.getBoundingClientRect());
+  return [n.title, ...['left', 'top'].map((side) => Math.min(...boxes.map((b) => b[side]))),
+    ...['right', 'bottom'].map((side) => Math.max(...boxes.map((b) => b[side])))] })"""
+ELEMENTS = """[...document.querySelectorAll('[data-node-id]')].map((e) => {
+    const { left, top, right, bottom } = e.getBoundingClientRect();
+    return [app.graph.getNodeById(Number(e.dataset.nodeId)).title, left, top, right, bottom] })"""
+
+# what a run shows on nodes: pictures, films, and the steps of a schedule with all it can say
+RUN = """(() => {
+  const steps = { levels: [14.6, 4, 0.7, 0], others: { simple: [14.6, 2, 0], beta: [14.6, 3, 0] },
+    lines: ['RMSE to 100 steps: 0.21'] };
+  const files = { LoadImage: ['image', 'shown.png'], LoadVideo: ['file', 'shown.mp4'] };
+  for (const node of app.graph.nodes) {
+    const output = /^Live(Strength|Timesteps)$/.test(node.comfyClass)
+      ? { livediffusion_steps: [JSON.stringify(steps)] }
+      : { images: [{ filename: node.comfyClass === 'SaveVideo' ? 'shown.mp4' : 'shown.png',
+            subfolder: '', type: 'input' }],
+          ...(node.comfyClass === 'SaveVideo' && { animated: [true] }) };
+    const [name, file] = files[node.comfyClass] ?? [];
+    const widget = node.widgets?.find((w) => w.name === name);
+    if (widget) { widget.options.values = [file]; widget.value = file; widget.callback?.(file) }
+    else if (/^(PreviewImage|SaveVideo|Live(Strength|Timesteps))$/.test(node.comfyClass))
+      app.api.dispatchCustomEvent('executed',
+        { node: String(node.id), display_node: String(node.id), output, prompt_id: 'shown' });
+  }
+  app.canvas.setDirty(true, true);
+})()"""
+
+
+@pytest.fixture
+def wide(page, site):
+    """The page at the size of a small notebook, with files to be shown."""
+    Image.new("RGB", (512, 512), "teal").save(site.base / "input" / "shown.png")
+    with av.open(str(site.base / "input" / "shown.mp4"), "w") as film:
+        stream = film.add_stream("h264", rate=8)
+        stream.width, stream.height, stream.pix_fmt = 256, 256, "yuv420p"
+        for grey in range(0, 240, 30):
+            picture = np.full((256, 256, 3), grey, np.uint8)
+            film.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        film.mux(stream.encode())
+    before = page.page.viewport_size
+    page.page.set_viewport_size(SEEN)
+    yield page
+    page.page.set_viewport_size(before)
+    page.nodes2(False)
+
+
+def lying(boxes):
+    """Which nodes lie on each other."""
+    return [
+        (one[0], other[0])
+        for one, other in itertools.combinations(boxes, 2)
+        if one[1] < other[3] and other[1] < one[3] and one[2] < other[4] and other[2] < one[4]
+    ]
+
+
+@pytest.mark.parametrize("nodes2", [False, True], ids=["canvas", "nodes 2.0"])
+def test_a_template_opens_readable_and_has_room_for_what_a_run_shows(wide, nodes2, request):
+    wide.nodes2(nodes2)
+    boxes = ELEMENTS if nodes2 else BOXES
+    wrong = {}
+    for name in TEMPLATES:
+        graph = json.loads((tools.ROOT / "workflows" / f"{name}.json").read_text("utf-8"))
+        wide.get("app.loadGraphData(a, true, true, null, { openSource: 'template' })", graph)
+        wide.wait(f"{boxes}.length === {len(graph['nodes'])}")
+        wide.page.wait_for_timeout(SETTLES)
+        scale, unseen = wide.get("[app.canvas.ds.scale, app.canvas.low_quality]")
+        if scale < READABLE or unseen:
+            wrong[name, "scale"] = scale
+        wrong[name, "before"] = lying(wide.get(boxes))
+        wide.get(RUN)
+        wide.page.wait_for_timeout(SETTLES)
+        if shot := request.config.getoption("--basetemp", None):
+            wide.page.screenshot(path=f"{shot}-{name}-{nodes2}.png")
+        wrong[name, "after"] = lying(wide.get(boxes))
+    assert not {place: what for place, what in wrong.items() if what}
+
+
+def test_a_template_is_what_the_frontend_calls_a_workflow():
+    """Its schema takes no null where a number, a word or nothing is meant."""
+
+    def nulls(value, path):
+        if isinstance(value, dict):
+            return [p for key, v in value.items() for p in nulls(v, (*path, key))]
+        if isinstance(value, list):
+            return [p for key, v in enumerate(value) for p in nulls(v, (*path, key))]
+        return [path] if value is None and path[-1] not in ("link", "links") else []
+
+    for name in TEMPLATES:
+        graph = json.loads((tools.ROOT / "workflows" / f"{name}.json").read_text("utf-8"))
+        assert not nulls(graph, (name,))
