@@ -368,3 +368,40 @@ def test_a_long_graph_is_cut_at_once(running):
 
     inprocess.live(work)
     assert max(took) < 1
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        {"Origin": "http://studio.lan:8080", "Host": "studio.lan:8080"},
+        {"Origin": "http://studio.lan:8080", "Host": "studio.lan"},
+        {"Origin": "https://studio.lan", "Host": "studio.lan", "X-Forwarded-Proto": "https"},
+        {"Origin": "https://studio.lan", "Host": "inner:8188", "X-Forwarded-Host": "studio.lan"},
+        {"Origin": "http://[::1]:8080", "Host": "[::1]"},
+    ],
+    ids=str,
+)
+def test_a_page_behind_a_proxy_is_live(running, sent):
+    """With the headers that nginx gave in front of it; another site's page still may not."""
+    comfy, _ = running
+
+    async def work(http):
+        url = f"{comfy.url}/livediffusion"
+        status, begun = await inprocess.post(http, f"{url}/start", inprocess.begin(graph()),
+                                             headers=sent)  # fmt: skip
+        assert status == 200, begun
+        place = f"session={begun['session']}&token={begun['token']}&role=owner"
+        socket = await http.ws_connect(f"{url}/frames?{place}", headers=sent)
+        client = Client(http, comfy.url, begun, socket)
+        await client.send(flat(50))
+        await client.wait(lambda: client.views)
+        async with http.get(comfy.url + begun["views"][0]["mjpeg"], headers=sent) as reply:
+            first = await asyncio.wait_for(reply.content.readany(), 20)
+        foreign = {**sent, "Origin": "http://evil.example"}
+        refused = await inprocess.post(http, f"{url}/start", inprocess.begin(graph()),
+                                       headers=foreign)  # fmt: skip
+        await client.stop()
+        return first, refused[0]
+
+    first, refused = inprocess.live(work)
+    assert first.startswith(b"--livediffusion") and refused == 403
