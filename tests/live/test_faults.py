@@ -1,7 +1,6 @@
 """A bad frame, edit, picture or task: said in words, counted, and on it goes."""
 
 import asyncio
-import re
 
 import inprocess
 import numpy as np
