@@ -5,6 +5,7 @@ import pathlib
 import threading
 import time
 from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 from torch import Tensor
@@ -19,6 +20,18 @@ from .pictures import Shape, fitted, to_image
 from .wire import NotTaken, Packet
 
 
+class Place(NamedTuple):
+    """Where in a film a frame is.
+
+    Attributes:
+        path: the film.
+        seconds: from its first picture on.
+    """
+
+    path: pathlib.Path
+    seconds: float
+
+
 class Frame:
     """A picture of a source, and the images that nodes make of it.
 
@@ -27,7 +40,10 @@ class Frame:
         captured: seconds since the epoch, by the clock of whoever took it.
         arrived: seconds, by time.monotonic.
         picture: [H, W, 3] uint8.
+        place: in a film, of a frame that is from one.
     """
+
+    place: Place | None = None
 
     def __init__(self, sequence: int, captured: float, arrived: float, picture: np.ndarray):
         self.sequence = sequence
@@ -167,6 +183,7 @@ class FilmFeed(Feed):
                     refused = refused or reason
                     continue
                 frame = Frame(sequence, time.time(), time.monotonic(), picture)
+                frame.place = Place(self.path, still.time)
                 self.slot.put(self._ready(frame))
                 sequence += 1
         if refused is not None and sequence == 0:

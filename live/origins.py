@@ -5,7 +5,7 @@ from collections import deque
 import numpy as np
 
 from ..host.graph import Graph, behind
-from .feeds import Frame
+from .feeds import Frame, Place
 from .pictures import Shape, fitted
 
 _MOST = 64  # frames between a camera and its picture
@@ -17,11 +17,13 @@ class Moment:
     Attributes:
         pace: the frame that the run was for.
         given: the frame that each LiveCamera gave in it, and as what, by node id.
+        places: where in a film that frame is, by node id.
     """
 
     def __init__(self, pace: Frame):
         self.pace = pace
         self.given: dict[str, tuple[Frame, Shape]] = {}
+        self.places: dict[str, Place | None] = {}
 
     def picture(self, graph: Graph, view: str) -> np.ndarray | None:
         """What a view's picture of this run was made from, in any thread.
@@ -42,6 +44,13 @@ class Moment:
         return None
 
 
+    def place(self, graph: Graph, view: str) -> Place | None:
+        """Where in a film the picture is from; None where it is from none, or from several."""
+        needed = behind(graph, [view])
+        places = {place for node, place in self.places.items() if place and node in needed}
+        return places.pop() if len({place.path for place in places}) == 1 else None
+
+
 class Origins:
     """The latest runs of a graph whose stream gives each picture some runs later. One thread."""
 
@@ -56,6 +65,7 @@ class Origins:
     def gave(self, node: str, frame: Frame, shape: Shape) -> None:
         """A LiveCamera gave this frame to the run."""
         self._now.given[node] = frame, shape
+        self._now.places[node] = frame.place
 
     def shown(self, lag: int) -> Moment:
         """The run that a picture shown in this run was made from.

@@ -21,7 +21,7 @@ from .graph import Split, constant, number
 from .mailbox import Closed
 from .meters import Rate, Spread
 from .shared import BROWSER, SIZES, Shared
-from .sinks.names import Place
+from .sinks.names import Written
 from .view import View
 from .viewer import Viewer
 from .wire import NotTaken, unpacked
@@ -377,7 +377,7 @@ class Session:
                 compared = functools.partial(self._compared, view.index)
                 self._keep(view.serve(self._loop, self._pool, self._offer, compared))
 
-    async def save(self, node: Any) -> Place:
+    async def save(self, node: Any) -> Written:
         """Write the picture that a view shows to a file. Raises ValueError, OSError."""
         view = self.views.get(node) if isinstance(node, str) else None
         if view is None:

@@ -12,10 +12,10 @@ from torch import Tensor
 
 from ..host.frames.transfer import Fetched
 from .codecs import JPEG
-from .feeds import Frame
+from .feeds import Frame, Place
 from .mailbox import Closed, Slot
 from .pictures import landed, on_its_way
-from .sinks.names import Place, Wish
+from .sinks.names import Wish, Written
 from .sinks.picture import save
 from .sinks.record import Recorder
 from .wire import VIEW, Packet
@@ -33,6 +33,7 @@ class Shown(NamedTuple):
     origin: Frame
     version: int
     made_from: MadeFrom
+    place: Place | None
 
 
 class View:
@@ -74,12 +75,14 @@ class View:
         origin: Frame,
         version: int,
         made_from: MadeFrom,
+        place: Place | None = None,
     ) -> None:
         """Leave a picture, IMAGE [B, H, W, C]; the newest of the batch is shown."""
         self._image = image
         self._numbered += 1
         coming = on_its_way(image)
-        self.slot.put(Shown(coming, self._numbered, quality, origin, version, made_from))
+        shown = coming, self._numbered, quality, origin, version, made_from, place
+        self.slot.put(Shown(*shown))
 
     async def room(self, most: int) -> None:
         """Wait until fewer than `most` pictures are on their way from the device."""
@@ -111,7 +114,7 @@ class View:
                 self._picture = picture
                 if self._recorder is not None:
                     self._recorder.wish = self.wish
-                    self._recorder.put(picture)
+                    self._recorder.put(picture, shown.place)
                 coding = [loop.run_in_executor(pool, JPEG.encode, picture, shown.quality)]
                 if compared():
                     work = _coded, shown.made_from, shown.quality
@@ -169,7 +172,7 @@ class View:
             self._recorder.end()
             self._recorder = None
 
-    async def save(self) -> Place:
+    async def save(self) -> Written:
         """Write the picture that is shown to a file of its own.
 
         Raises:
