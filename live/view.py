@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import threading
+import weakref
 from collections.abc import Callable
 from concurrent.futures import Executor
 from typing import Any, NamedTuple
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from ..host.frames.transfer import Fetched
 from .codecs import JPEG
-from .feeds import Frame, Place
+from .feeds import Origin, Place
 from .mailbox import Closed, Slot
 from .pictures import landed, on_its_way
 from .sinks.names import Wish, Written
@@ -30,7 +31,7 @@ class Shown(NamedTuple):
     picture: Fetched | Tensor
     number: int
     quality: int
-    origin: Frame
+    origin: Origin
     version: int
     made_from: MadeFrom
     place: Place | None
@@ -45,20 +46,19 @@ class View:
         wish: what its files are to be, and whether there is to be a recording; written in the
             prompt worker.
         begun: whether somebody fetches its pictures.
-        error: why they cannot be fetched any more, if so.
     """
 
     def __init__(self, index: int):
         self.index = index
         self.begun = self._ended = False
-        self.error: Exception | None = None
         self.slot: Slot[Shown] = Slot()
         self.latest: Packet | None = None
         self._made_from: tuple[MadeFrom, int] | None = None
         self._numbered = 0
         self._landed = 0
         self._arrival: Slot[int] = Slot()
-        self._image: Tensor | None = None
+        # weak: a filter that gives it again has it, and nobody else is to keep it from going
+        self._image: Callable[[], Tensor | None] = lambda: None
         self.wish: Wish | None = None
         self._picture: np.ndarray | None = None  # the last, for the files
         self._recorder: Recorder | None = None
@@ -66,19 +66,19 @@ class View:
 
     def same(self, image: Tensor) -> bool:
         """Whether this is the very tensor shown last. In the prompt worker, as `show`."""
-        return image is self._image
+        return image is self._image()
 
     def show(
         self,
         image: Tensor,
         quality: int,
-        origin: Frame,
+        origin: Origin,
         version: int,
         made_from: MadeFrom,
         place: Place | None = None,
     ) -> None:
         """Leave a picture, IMAGE [B, H, W, C]; the newest of the batch is shown."""
-        self._image = image
+        self._image = weakref.ref(image)
         self._numbered += 1
         coming = on_its_way(image)
         shown = coming, self._numbered, quality, origin, version, made_from, place
@@ -98,40 +98,52 @@ class View:
         pool: Executor,
         offer: Callable[[Packet], None],
         compared: Callable[[], bool],
+        refuse: Callable[[Exception], None],
     ) -> None:
         """Fetch, record, encode and offer pictures until the end. In the server's loop.
 
         Args:
             offer: called with each picture.
             compared: whether somebody wants to see what the pictures were made from.
+            refuse: called with what went wrong with a picture; the next may be well.
         """
-        try:
+        with contextlib.suppress(Closed):
             while True:
                 shown = await self.slot.get()
-                picture = await loop.run_in_executor(pool, landed, shown.picture)
-                self._landed = shown.number
-                self._arrival.put(shown.number)
-                self._picture = picture
-                if self._recorder is not None:
-                    self._recorder.wish = self.wish
-                    self._recorder.put(picture, shown.place)
-                coding = [loop.run_in_executor(pool, JPEG.encode, picture, shown.quality)]
-                if compared():
-                    work = _coded, shown.made_from, shown.quality
-                    coding.append(loop.run_in_executor(pool, *work))
-                # both at once, each in a thread
-                self.latest = Packet(
-                    VIEW, JPEG.number, self.index, shown.number, shown.origin.captured,
-                    shown.version, shown.origin.sequence, *await asyncio.gather(*coding),
-                )  # fmt: skip
-                self._made_from = shown.made_from, shown.quality
-                offer(self.latest)
-        except Closed:
-            pass
-        except Exception as reason:
-            # the run reports it at the node
-            self.error = reason
-            self._arrival.close()
+                try:
+                    offer(await self._served(shown, loop, pool, compared()))
+                except Exception as reason:
+                    refuse(reason)
+                finally:
+                    self._landed = shown.number
+                    self._arrival.put(shown.number)
+                del shown  # or it would be kept until the next comes
+
+    async def _served(
+        self,
+        shown: Shown,
+        loop: asyncio.AbstractEventLoop,
+        pool: Executor,
+        compared: bool,
+    ) -> Packet:
+        picture = await loop.run_in_executor(pool, landed, shown.picture)
+        self._landed = shown.number
+        self._arrival.put(shown.number)
+        self._picture = picture
+        if self._recorder is not None:
+            self._recorder.wish = self.wish
+            self._recorder.put(picture, shown.place)
+        coding = [loop.run_in_executor(pool, JPEG.encode, picture, shown.quality)]
+        if compared:
+            work = _coded, shown.made_from, shown.quality
+            coding.append(loop.run_in_executor(pool, *work))
+        # both at once, each in a thread
+        self.latest = Packet(
+            VIEW, JPEG.number, self.index, shown.number, shown.origin.captured,
+            shown.version, shown.origin.sequence, *await asyncio.gather(*coding),
+        )  # fmt: skip
+        self._made_from = shown.made_from, shown.quality
+        return self.latest
 
     async def compare(
         self, loop: asyncio.AbstractEventLoop, pool: Executor, offer: Callable[[Packet], None]
@@ -186,12 +198,12 @@ class View:
     def end(self) -> list[threading.Event]:
         """No more pictures. Returns what is set when the recordings are whole."""
         self._ended = True
-        self.slot.close()
-        self._arrival.close()
+        self.slot.end()
+        self._arrival.end()
         # also one that is whole a moment from now: what it tells is on its way then
         writing = [one.over for one in self._recorders if not one.over.is_set()]
         self._end_recording()
-        self._image = self._made_from = self._picture = None
+        self.latest = self._made_from = self._picture = None
         return writing
 
 

@@ -61,9 +61,10 @@ def corners(picture):
 
 def film(path, codec="mpeg4", pixels="yuv420p", size=(48, 32), times=None, frames=5, rate=10,
          format=None, options=None, container=None, last=None, sound=None, metadata=None,
-         turn=None, offset=0.0):  # fmt: skip
+         turn=0, offset=0.0):  # fmt: skip
     """Write a film; `times` in seconds give it a variable rate, `last` how long its last frame is.
 
+    `turn`: stored so that it is upright once a player has turned it by so many degrees; mp4.
     Returns None where this PyAV has no such encoder.
     """
     try:
@@ -78,13 +79,13 @@ def film(path, codec="mpeg4", pixels="yuv420p", size=(48, 32), times=None, frame
         stream.codec_context.options = options or {}
         if times is not None:
             stream.time_base = stream.codec_context.time_base = Fraction(1, 1000)
-        if turn is not None:
-            stream.set_display_rotation(turn)
-        tone = out.add_stream(sound, rate=44100) if sound else None
+        tone = out.add_stream(sound, rate=48000) if sound else None
         count = frames if times is None else len(times)
         packets = []
         for i in range(count):
-            frame = av.VideoFrame.from_ndarray(scene(width, height, 4 * i), format="rgb24")
+            picture = scene(*(size if turn % 180 == 0 else size[::-1]), 4 * i)
+            picture = np.ascontiguousarray(unturned(picture, turn))
+            frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
             if pixels.endswith("a") or pixels.startswith(("yuva", "gbrap", "argb")):
                 rgba = np.dstack([scene(width, height, 4 * i), np.full((height, width), 99)])
                 frame = av.VideoFrame.from_ndarray(rgba.astype(np.uint8), format="rgba")
@@ -101,7 +102,7 @@ def film(path, codec="mpeg4", pixels="yuv420p", size=(48, 32), times=None, frame
         out.mux(packets)
         if tone is not None:
             beep(out, tone, count / rate if times is None else times[-1] + (last or 0.1))
-    return path
+    return turned(path, turn) if turn else path
 
 
 def beep(out, stream, seconds):

@@ -14,11 +14,12 @@ app.queuePrompt = function (...of) {
 const VERSION = '0.1.0'
 const place = (name) => new URL(`./live/${name}.mjs?v=${VERSION}`, import.meta.url).href
 const modules = [
-  'camera', 'compare', 'edits', 'picker', 'plot', 'reader', 'screen', 'session', 'style', 'view'
+  'camera', 'compare', 'edits', 'picker', 'plot', 'reader', 'screen', 'session', 'stage',
+  'style', 'view'
 ]
 const [
   { Camera }, { Compare }, { Edits }, { Picker }, { Plot }, { Reader }, { Screen },
-  { Invalid, Session, fileName }, { addStyle, element }, { View }
+  { Invalid, Session, fileName }, { Stage }, { addStyle, element }, { View }
 ] = await Promise.all(modules.map((name) => import(place(name))))
 
 const LABELS = {
@@ -52,7 +53,6 @@ let settling = 0
 let loaded = 0 // when a graph was loaded last
 let said = ''
 let state = 'idle'
-let button = null
 
 reader = new Reader(app, queuePrompt)
 const edits = new Edits(api, reader, edited, ready)
@@ -92,16 +92,16 @@ async function upload(file) {
 
 function show(next, detail = {}) {
   state = next
-  button = document.querySelector('.livediffusion-live') ?? button
-  if (!button) return
-  button.dataset.state = state
   const label = state === 'queued' && detail.ahead ? `Waiting (${detail.ahead})` : LABELS[state]
-  const text = button.querySelector('span') ?? button
-  if (text.textContent !== label) text.textContent = label
   const tip = detail.ahead
     ? `Waiting for ${detail.ahead} prompt${detail.ahead > 1 ? 's' : ''} to finish; click to stop`
     : TIPS[state]
-  button.setAttribute('aria-label', tip)
+  for (const button of document.querySelectorAll('.livediffusion-live')) {
+    button.dataset.state = state
+    const text = button.querySelector('span') ?? button
+    if (text.textContent !== label) text.textContent = label
+    button.setAttribute('aria-label', tip)
+  }
 }
 
 async function toggle() {
@@ -166,8 +166,9 @@ function listen(mine) {
   mine.addEventListener('problem', ({ detail }) => {
     mark([detail.node])
     // an edit that does not run, or a recording that cannot be written
-    const summary = detail.reason.startsWith('record:') ? 'not recorded' : 'not changed'
-    notify('error', `${title(detail.node)}: ${summary}`, detail.reason)
+    const summaries = { edit: ': not changed', record: ': not recorded' }
+    const summary = summaries[detail.kind ?? detail.reason.split(':')[0]] ?? ''
+    notify('error', `${detail.node === null ? 'Live' : title(detail.node)}${summary}`, detail.reason)
   })
   mine.addEventListener('recorded', ({ detail }) => {
     const { file, subfolder, seconds, left_out: lost } = detail
@@ -368,6 +369,26 @@ function execution(owner) {
   return search(root(), '') ?? String(owner.id)
 }
 
+// -- App mode -----------------------------------------------------------------------------
+
+const liveButton = (className) =>
+  element('button', { className: `livediffusion-live ${className}`, onclick: toggle })
+
+function mode() {
+  const open = app.extensionManager?.workflow?.activeWorkflow
+  return open?.activeMode ?? open?.initialMode ?? 'graph'
+}
+
+function appButton() {
+  if (!views.size) return null
+  // it says what the others say as soon as it is in the page
+  setTimeout(() => show(state))
+  return liveButton('')
+}
+
+const outputs = () =>
+  (root()?.extra?.linearData?.outputs ?? []).map((id) => views.get(node(id))).filter(Boolean)
+
 // -- ComfyUI ------------------------------------------------------------------------------
 
 camera.addEventListener('lost', () => {
@@ -400,11 +421,11 @@ app.registerExtension({
     // frontends without an action bar of their own have the older menu
     setTimeout(() => {
       if (!document.querySelector('.livediffusion-live')) {
-        button = element('button', { className: 'livediffusion-live comfyui-button', onclick: toggle })
-        app.menu?.settingsGroup?.element?.before?.(button)
+        app.menu?.settingsGroup?.element?.before?.(liveButton('comfyui-button'))
       }
       show(state)
     }, 1500)
+    new Stage(tools, mode, outputs, appButton)
   },
   nodeCreated(owner) {
     if (owner.comfyClass === 'LiveView') addView(owner)

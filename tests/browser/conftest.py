@@ -83,7 +83,8 @@ def site(comfyui, tmp_path_factory):
     # a page of a user who has seen ComfyUI before: no tour, no dialog over the canvas
     (settings / "comfy.settings.json").write_text(
         json.dumps({"Comfy.TutorialCompleted": True, "Comfy.Minimap.Visible": False,
-                    "Comfy.InstalledVersion": "1.45.19"}),
+                    "Comfy.InstalledVersion": "1.45.19",
+                    "Comfy.OnboardingCoachmarks.Seen": ["appMode", "firstRun"]}),
         encoding="utf-8",
     )  # fmt: skip
     with serving(comfyui, base) as (port, _, log):

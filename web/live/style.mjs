@@ -124,6 +124,15 @@ const CSS = `
 .livediffusion-live[data-state='starting'], .livediffusion-live[data-state='queued'] {
   background: var(--comfy-input-bg, #333) !important;
 }
+.livediffusion-run {
+  width: 100%; height: 40px; margin-bottom: 12px; border: 0; border-radius: 8px; cursor: pointer;
+  background: var(--comfy-input-bg, #222); color: var(--input-text, #ddd);
+  font: 500 14px/1 Inter, system-ui, sans-serif;
+}
+.livediffusion-app {
+  position: absolute; inset: 56px 16px 16px; z-index: 15; display: flex; flex-direction: column;
+  gap: 12px;
+}
 .livediffusion-plot { gap: 2px; }
 .livediffusion-plot svg { flex: 1 1 0; min-height: 0; width: 100%; display: block; }
 .livediffusion-plot svg text { font-size: 10px; fill: var(--input-text, #ddd); opacity: 0.7; }
