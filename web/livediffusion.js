@@ -277,6 +277,9 @@ function setError(found, value) {
   const type = 'node:property:changed'
   const change = { type, nodeId: found.id, property: 'has_errors', oldValue, newValue: value }
   found.graph?.trigger?.(type, change)
+  // ... or, since 1.58, of ComfyUI's own errors only
+  const drawn = document.querySelector(`[data-node-id="${found.id}"]`)
+  if (found.graph === app.canvas?.graph) drawn?.toggleAttribute('data-livediffusion-error', value)
 }
 
 // -- nodes --------------------------------------------------------------------------------
