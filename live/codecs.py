@@ -60,8 +60,6 @@ class Jpeg:
         return out.getvalue()
 
 
-
-
 def bare(data: bytes) -> bytes:
     """A JPEG file without what a decoder does not need for the picture (Exif, profiles, previews,
     comments), once it is sure to be decoded soon.

@@ -4,7 +4,8 @@ import contextlib
 import pathlib
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
+from typing import NamedTuple
 
 import numpy as np
 from torch import Tensor
@@ -15,8 +16,31 @@ from .mailbox import Slot
 from .media.pace import Pace
 from .media.reader import Film
 from .media.still import Damage, Unreadable
+from .meters import Rate
 from .pictures import Shape, fitted, to_image
 from .wire import NotTaken, Packet
+
+_PACED = 10  # frames over which a source's own pace is looked at
+SILENT = 2.0  # seconds without a frame after which a source is called silent
+
+
+class Origin(NamedTuple):
+    """The frame that a picture comes from, as it travels with it to the screen."""
+
+    sequence: int
+    captured: float
+
+
+class Place(NamedTuple):
+    """Where in a film a frame is.
+
+    Attributes:
+        path: the film.
+        seconds: from its first picture on.
+    """
+
+    path: pathlib.Path
+    seconds: float
 
 
 class Frame:
@@ -27,7 +51,10 @@ class Frame:
         captured: seconds since the epoch, by the clock of whoever took it.
         arrived: seconds, by time.monotonic.
         picture: [H, W, 3] uint8.
+        place: in a film, of a frame that is from one.
     """
+
+    place: Place | None = None
 
     def __init__(self, sequence: int, captured: float, arrived: float, picture: np.ndarray):
         self.sequence = sequence
@@ -35,6 +62,11 @@ class Frame:
         self.arrived = arrived
         self.picture = picture
         self._images: dict[Shape, Tensor] = {}
+
+    @property
+    def origin(self) -> Origin:
+        """What is told of it, without its picture."""
+        return Origin(self.sequence, self.captured)
 
     def image(self, shape: Shape) -> Tensor:
         """IMAGE [1, height, width, 3]."""
@@ -44,12 +76,19 @@ class Frame:
             send(image, picture)
         return self._images[shape]
 
+    def only(self, shapes: Collection[Shape]) -> None:
+        """Let go of the images of other shapes: a still picture may outlive many edits."""
+        if len(self._images) > len(shapes):
+            self._images = {s: image for s, image in self._images.items() if s in shapes}
+
 
 class Feed:
     """A source of frames; the latest is in `slot`.
 
     Attributes:
         shapes: how each node that shows this source wants its frames, by node id.
+        rate: frames that came, whether or not they were taken.
+        dark: stands in for the first frame until that comes.
         dropped: frames that were over before they could be left in the slot.
         damaged: parts of a file that could not be decoded and were left out.
         error: why no more frames come, if something went wrong.
@@ -60,20 +99,34 @@ class Feed:
     def __init__(self):
         self.slot: Slot[Frame] = Slot()
         self.shapes: dict[str, Shape] = {}
+        self.rate = Rate(_PACED)
+        self.dark = Frame(0, 0.0, 0.0, np.zeros((16, 16, 3), np.uint8))
         self.dropped = 0
         self.error: Exception | None = None
+        self._wanted: float | None = None
 
     def begin(self) -> None:
         """Frames are wanted from now on."""
+        if self._wanted is None:
+            self._wanted = time.monotonic()
 
     def end(self) -> None:
         """No more frames are wanted; threads are gone soon after."""
-        self.slot.close()
+        self.slot.end()
+
+    def silent(self, now: float) -> bool:
+        """Whether no frames come where some are expected."""
+        return self.slot.over or self._quiet(self.rate.last or self._wanted or now, now)
+
+    def _quiet(self, since: float, now: float) -> bool:
+        """Whether having nothing since then is more than the pace of this source."""
+        return self.rate.last is None and now - since > SILENT
 
     def _ready(self, frame: Frame) -> Frame:
         """The frame with its images made, off the sampler's thread."""
         for shape in list(self.shapes.values()):
             frame.image(shape)
+        self.rate.add(frame.arrived)
         return frame
 
 
@@ -93,8 +146,12 @@ class CameraFeed(Feed):
         return self._ready(Frame(packet.sequence, packet.captured, arrived, picture))
 
     def end(self) -> None:
-        self.coded.close()
+        self.coded.end()
         super().end()
+
+    def _quiet(self, since: float, now: float) -> bool:
+        # a camera has no slow pictures; one that stops has been covered, or lost its page
+        return now - since > SILENT
 
 
 class FilmFeed(Feed):
@@ -127,6 +184,7 @@ class FilmFeed(Feed):
         return self._damage.parts
 
     def begin(self) -> None:
+        super().begin()
         if not self._thread.is_alive() and not self._over.is_set():
             self._thread.start()
 
@@ -167,7 +225,9 @@ class FilmFeed(Feed):
                     refused = refused or reason
                     continue
                 frame = Frame(sequence, time.time(), time.monotonic(), picture)
+                frame.place = Place(self.path, still.time)
                 self.slot.put(self._ready(frame))
+                del frame, picture  # or they would be kept until the next is due
                 sequence += 1
         if refused is not None and sequence == 0:
             raise refused

@@ -12,11 +12,13 @@ from typing import Protocol
 from torch import Tensor
 
 from ..host.registry import streams
+from . import pacing
+from .faults import Fate, Refused, fate
 from .feeds import Feed, Frame
 from .graph import GraphError, Split
-from .mailbox import Closed
+from .mailbox import Closed, first
 from .origins import Origins
-from .pictures import Shape
+from .pictures import checked_shape, showable
 from .shared import BROWSER, Shared
 from .sinks.names import Wish
 from .view import View
@@ -33,14 +35,14 @@ class Server(Protocol):
     def begun(self) -> None:
         """Frames run, perhaps on another graph than before."""
 
-    def lives(self) -> None:
-        """A frame went through the graph."""
+    def settled(self) -> None:
+        """A frame went through the graph, for the first time since the start or an edit."""
 
     def record(self, node: str) -> None:
         """A view's recording is to begin or to end, as its wish says."""
 
-    def problem(self, reason: str, node: str | None) -> None:
-        """An edit could not run; the graph before it goes on."""
+    def problem(self, kind: str, reason: str, node: str | None) -> None:
+        """Something went wrong and the run goes on, on the graph before if kind is "edit"."""
 
     def ended(self, state: str, reason: str | None = None, node: str | None = None) -> None:
         """No more frames."""
@@ -52,39 +54,70 @@ class Frames:
     Args:
         shared: what both sides see.
         server: the other side.
+
+    Attributes:
+        before: the graph that an edit replaced and its version, until a frame has run on the edit.
     """
 
     def __init__(self, shared: Shared, server: Server):
         self.shared = shared
         self.server = server
-        self._frames: dict[Feed, Frame] = {}
+        self.before: tuple[int, Split] | None = None
+        self._latest: dict[Feed, Frame] = {}
         self._origins = Origins()
         self._lent: set[str] = set()
-        self._began = time.monotonic()
-        self._live = False
+        self._leader: int | None = None
+        self._asked = self._began = time.monotonic()
+        self._settled = self._live = False
 
     def begin(self) -> None:
         """Frames run from now on."""
         self.shared.running = True
         for feed in self.shared.feeds.values():
             feed.begin()
+        self._asked = time.monotonic()
         self.server.begun()
 
-    def take_over(self) -> tuple[int, Split] | None:
-        """The edited graph, if there is one that has not been taken over."""
-        pending, self.shared.pending = self.shared.pending, None
-        return pending
+    def take_over(self) -> Split | None:
+        """Run on the edited graph from now on, if there is one; returns it.
 
-    def adopt(self, version: int, split: Split) -> None:
-        """Frames run on this graph now. Raises GraphError."""
-        shared, before = self.shared, list(self.shared.feeds.values())
+        Raises:
+            GraphError: it cannot be, and `before` is to be gone back to.
+        """
+        shared = self.shared
+        while (edit := shared.asked)[0] > shared.taken:
+            before = self.before or (shared.version, shared.split)
+            shared.graphs = (shared.split, edit[1], before[1])
+            # an edit after this one that did not see it there let go of its views: take that one
+            if shared.asked is edit:
+                shared.taken, self.before = edit[0], before
+                self._adopt(*edit)
+                return edit[1]
+        return None
+
+    def go_back(self) -> Split:
+        """Run on the graph before the edit again; returns it."""
+        version, split = self.before
+        self.before = None
+        self._adopt(version, split)
+        # a whole frame has gone through it before
+        self._settled = self._live
+        return split
+
+    def _adopt(self, version: int, split: Split) -> None:
+        shared, gone = self.shared, list(self.shared.feeds.values())
+        self._settled = False
         shared.prepare(split)
         feeds = list(shared.feeds.values())
         shared.counts["lost"] += sum(
-            feed.slot.replaced + feed.dropped for feed in before if feed not in feeds
+            feed.slot.replaced + feed.dropped for feed in gone if feed not in feeds
         )
-        self._frames = {feed: frame for feed, frame in self._frames.items() if feed in feeds}
+        self._latest = {feed: frame for feed, frame in self._latest.items() if feed in feeds}
+        self._leader = None
+        for feed, frame in self._latest.items():
+            frame.only(feed.shapes.values())
         shared.split, shared.version = split, version
+        shared.graphs = (split,) if self.before is None else (split, self.before[1])
         for node, view in list(shared.views.items()):
             settings = split.graph[node]["inputs"] if node in split.views else {"record": False}
             # at once: no frame may come for a while, and none of a view that is gone
@@ -96,53 +129,90 @@ class Frames:
         """Wait for a new frame of the source that sets the pace, and take the others' latest.
 
         Raises:
-            Closed: the source has ended.
-            GraphError: the source cannot go on; names its node.
+            Closed: every source has ended.
+            GraphError: a source cannot go on, and the run not without it; names its node.
         """
         shared = self.shared
         feeds = list(shared.feeds.values())
-        pace = shared.feeds.get(BROWSER) or feeds[0]
-        try:
-            frame = await pace.slot.get(timeout)
-            if frame is None:
-                return False
-            for feed in feeds:
-                latest = feed.slot.take() if feed is not pace else frame
-                while latest is None and feed not in self._frames and not shared.stopping:
-                    latest = await feed.slot.get(timeout)
-                if latest is not None:
-                    self._frames[feed] = latest
-        except Closed:
+        until = time.monotonic() + timeout
+        while True:
             self._report_errors()
-            raise
-        self._origins.begin(frame)
+            now = time.monotonic()
+            sources = [
+                pacing.Source(
+                    feed.slot.full, feed in self._latest, feed.slot.over, feed.rate.value(now)
+                )
+                for feed in feeds
+            ]
+            due = pacing.due(sources, self._leader, now - self._asked)
+            self._leader = due.leader
+            if due.run:
+                break
+            if not due.awaited:
+                raise Closed
+            left = until - now if due.look is None else min(until - now, due.look)
+            if left <= 0 or shared.stopping:
+                return False
+            await first([feeds[i].slot for i in due.awaited], left)
+        self._take(feeds)
         self._began = time.monotonic()
         self._lent.clear()
         return not shared.stopping
 
+    def _take(self, feeds: list[Feed]) -> None:
+        """The latest of each source; the run is for the camera's, whose way to the screen is timed,
+        else for that of the source that sets the pace."""
+        fresh: dict[Feed, Frame] = {}
+        for feed in feeds:
+            if (frame := feed.slot.take()) is not None:
+                fresh[feed] = self._latest[feed] = frame
+        leader = feeds[self._leader] if self._leader is not None else None
+        wanted = (self.shared.feeds.get(BROWSER), leader, *fresh)
+        self._origins.begin(next(fresh[feed] for feed in wanted if feed in fresh).origin)
+
     def _report_errors(self) -> None:
-        for node, feed in self.shared.feed_of.items():
-            if feed.error is not None:
-                raise GraphError(str(feed.error), node)
+        broken = [feed for feed in self.shared.feeds.values() if feed.error is not None]
+        for feed in broken:
+            node = next(n for n, f in self.shared.feed_of.items() if f is feed)
+            left = not all(f.slot.over for f in self.shared.feeds.values())
+            reason = Refused(str(feed.error))
+            if not left or self.fate(reason) is not Fate.ON:
+                raise GraphError(str(reason), node)
+            feed.error = None
+            self.shared.faults.refuse("source", node, reason)
+
+    def fate(self, reason: BaseException) -> Fate:
+        """What becomes of the run now that this was raised."""
+        return fate(reason, self._settled, self.before is not None)
 
     async def room(self) -> None:
-        """Wait until fewer than IN_FLIGHT frames of each view are on their way from the device.
+        """Wait until fewer than IN_FLIGHT frames of each view are on their way from the device."""
+        for view in list(self.shared.views.values()):
+            await view.room(IN_FLIGHT)
+
+    def image(
+        self, node: str, width: int, height: int, fit: str, mirror: bool
+    ) -> tuple[Tensor, int]:
+        """The current frame for a LiveCamera: IMAGE [1, height, width, 3] and its number.
 
         Raises:
-            GraphError: a view gave a picture that cannot be shown.
+            Refused: the settings cannot be, and were never others in this graph.
         """
-        for node, view in list(self.shared.views.items()):
-            await view.room(IN_FLIGHT)
-            if view.error is not None:
-                raise GraphError(f"image: {view.error}", node)
-
-    def image(self, node: str, shape: Shape) -> tuple[Tensor, int]:
-        """The current frame for a LiveCamera: IMAGE [1, height, width, 3] and its number."""
-        feed = self.shared.feed_of[node]
+        feed, faults = self.shared.feed_of[node], self.shared.faults
+        try:
+            shape = checked_shape(width, height, fit, mirror)
+            faults.well("setting", node)
+        except Refused as reason:
+            if self.fate(reason) is not Fate.ON:
+                raise
+            shape = feed.shapes[node]
+            faults.refuse("setting", node, reason)
         feed.shapes[node] = shape
-        frame = self._frames[feed]
+        frame = self._latest.get(feed, feed.dark)
         self._origins.gave(node, frame, shape)
-        return frame.image(shape), frame.sequence
+        image = frame.image(shape)
+        frame.only(feed.shapes.values())
+        return image, frame.sequence
 
     def _wish(self, node: str, view: View, wish: Wish) -> None:
         changed = wish.record != (view.wish is not None and view.wish.record)
@@ -155,6 +225,9 @@ class Frames:
 
         Args:
             wish: what is to become of its pictures, also of one that is skipped.
+
+        Raises:
+            Refused: it cannot be shown, and no other was shown in this graph.
         """
         shared = self.shared
         view = shared.views[node]
@@ -162,10 +235,19 @@ class Frames:
         if view.same(image):
             self._lent.add(node)
             return
+        try:
+            showable(image)
+            shared.faults.well("picture", node)
+        except Refused as reason:
+            if self.fate(reason) is not Fate.ON:
+                raise
+            shared.faults.refuse("picture", node, reason)
+            return
         lag = max((getattr(state, "lag", 0) for state in streams.owned(shared.id)), default=0)
         moment = self._origins.shown(lag)
         made_from = functools.partial(moment.picture, shared.split.graph, node)
-        view.show(image, quality, moment.pace, shared.version, made_from)
+        place = moment.place(shared.split.graph, node) if wish.record else None
+        view.show(image, quality, moment.origin, shared.version, made_from, place)
 
     def frame_done(self) -> None:
         """The frame went through the graph."""
@@ -180,11 +262,15 @@ class Frames:
             "rows": sum(stream.calls.rows for stream in mine),
             "roads": [stream.roads() for stream in mine],
         }
-        if not self._live:
-            self._live = True
-            self.server.lives()
+        if not self._settled:
+            self._settled = True
+            self.before = None
+            shared.graphs = (shared.split,)
+            self.server.settled()
+        self._live = True
 
     def clear(self) -> None:
         """Let go of all frames."""
-        self._frames.clear()
+        self._latest.clear()
         self._origins.clear()
+        self.before = None

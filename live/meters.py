@@ -1,37 +1,46 @@
-"""Rates and percentiles over the last few seconds."""
+"""Rates and percentiles over the last events."""
 
 import math
 from collections import deque
 
+from .bounds import most
+
 
 class Rate:
-    """Events per second over the last `window` seconds; times are the caller's, ascending."""
+    """Events per second over the last few, however slow; times are the caller's, ascending.
 
-    def __init__(self, window: float = 2.0):
-        self.window = window
-        self._times: deque[float] = deque()
+    One thread adds, any may ask.
+
+    Args:
+        over: events that count.
+    """
+
+    def __init__(self, over: int = most("meters.Rate._times")):
+        self._times: deque[float] = deque(maxlen=over)
 
     def add(self, now: float) -> None:
         self._times.append(now)
-        self._forget(now)
+
+    @property
+    def last(self) -> float | None:
+        """The time of the last event."""
+        times = self._times.copy()
+        return times[-1] if times else None
 
     def value(self, now: float) -> float:
-        """0 while fewer than two events are known."""
-        self._forget(now)
-        if len(self._times) < 2:
+        """0 while fewer than two events are known; falls while none comes."""
+        times = self._times.copy()
+        if len(times) < 2:
             return 0.0
-        return (len(self._times) - 1) / max(self._times[-1] - self._times[0], 1e-9)
-
-    def _forget(self, now: float) -> None:
-        while self._times and now - self._times[0] > self.window:
-            self._times.popleft()
+        rate = (len(times) - 1) / max(times[-1] - times[0], 1e-9)
+        return min(rate, 1 / max(now - times[-1], 1e-9))
 
 
 class Spread:
-    """The last `most` values and their percentiles."""
+    """The last values and their percentiles."""
 
-    def __init__(self, most: int = 300):
-        self._values: deque[float] = deque(maxlen=most)
+    def __init__(self, over: int = most("meters.Spread._values")):
+        self._values: deque[float] = deque(maxlen=over)
 
     def add(self, value: float) -> None:
         self._values.append(value)

@@ -1,15 +1,20 @@
 """Pictures between camera, graph and screen, for worker threads."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
+from ..host.frames.check import checked_image
 from ..host.frames.transfer import Fetched, fetch
+from .faults import Refused
 
 FITS = ("crop", "pad", "stretch")
+LEAST_SIDE, MOST_SIDE = 16, 4096  # pixels of a frame that a LiveCamera gives
+# of a picture that is shown: what JPEG can hold, and what is coded in a moment
+JPEG_SIDE, MOST_SHOWN = 65_500, 2**26
 
 
 class Shape(NamedTuple):
@@ -25,6 +30,56 @@ class Shape(NamedTuple):
     height: int
     fit: str = "crop"
     mirror: bool = False
+
+
+def checked_shape(width: Any, height: Any, fit: Any, mirror: Any) -> Shape:
+    """A LiveCamera's settings, which may come by a wire and then were looked at by nobody.
+
+    Raises:
+        Refused: a side that is no whole number from LEAST_SIDE to MOST_SIDE, another fit, or a
+            mirror that is neither on nor off; names the input.
+    """
+    for name, side in (("width", width), ("height", height)):
+        number = isinstance(side, int | float) and LEAST_SIDE <= side <= MOST_SIDE
+        if not number or side != int(side):
+            raise Refused(
+                f"{name}: {_short(side)} pixels cannot be. Give a whole number from {LEAST_SIDE} "
+                f"to {MOST_SIDE}."
+            )
+    if fit not in FITS:
+        raise Refused(f"fit: {_short(fit)} is not known. Choose one of {', '.join(FITS)}.")
+    if not isinstance(mirror, bool):
+        raise Refused(f"mirror: {_short(mirror)} is neither on nor off. Connect a BOOLEAN.")
+    return Shape(int(width), int(height), fit, mirror)
+
+
+def _short(value: Any) -> str:
+    try:
+        text = repr(value)
+    except Exception:  # as of a number of thousands of digits
+        text = type(value).__name__
+    return text if len(text) <= 40 else f"{text[:40]}..."
+
+
+def showable(image: Any) -> Tensor:
+    """The IMAGE of a LiveView, [B, H, W, C].
+
+    Raises:
+        Refused: it is none, has other than 1, 3 or more channels, or is too large for a JPEG.
+    """
+    try:
+        checked_image("image", image)
+    except ValueError as reason:
+        raise Refused(str(reason)) from None
+    height, width, channels = image.shape[1:]
+    if channels == 2:
+        raise Refused("image: pictures of 2 channels cannot be shown. Give 1 (grey) or 3 (RGB).")
+    if max(height, width) > JPEG_SIDE or height * width > MOST_SHOWN:
+        raise Refused(
+            f"image: {width} x {height} is too large to be shown. Give at most {JPEG_SIDE} pixels "
+            f"a side and {MOST_SHOWN >> 20} million in all."
+        )
+    return image
 
 
 def fitted(picture: np.ndarray, shape: Shape) -> np.ndarray:
@@ -77,8 +132,11 @@ def landed(frame: Fetched | Tensor) -> np.ndarray:
     """[H, W, 3] uint8 on the CPU; waits for the frame."""
     if isinstance(frame, Fetched):
         return frame.picture()
-    picture = np.nan_to_num(frame.detach().cpu().numpy().astype(np.float32, copy=False))
-    picture = np.rint(np.clip(picture, 0, 1) * 255).astype(np.uint8)
+    values = np.nan_to_num(frame.detach().to("cpu", torch.float32).numpy())
+    # in place: at 2048 x 2048 each copy is 50 MB
+    np.clip(values, 0, 1, out=values)
+    np.rint(np.multiply(values, 255, out=values), out=values)
+    picture = values.astype(np.uint8)
     if picture.shape[-1] == 1:
         picture = picture.repeat(3, -1)
     return np.ascontiguousarray(picture[..., :3])

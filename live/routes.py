@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import logging
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,15 +11,17 @@ from aiohttp import WSMsgType, web
 from ..trust import boundary
 from ..trust.schema import BadData
 from .guard import asked, body, forbid, guarded
-from .session import Session
+from .session import OVER, TAKEN_OVER, Session
 from .sessions import Invalid, Sessions
 from .sinks import mjpeg
 from .still import stills
 from .viewer import Viewer
 from .wire import LARGEST, NotTaken, Packet
 
+BROKEN = 1011  # the code that a page comes back after
 _AWAITED = 0.5  # seconds between two looks for a run that an open stream waits for
-_REFUSED, _OVER = 4409, 4410
+
+_log = logging.getLogger(__name__)
 
 
 def add_routes(server) -> Sessions:
@@ -101,20 +104,20 @@ class _Api:
         if session.over:
             # it may end before its page can listen, and the page is to know why
             await socket.send_json(session.state_message())
-            await socket.close(code=_OVER)
+            await socket.close(code=OVER)
             return socket
         viewer = Viewer()
         try:
             session.attach(viewer, owner)
         except NotTaken as reason:
             await socket.send_json({"type": "refused", "reason": str(reason)})
-            await socket.close(code=_REFUSED, message=str(reason).encode()[:120])
+            await socket.close(code=TAKEN_OVER, message=str(reason).encode()[:120])
             return socket
         sender = asyncio.create_task(_send(socket, viewer))
         try:
             async for message in socket:
                 if message.type is WSMsgType.BINARY and owner:
-                    session.receive(message.data)
+                    session.receive(viewer, message.data)
                 elif message.type is WSMsgType.TEXT:
                     _hear(session, viewer, owner, message.data)
         finally:
@@ -132,7 +135,7 @@ class _Api:
         await response.prepare(request)
         parts = mjpeg.Parts(request.headers.get("User-Agent", ""))
         # the stream outlives a run: whoever watches need not open it again for the next
-        with contextlib.suppress(ConnectionError):
+        with contextlib.suppress(ConnectionError, NotTaken):
             while not _closing(request):
                 found = self._sessions.view(key)
                 if found is None:
@@ -192,13 +195,20 @@ class _Api:
 
 
 async def _send(socket: web.WebSocketResponse, viewer: Viewer) -> None:
-    with contextlib.suppress(ConnectionError):
+    code = BROKEN
+    try:
         while (item := await viewer.next()) is not None:
             if isinstance(item, Packet):
                 await socket.send_bytes(item.packed())
             else:
                 await socket.send_str(item)
-        await socket.close(code=viewer.over or _OVER)
+        code = viewer.over
+    except ConnectionError:
+        return
+    except Exception:
+        # its page is to come back, not to listen for nothing
+        _log.warning("Live: a listener could not be sent to", exc_info=True)
+    await socket.close(code=code, message=viewer.reason.encode()[:120])
 
 
 def _hear(session: Session, viewer: Viewer, owner: bool, text: str) -> None:

@@ -6,6 +6,7 @@ import comfy.model_management
 
 from ..host.registry import owner
 from .executor import FrameExecutor, quiet
+from .faults import Fate
 from .frames import Frames, current
 from .graph import GraphError, Split
 from .mailbox import Closed
@@ -58,13 +59,11 @@ class _Failed(Exception):
 
 async def _loop(frames: Frames, executor: FrameExecutor) -> None:
     shared = frames.shared
-    before: tuple[int, Split] | None = None  # what an edit replaced, until a frame has run on it
     while not shared.stopping:
+        executor.failure = None
         try:
-            if edit := frames.take_over():
-                before = before or (shared.version, executor.split)
-                frames.adopt(*edit)
-                executor.adopt(edit[1])
+            if edited := frames.take_over():
+                executor.adopt(edited)
             if not await frames.next_frame(_LOOK):
                 comfy.model_management.throw_exception_if_processing_interrupted()
                 continue
@@ -78,18 +77,22 @@ async def _loop(frames: Frames, executor: FrameExecutor) -> None:
             executor.failure = reason.node, reason
         if executor.failure is None:
             frames.frame_done()
-            before = None
-            continue
-        node, reason = executor.failure
-        if isinstance(reason, comfy.model_management.InterruptProcessingException):
-            raise reason
-        if before is None:
+        else:
+            _failed(frames, executor, *executor.failure)
+
+
+def _failed(frames: Frames, executor: FrameExecutor, node: str, reason: BaseException) -> None:
+    """Go on, on the graph before an edit if it was one that does not run, or raise."""
+    if isinstance(reason, comfy.model_management.InterruptProcessingException):
+        raise reason
+    match frames.fate(reason):
+        case Fate.END:
             raise _Failed(node, reason)
-        # the edit does not run: say so, and go on as before
-        frames.server.problem(str(reason), node)
-        frames.adopt(*before)
-        executor.adopt(before[1])
-        before = None
+        case Fate.BACK:
+            frames.server.problem("edit", str(reason), node)
+            executor.adopt(frames.go_back())
+        case Fate.ON:
+            frames.shared.faults.refuse("picture", node, reason)
 
 
 def _blame(dynprompt: Any, node: str, failed: str, split: Split) -> None:

@@ -6,31 +6,36 @@ All of it runs in the server's event loop, but for what the frames' side calls.
 import asyncio
 import contextlib
 import functools
+import logging
 import secrets
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 from ..host.models import engines
 from ..host.registry import streams
 from . import pacing
+from .bounds import most
+from .faults import Restarts
 from .feeds import CameraFeed
 from .frames import Frames
 from .graph import Split, constant, number
 from .mailbox import Closed
 from .meters import Rate, Spread
 from .shared import BROWSER, SIZES, Shared
-from .sinks.names import Place
+from .sinks.names import Written
 from .view import View
 from .viewer import Viewer
-from .wire import NotTaken, unpacked
+from .wire import NotTaken, Packet, unpacked
 from .workers import Workers
 
 OWNER_MISSED = 2.0  # seconds without its page after which a run ends
 OWNER_EXPECTED = 15.0  # seconds that the page has to come for the first time
+TAKEN_OVER, OVER = 4409, 4410  # codes that a listener's socket is closed with
 _FINISH = 3.0  # seconds that a run's recordings have to be whole before its listeners leave
 _ROUND = 0.25  # seconds between two looks after everything
+_log = logging.getLogger(__name__)
 
 
 class Session:
@@ -55,21 +60,21 @@ class Session:
         self.id = secrets.token_urlsafe(12)
         self.token = secrets.token_urlsafe(24)
         self.client = self.view_secret = ""
-        self.shared = Shared(self.id, split, open_film)
+        self.shared = Shared(self.id, split, open_film, self.problem)
         self.frames = Frames(self.shared, self)
         self.state, self.reason, self.node, self.ahead = "queued", None, None, 0
         self.cancel: Callable[[], None] = lambda: None
-        self._asked = 1
         self._loop = loop
         self._leaving: asyncio.Task | None = None
-        self._pool = Workers(3, "livediffusion-codec")
+        self._pool = Workers(most("workers.Workers._threads"), "livediffusion-codec")
         self._tasks: set[asyncio.Task] = set()
         self.viewers: set[Viewer] = set()
         self.owner: Viewer | None = None
         self._owner_gone = time.monotonic() + OWNER_EXPECTED - OWNER_MISSED
         self._started = time.monotonic()
+        self._last: dict[str, Any] | None = None
         self._camera_rate, self._latency = Rate(), Spread()
-        self._told_pace = 0
+        self._told_pace: dict[str, Any] = {}
 
     # -- what routes and the queue ask ------------------------------------------------------
 
@@ -101,27 +106,36 @@ class Session:
         return self.shared.views
 
     def view(self, node: str) -> View:
-        """The view of a LiveView, made when it is first asked for."""
-        return self.shared.view(node)
+        """The view of a LiveView of `wanted`."""
+        return self.shared.views[node]
 
     @property
     def wanted(self) -> Split:
         """The graph asked for last; it may not have been taken over yet."""
-        pending = self.shared.pending
-        return pending[1] if pending else self.shared.split
+        return self.shared.asked[1]
 
     @staticmethod
     def cameras(split: Split) -> list[dict[str, Any]]:
-        """The live sources of a graph, for the browser."""
-        inputs = {node: split.graph[node]["inputs"] for node in split.sources}
-        return [
+        """The live sources of a graph, for the browser, whose one camera serves all that show it.
+
+        Returns:
+            For each node its source and the width, height (pixels) and fps wanted of that: of the
+            browser's camera the most that any node of the graph wants.
+        """
+        cameras = [
             {
                 "node": node,
-                "source": constant(settings, "source", BROWSER, node),
-                **{name: number(settings, name, default) for name, default in SIZES.items()},
+                "source": constant(inputs, "source", BROWSER, node),
+                **{name: number(inputs, name, default) for name, default in SIZES.items()},
             }
-            for node, settings in inputs.items()
+            for node in split.sources
+            for inputs in [split.graph[node]["inputs"]]
         ]
+        shared = [camera for camera in cameras if camera["source"] == BROWSER]
+        wanted = {name: max((camera[name] for camera in shared), default=0) for name in SIZES}
+        for camera in shared:
+            camera |= wanted
+        return cameras
 
     @property
     def over(self) -> bool:
@@ -131,8 +145,8 @@ class Session:
 
     def open(self) -> None:
         """Begin to look after views and owner. In the server's loop."""
-        self._keep(self._look_after())
-        self._keep(self._decode())
+        self.keep("statistics", self._look_after)
+        self.keep("camera", self._decode)
 
     def update(self, split: Split) -> int:
         """Take over another graph at the next frame; returns its version.
@@ -144,9 +158,9 @@ class Session:
             inputs = split.graph[node]["inputs"]
             if constant(inputs, "source", BROWSER, node) != BROWSER:
                 self.shared.opened(node, constant(inputs, "file", "", node))
-        self._asked += 1
-        self.shared.pending = (self._asked, split)
-        return self._asked
+        self.shared.asked = (self.shared.asked[0] + 1, split)
+        self._keep_views()
+        return self.shared.asked[0]
 
     def stop(self, reason: str | None = None) -> None:
         """End at the next frame boundary."""
@@ -163,13 +177,24 @@ class Session:
     def attach(self, viewer: Viewer, owner: bool) -> None:
         """Begin to send to a listener.
 
+        Args:
+            owner: it sends the camera's frames, and the run lives as long as it. Another one
+                before it is told so and closed: it may be a connection that nobody has at its
+                other end any more, of a page that has come back.
+
         Raises:
-            NotTaken: the session has an owner already.
+            NotTaken: there are too many listeners.
         """
+        if owner and self.owner is not None:
+            reason = "Another page, or this one anew, sends its camera to this live run now."
+            before, self.owner = self.owner, None
+            before.tell({"type": "refused", "reason": reason})
+            before.close(TAKEN_OVER, reason)
+            self.viewers.discard(before)
+        if not owner and len(self.viewers) >= most("session.Session.viewers") - 1:
+            raise NotTaken("Too many pages and streams listen to this live run. Close some.")
         if owner:
-            if self.owner is not None:
-                raise NotTaken("This live run already has a camera: another page sends to it.")
-            self.owner = viewer
+            self.owner, self._told_pace = viewer, {}
         self.viewers.add(viewer)
         viewer.tell(self.state_message())
         for view in list(self.views.values()):
@@ -182,8 +207,10 @@ class Session:
         if viewer is self.owner:
             self.owner, self._owner_gone = None, time.monotonic()
 
-    def receive(self, message: bytes) -> None:
+    def receive(self, viewer: Viewer, message: bytes) -> None:
         """A camera frame from the owner; a bad one is counted and answered with the reason."""
+        if viewer is not self.owner:
+            return
         sequence = None
         try:
             packet = unpacked(message)
@@ -196,7 +223,7 @@ class Session:
             feed.coded.put((packet, now))
             self._answer(sequence, None)
         except NotTaken as reason:
-            self.shared.counts["refused"] += 1
+            self.shared.faults.count("frame")
             self._answer(sequence, str(reason))
 
     def showed(self, latency: Any) -> None:
@@ -211,13 +238,16 @@ class Session:
             viewer.inputs.discard(index)
         elif index not in viewer.inputs:
             viewer.inputs.add(index)
-            if len(self._tasks) < 64:  # in a flood of these, with the next picture
-                self._keep(view.compare(self._loop, self._pool, viewer.offer))
+            if len(self._tasks) < most("session.Session._tasks"):  # else with the next picture
+                work = functools.partial(view.compare, self._loop, self._pool, viewer.offer)
+                self.keep("compare", work, again=False)
 
     def stats(self) -> dict[str, Any]:
-        """Counters and figures of the run so far."""
-        now, shared = time.monotonic(), self.shared
-        feeds = list(shared.feeds.values())
+        """Counters and figures of the run so far, or of all of it. In any thread."""
+        if (last := self._last) is not None:
+            return last
+        now, shared, faults = time.monotonic(), self.shared, self.shared.faults.counts
+        feeds, feed_of = list(shared.feeds.values()), dict(shared.feed_of)
         dropped = sum(feed.slot.replaced + feed.dropped for feed in feeds)
         dropped += sum(f.coded.replaced for f in feeds if isinstance(f, CameraFeed))
         unsent = sum(viewer.unsent for viewer in list(self.viewers))
@@ -226,12 +256,14 @@ class Session:
             "state": self.state,
             "fps": round(shared.frame_rate.value(now), 2),
             "camera_fps": round(self._camera_rate.value(now), 2),
+            "silent": [n for n, f in feed_of.items() if f.silent(now) and not shared.stopping],
             "latency_ms": _spread(self._latency, 1),
             "compute_ms": _spread(shared.compute, 1000),
             "frames": shared.counts["frames"],
             "skipped": shared.counts["skipped"],
             "dropped": shared.counts["lost"] + dropped,
-            "refused": shared.counts["refused"] + sum(feed.damaged for feed in feeds),
+            "refused": faults["frame"] + sum(feed.damaged for feed in feeds),
+            "faults": {kind: n for kind, n in faults.items() if n},
             "unsent": unsent + sum(view.slot.replaced for view in list(self.views.values())),
             **shared.calls,
             "engines": engines.in_use(self._started),
@@ -246,24 +278,24 @@ class Session:
         """Camera frames from bytes to images, in worker threads, the latest first."""
         while not self.over:
             feed = self.shared.feeds.get(BROWSER)
-            if feed is None:
+            if feed is None or feed.coded.over:
                 await asyncio.sleep(_ROUND)
                 continue
             with contextlib.suppress(Closed):
-                waiting = await feed.coded.get(_ROUND)
-                if waiting is None:
-                    continue
-                try:
-                    frame = await self._loop.run_in_executor(self._pool, feed.decoded, *waiting)
-                    feed.slot.put(frame)
-                except NotTaken as reason:
-                    self.shared.counts["refused"] += 1
-                    sequence = waiting[0].sequence
-                    message = {"type": "unreadable", "seq": sequence, "reason": str(reason)}
-                    if self.owner is not None:
-                        self.owner.tell(message)
-                continue
-            await asyncio.sleep(_ROUND)
+                if (waiting := await feed.coded.get(_ROUND)) is not None:
+                    await self._decoded(feed, *waiting)
+
+    async def _decoded(self, feed: CameraFeed, packet: Packet, arrived: float) -> None:
+        try:
+            work = feed.decoded, packet, arrived
+            feed.slot.put(await self._loop.run_in_executor(self._pool, *work))
+        except Exception as reason:
+            # whatever is wrong with a picture, the next may be well
+            self.shared.faults.count("frame")
+            words = str(reason) or type(reason).__name__
+            message = {"type": "unreadable", "seq": packet.sequence, "reason": words}
+            if self.owner is not None:
+                self.owner.tell(message)
 
     async def _look_after(self) -> None:
         """Statistics and pace to the listeners; the end when the owner stays away."""
@@ -279,12 +311,21 @@ class Session:
 
     def _tell_pace(self) -> None:
         frame = self.shared.compute.percentile(50) or 0.0
-        cameras = self.cameras(self.split)
-        fps = max([c["fps"] for c in cameras if c["source"] == BROWSER], default=30)
-        interval = round(pacing.capture_interval(frame, fps) * 1000)
-        if self.owner is not None and interval != self._told_pace:
-            self._told_pace = interval
-            self.owner.tell({"type": "pace", "interval_ms": interval})
+        camera = self.shared.feeds.get(BROWSER)
+        if self.owner is None or camera is None:
+            return
+        wanted = [c for c in self.cameras(self.split) if c["source"] == BROWSER]
+        fps = max((c["fps"] for c in wanted), default=SIZES["fps"])
+        # as the graph asked for them, settings that come by a wire included
+        shapes = list(camera.shapes.values())
+        pace = {
+            "interval_ms": round(pacing.capture_interval(frame, fps) * 1000),
+            "width": max((shape.width for shape in shapes), default=SIZES["width"]),
+            "height": max((shape.height for shape in shapes), default=SIZES["height"]),
+        }
+        if pace != self._told_pace:
+            self._told_pace = pace
+            self.owner.tell({"type": "pace", **pace})
 
     def _tell(self, message: dict[str, Any]) -> None:
         for viewer in self.viewers:
@@ -313,36 +354,61 @@ class Session:
         if self.over:
             return
         self.reason, self.node = reason or self.reason, node
-        self._become(state)
-        for feed in self.shared.feeds.values():
-            feed.end()
-        recordings = [event for view in self.views.values() for event in view.end()]
-        self._tell(self.stats())
-        if recordings:
+        with contextlib.ExitStack() as ends:  # each of them, whatever the others raise
+            ends.callback(self._pool.shutdown, wait=False, cancel_futures=True)
+            for task in list(self._tasks):
+                ends.callback(task.cancel)
+            ends.callback(self.frames.clear)
+            ends.callback(streams.end_owner, self.id)
+            ends.callback(self._release)
+            self._become(state)
+            self._last = self.stats()
+            self._tell(self._last)
+
+    def _release(self) -> None:
+        if recordings := self.shared.release():
             # its listeners are still to hear how the recordings ended
             self._leaving = self._loop.create_task(self._leave(recordings))
         else:
             self._close()
-        streams.end_owner(self.id)
-        self.frames.clear()
-        for task in self._tasks:
-            task.cancel()
-        self._pool.shutdown(wait=False, cancel_futures=True)
 
     async def _leave(self, recordings: list[threading.Event]) -> None:
         deadline = time.monotonic() + _FINISH
-        for event in recordings:
-            await asyncio.to_thread(event.wait, max(0.0, deadline - time.monotonic()))
-        self._close()
+        try:
+            for event in recordings:
+                await asyncio.to_thread(event.wait, max(0.0, deadline - time.monotonic()))
+        finally:
+            self._close()
 
     def _close(self) -> None:
         for viewer in self.viewers:
-            viewer.close(4410)
+            viewer.close(OVER)
 
-    def _keep(self, work) -> None:
-        task = self._loop.create_task(work)
+    def keep(self, what: str, work: Callable[[], Awaitable[None]], again: bool = True) -> None:
+        """Have a task run in the background until it is done or the run is over.
+
+        Args:
+            what: names it.
+            again: begin one that raised anew; one that goes on to raise ends the run, in words.
+        """
+        task = self._loop.create_task(self._watched(what, work, again))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+    async def _watched(self, what: str, work: Callable[[], Awaitable[None]], again: bool) -> None:
+        restarts = Restarts()
+        while not self.over:
+            try:
+                return await work()
+            except Exception as reason:
+                _log.warning("Live: the %s task raised", what, exc_info=True)
+                words = f"{what}: {reason or type(reason).__name__}"
+                if again and not restarts.again():
+                    return self.stop(f"{words}. The live run cannot go on without it.")
+                self.shared.faults.refuse("task", None, RuntimeError(words))
+                if not again:
+                    return None
+            await asyncio.sleep(_ROUND)
 
     def later(self, function: Callable, *args) -> None:
         """Call something in the server's loop, from any thread."""
@@ -354,30 +420,45 @@ class Session:
     def begun(self) -> None:
         self.later(self._begin_views)
 
-    def lives(self) -> None:
-        self.later(self._lives)
+    def settled(self) -> None:
+        self.later(self._settled)
 
     def record(self, node: str) -> None:
         self.later(self._record, node)
 
-    def problem(self, reason: str, node: str | None) -> None:
-        self.later(self._tell_problem, node, self.version, reason)
+    def problem(self, kind: str, reason: str, node: str | None) -> None:
+        self.later(self._tell_problem, kind, reason, node, self.version)
 
     def ended(self, state: str, reason: str | None = None, node: str | None = None) -> None:
         self.later(self.conclude, state, reason, node)
 
-    def _lives(self) -> None:
+    def _settled(self) -> None:
         if self.state in ("queued", "starting"):
             self.progress("live")
+        self._keep_views()
 
     def _begin_views(self) -> None:
-        for view in list(self.views.values()):
+        self._keep_views()
+        for node, view in self.views.items():
             if not view.begun:
                 view.begun = True
-                compared = functools.partial(self._compared, view.index)
-                self._keep(view.serve(self._loop, self._pool, self._offer, compared))
+                served = functools.partial(
+                    view.serve, self._loop, self._pool, functools.partial(self._offer, view),
+                    functools.partial(self._compared, view.index),
+                    functools.partial(self.shared.faults.refuse, "picture", node),
+                )  # fmt: skip
+                self.keep(f"view {node}", served)
 
-    async def save(self, node: Any) -> Place:
+    def _keep_views(self) -> None:
+        gone = [] if self.over else self.shared.keep_views()
+        for view in gone:
+            view.end()
+            for viewer in self.viewers:
+                viewer.forget(view.index)
+        if gone:
+            self.shared.faults.only({n for graph in self.shared.graphs for n in graph.graph})
+
+    async def save(self, node: Any) -> Written:
         """Write the picture that a view shows to a file. Raises ValueError, OSError."""
         view = self.views.get(node) if isinstance(node, str) else None
         if view is None:
@@ -390,17 +471,22 @@ class Session:
             view.record(functools.partial(self.later, self._tell_of_recording, node, self.version))
 
     def _tell_of_recording(self, node: str, version: int, event: dict[str, Any]) -> None:
+        if event.get("type") == "problem":
+            event = {"kind": "record", **event}
         self._tell({"version": version, "node": node, **event})
 
     def _compared(self, view: int) -> bool:
         return any(view in viewer.inputs for viewer in list(self.viewers))
 
-    def _offer(self, packet) -> None:
-        for viewer in self.viewers:
-            viewer.offer(packet)
+    def _offer(self, view: View, packet: Packet) -> None:
+        # one that an edit removed may have had a picture on its way
+        if view in self.views.values():
+            for viewer in self.viewers:
+                viewer.offer(packet)
 
-    def _tell_problem(self, node: str, version: int, reason: str) -> None:
-        self._tell({"type": "problem", "version": version, "reason": reason, "node": node})
+    def _tell_problem(self, kind: str, reason: str, node: str | None, version: int) -> None:
+        said = {"kind": kind, "reason": reason, "node": node, "version": version}
+        self._tell({"type": "problem", **said})
 
 
 def _spread(spread: Spread, scale: float) -> dict[str, float] | None:

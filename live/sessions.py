@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import dataclasses
+import functools
 import hmac
 import time
 import uuid
@@ -13,6 +14,7 @@ import execution
 import folder_paths
 
 from ..trust import boundary
+from .bounds import most
 from .executor import NodeKinds
 from .graph import GraphError, Split, constant, split
 from .media.folder import inside
@@ -23,7 +25,7 @@ from .view import View
 
 # the injected node that runs the frames; no graph's own id looks like it
 RUN = "livediffusion-run"
-_KEPT = 8  # sessions that are over, for those who still ask
+_KEPT = most("sessions.Sessions._all")  # sessions that are over, for those who still ask
 _LOOK = 0.2  # seconds between two looks at the queue
 
 
@@ -50,7 +52,6 @@ class Sessions:
         self._server = server
         self._all: OrderedDict[str, Session] = OrderedDict()
         self._keys = Keys()
-        self._tasks: set[asyncio.Task] = set()
         self._kinds = NodeKinds()
 
     def get(self, id: Any) -> Session | None:
@@ -94,9 +95,7 @@ class Sessions:
         self._forget()
         self._queue(session, client_id, extra)
         session.open()
-        task = asyncio.get_running_loop().create_task(self._follow(session))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        session.keep("queue", functools.partial(self._follow, session))
         return session
 
     async def update(self, session: Session, graph: Any, workflow: Any, client_id: str) -> int:

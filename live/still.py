@@ -3,7 +3,9 @@
 import threading
 from collections import OrderedDict
 
-_KEPT = 8
+from .bounds import most
+
+_KEPT = most("still.Stills._pictures")
 
 
 class Stills:

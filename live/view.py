@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import threading
+import weakref
 from collections.abc import Callable
 from concurrent.futures import Executor
 from typing import Any, NamedTuple
@@ -11,11 +12,12 @@ import numpy as np
 from torch import Tensor
 
 from ..host.frames.transfer import Fetched
+from .bounds import most
 from .codecs import JPEG
-from .feeds import Frame
+from .feeds import Origin, Place
 from .mailbox import Closed, Slot
 from .pictures import landed, on_its_way
-from .sinks.names import Place, Wish
+from .sinks.names import Wish, Written
 from .sinks.picture import save
 from .sinks.record import Recorder
 from .wire import VIEW, Packet
@@ -30,9 +32,10 @@ class Shown(NamedTuple):
     picture: Fetched | Tensor
     number: int
     quality: int
-    origin: Frame
+    origin: Origin
     version: int
     made_from: MadeFrom
+    place: Place | None
 
 
 class View:
@@ -44,20 +47,19 @@ class View:
         wish: what its files are to be, and whether there is to be a recording; written in the
             prompt worker.
         begun: whether somebody fetches its pictures.
-        error: why they cannot be fetched any more, if so.
     """
 
     def __init__(self, index: int):
         self.index = index
         self.begun = self._ended = False
-        self.error: Exception | None = None
         self.slot: Slot[Shown] = Slot()
         self.latest: Packet | None = None
         self._made_from: tuple[MadeFrom, int] | None = None
         self._numbered = 0
         self._landed = 0
         self._arrival: Slot[int] = Slot()
-        self._image: Tensor | None = None
+        # weak: a filter that gives it again has it, and nobody else is to keep it from going
+        self._image: Callable[[], Tensor | None] = lambda: None
         self.wish: Wish | None = None
         self._picture: np.ndarray | None = None  # the last, for the files
         self._recorder: Recorder | None = None
@@ -65,25 +67,27 @@ class View:
 
     def same(self, image: Tensor) -> bool:
         """Whether this is the very tensor shown last. In the prompt worker, as `show`."""
-        return image is self._image
+        return image is self._image()
 
     def show(
         self,
         image: Tensor,
         quality: int,
-        origin: Frame,
+        origin: Origin,
         version: int,
         made_from: MadeFrom,
+        place: Place | None = None,
     ) -> None:
         """Leave a picture, IMAGE [B, H, W, C]; the newest of the batch is shown."""
-        self._image = image
+        self._image = weakref.ref(image)
         self._numbered += 1
         coming = on_its_way(image)
-        self.slot.put(Shown(coming, self._numbered, quality, origin, version, made_from))
+        shown = coming, self._numbered, quality, origin, version, made_from, place
+        self.slot.put(Shown(*shown))
 
-    async def room(self, most: int) -> None:
-        """Wait until fewer than `most` pictures are on their way from the device."""
-        while self.begun and self._numbered - self._landed >= most:
+    async def room(self, limit: int) -> None:
+        """Wait until fewer than `limit` pictures are on their way from the device."""
+        while self.begun and self._numbered - self._landed >= limit:
             with contextlib.suppress(Closed):
                 await self._arrival.get(1.0)
                 continue
@@ -95,40 +99,48 @@ class View:
         pool: Executor,
         offer: Callable[[Packet], None],
         compared: Callable[[], bool],
+        refuse: Callable[[Exception], None],
     ) -> None:
         """Fetch, record, encode and offer pictures until the end. In the server's loop.
 
         Args:
             offer: called with each picture.
             compared: whether somebody wants to see what the pictures were made from.
+            refuse: called with what went wrong with a picture; the next may be well.
         """
-        try:
+        with contextlib.suppress(Closed):
             while True:
                 shown = await self.slot.get()
-                picture = await loop.run_in_executor(pool, landed, shown.picture)
-                self._landed = shown.number
-                self._arrival.put(shown.number)
-                self._picture = picture
-                if self._recorder is not None:
-                    self._recorder.wish = self.wish
-                    self._recorder.put(picture)
-                coding = [loop.run_in_executor(pool, JPEG.encode, picture, shown.quality)]
-                if compared():
-                    work = _coded, shown.made_from, shown.quality
-                    coding.append(loop.run_in_executor(pool, *work))
-                # both at once, each in a thread
-                self.latest = Packet(
-                    VIEW, JPEG.number, self.index, shown.number, shown.origin.captured,
-                    shown.version, shown.origin.sequence, *await asyncio.gather(*coding),
-                )  # fmt: skip
-                self._made_from = shown.made_from, shown.quality
-                offer(self.latest)
-        except Closed:
-            pass
-        except Exception as reason:
-            # the run reports it at the node
-            self.error = reason
-            self._arrival.close()
+                try:
+                    offer(await self._served(shown, loop, pool, compared()))
+                except Exception as reason:
+                    refuse(reason)
+                finally:
+                    self._landed = shown.number
+                    self._arrival.put(shown.number)
+                del shown  # or it would be kept until the next comes
+
+    async def _served(
+        self, shown: Shown, loop: asyncio.AbstractEventLoop, pool: Executor, compared: bool
+    ) -> Packet:
+        picture = await loop.run_in_executor(pool, landed, shown.picture)
+        self._landed = shown.number
+        self._arrival.put(shown.number)
+        self._picture = picture
+        if self._recorder is not None:
+            self._recorder.wish = self.wish
+            self._recorder.put(picture, shown.place)
+        coding = [loop.run_in_executor(pool, JPEG.encode, picture, shown.quality)]
+        if compared:
+            work = _coded, shown.made_from, shown.quality
+            coding.append(loop.run_in_executor(pool, *work))
+        # both at once, each in a thread
+        self.latest = Packet(
+            VIEW, JPEG.number, self.index, shown.number, shown.origin.captured,
+            shown.version, shown.origin.sequence, *await asyncio.gather(*coding),
+        )  # fmt: skip
+        self._made_from = shown.made_from, shown.quality
+        return self.latest
 
     async def compare(
         self, loop: asyncio.AbstractEventLoop, pool: Executor, offer: Callable[[Packet], None]
@@ -154,11 +166,18 @@ class View:
                 try is when it is switched on again.
         """
         wanted = self.wish is not None and self.wish.record and not self._ended
+        self._recorders = [one for one in self._recorders if not one.over.is_set()]
         if not wanted:
             self._end_recording()
+        elif len(self._recorders) >= most("view.View._recorders"):
+            reason = "record: the recordings before this one are not written yet; try again later."
+            tell({"type": "problem", "reason": reason})
         elif self._recorder is None:
-            self._recorder = Recorder(self.wish, tell)
             self._recorders = [one for one in self._recorders if not one.over.is_set()]
+            if len(self._recorders) >= most("view.View._recorders"):
+                words = "record: the recordings before are still being written. Wait a moment."
+                return tell({"type": "problem", "reason": words})
+            self._recorder = Recorder(self.wish, tell)
             self._recorders.append(self._recorder)
             # while nothing moves no picture comes, and this is what is shown
             if self._picture is not None:
@@ -169,7 +188,7 @@ class View:
             self._recorder.end()
             self._recorder = None
 
-    async def save(self) -> Place:
+    async def save(self) -> Written:
         """Write the picture that is shown to a file of its own.
 
         Raises:
@@ -183,12 +202,12 @@ class View:
     def end(self) -> list[threading.Event]:
         """No more pictures. Returns what is set when the recordings are whole."""
         self._ended = True
-        self.slot.close()
-        self._arrival.close()
+        self.slot.end()
+        self._arrival.end()
         # also one that is whole a moment from now: what it tells is on its way then
         writing = [one.over for one in self._recorders if not one.over.is_set()]
         self._end_recording()
-        self._image = self._made_from = self._picture = None
+        self.latest = self._made_from = self._picture = None
         return writing
 
 

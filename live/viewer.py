@@ -5,11 +5,11 @@ import json
 from collections import deque
 from typing import Any
 
+from .bounds import most
 from .wire import Packet
 
 # pictures on their way that the listener has not shown yet
 CREDIT = 2
-_MESSAGES = 64
 
 
 class Viewer:
@@ -21,7 +21,7 @@ class Viewer:
     Attributes:
         unsent: pictures that a newer one replaced before they were sent.
         inputs: indices of the views whose pictures it wants with what they were made from.
-        over: nothing more comes; the code to close with, once all is sent.
+        over, reason: nothing more comes; the code and words to close with, once all is sent.
     """
 
     def __init__(self, patient: bool = True, view: int | None = None):
@@ -30,7 +30,8 @@ class Viewer:
         self.unsent = 0
         self.inputs: set[int] = set()
         self.over: int | None = None
-        self._messages: deque[str] = deque(maxlen=_MESSAGES)
+        self.reason = ""
+        self._messages: deque[str] = deque(maxlen=most("viewer.Viewer._messages"))
         self._packets: dict[int, Packet] = {}
         self._away: dict[int, int] = {}
         self._wake = asyncio.Event()
@@ -56,9 +57,15 @@ class Viewer:
             self._away[view] -= 1
             self._wake.set()
 
-    def close(self, code: int) -> None:
+    def forget(self, view: int) -> None:
+        """A view is gone."""
+        self.inputs.discard(view)
+        self._packets.pop(view, None)
+        self._away.pop(view, None)
+
+    def close(self, code: int, reason: str = "") -> None:
         """Send what is waiting, then no more."""
-        self.over = code
+        self.over, self.reason = code, reason
         self._packets.clear()
         self._wake.set()
 

@@ -2,6 +2,7 @@
 
 from ..engine.similarity import MEASURES
 from ..host.frames import vae as vaes
+from ..host.frames.check import checked_image
 from ..host.frames.skip import FrameSkip, pipeline_recipe
 from ..host.registry import stream_key, streams
 from .compat import io
@@ -130,6 +131,7 @@ class LiveSimilarityFilter(io.ComfyNode):
 
     @classmethod
     def _decide(cls, image, threshold, max_skip, measure, seed) -> bool:
+        checked_image("image", image)
         hidden = cls.hidden
 
         def recipe() -> dict:

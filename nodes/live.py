@@ -11,7 +11,15 @@ from ..live.codecs import JPEG
 from ..live.frames import current
 from ..live.media.folder import inside, listed
 from ..live.media.reader import Reader
-from ..live.pictures import FITS, Shape, fitted, to_image
+from ..live.pictures import (
+    FITS,
+    LEAST_SIDE,
+    MOST_SIDE,
+    checked_shape,
+    fitted,
+    showable,
+    to_image,
+)
 from ..live.routes import add_routes
 from ..live.run import run
 from ..live.sessions import Sessions
@@ -62,10 +70,20 @@ class LiveCamera(io.ComfyNode):
                     tooltip="Used by source file: a video or animated picture in the input folder.",
                 ),
                 io.Int.Input(
-                    "width", default=512, min=16, max=4096, step=8, tooltip="Of the frames given."
+                    "width",
+                    default=512,
+                    min=LEAST_SIDE,
+                    max=MOST_SIDE,
+                    step=8,
+                    tooltip="Of the frames given.",
                 ),
                 io.Int.Input(
-                    "height", default=512, min=16, max=4096, step=8, tooltip="Of the frames given."
+                    "height",
+                    default=512,
+                    min=LEAST_SIDE,
+                    max=MOST_SIDE,
+                    step=8,
+                    tooltip="Of the frames given.",
                 ),
                 io.Combo.Input(
                     "fit",
@@ -106,11 +124,11 @@ class LiveCamera(io.ComfyNode):
 
     @classmethod
     def execute(cls, source, file, width, height, fit, fps, mirror, loop) -> io.NodeOutput:
-        shape = Shape(width, height, fit, mirror)
         node = str(cls.hidden.unique_id)
         frames = current.get()
         if frames is not None:
-            return io.NodeOutput(*frames.image(node, shape))
+            return io.NodeOutput(*frames.image(node, width, height, fit, mirror))
+        shape = checked_shape(width, height, fit, mirror)
         if source == "file":
             picture, number = cls._next(inside(file, folder_paths.get_input_directory()), loop)
         else:
@@ -174,6 +192,7 @@ class LiveView(io.ComfyNode):
     def execute(cls, image, quality, record, filename_prefix) -> io.NodeOutput:
         frames = current.get()
         if frames is None:
+            showable(image)
             saved = ui.ImageSaveHelper.save_images(
                 image[-1:], "livediffusion", io.FolderType.temp, cls, compress_level=1
             )

@@ -97,7 +97,7 @@ class LiveStreamSampler(io.ComfyNode):
             checked_sigmas(sigmas), step_rule, noise_seed, clip, conditioning == "immediate",
             add_noise,
         )  # fmt: skip
-        samples = checked_latent(guider.model_patcher, latent)
+        samples = checked_latent(guider.model_patcher, latent, finite=clip)
         if clip:
             stream = Stream(frames_per_slot)
         else:

@@ -177,7 +177,7 @@ class Client:
             elif kind == "recorded":
                 self.recorded.append(data)
             elif kind == "pace":
-                self.paces.append(data["interval_ms"])
+                self.paces.append(data)
             elif kind == "received":
                 self.answers += 1
                 self.refused += [data["refused"]] if data["refused"] else []

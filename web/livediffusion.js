@@ -166,8 +166,8 @@ function listen(mine) {
   mine.addEventListener('problem', ({ detail }) => {
     mark([detail.node])
     // an edit that does not run, or a recording that cannot be written
-    const summary = detail.reason.startsWith('record:') ? 'not recorded' : 'not changed'
-    notify('error', `${title(detail.node)}: ${summary}`, detail.reason)
+    const said = { edit: ': not changed', record: ': not recorded' }[detail.kind] ?? ''
+    notify('error', `${detail.node === null ? 'Live' : title(detail.node)}${said}`, detail.reason)
   })
   mine.addEventListener('recorded', ({ detail }) => {
     const { file, subfolder, seconds, left_out: lost } = detail

@@ -5,6 +5,7 @@ import copy
 from torch import Tensor
 
 from . import transfer
+from .check import checked_image
 
 
 def _near(vae):
@@ -15,12 +16,22 @@ def _near(vae):
 
 
 def encode(vae, pixels: Tensor) -> Tensor:
-    """IMAGE [B, H, W, C] in 0..1 to latents [B, C', H/f, W/f] on the VAE's device."""
-    return _near(vae).encode(transfer.near(pixels, vae.device))
+    """IMAGE [B, H, W, C] in 0..1 to latents [B, C', H/f, W/f] on the VAE's device.
+
+    Raises:
+        ValueError: pixels are no IMAGE, or hold no frame.
+    """
+    return _near(vae).encode(transfer.near(checked_image("pixels", pixels), vae.device))
 
 
 def decode(vae, latents: Tensor) -> Tensor:
-    """Latents to IMAGE [B, H, W, C] in 0..1 on the VAE's device; a video's frames in a row."""
+    """Latents to IMAGE [B, H, W, C] in 0..1 on the VAE's device; a video's frames in a row.
+
+    Raises:
+        ValueError: there are no latents.
+    """
+    if not isinstance(latents, Tensor) or 0 in latents.shape:
+        raise ValueError("samples: the batch holds no frame. Check the node before this one.")
     if latents.is_nested:
         latents = latents.unbind()[0]
     images = _near(vae).decode(latents)

@@ -33,17 +33,22 @@ def checked_sigmas(sigmas: Tensor) -> tuple[float, ...]:
     return levels
 
 
-def checked_latent(patcher, latent: dict) -> Tensor:
+def checked_latent(patcher, latent: dict, finite: bool = True) -> Tensor:
     """The frames' latents, [B, C, H, W] (or [B, C, T, H, W] for video models).
 
     Args:
         patcher: the MODEL they will be denoised by.
         latent: ComfyUI's LATENT.
+        finite: refuse values that are not finite, as far as a look costs no wait for a device. A
+            live stream goes on without such a frame instead, everywhere: the ring replaces it.
 
     Raises:
         ValueError: empty batch, wrong rank or channels, or values that are not finite.
     """
     samples = latent["samples"]
+    if not isinstance(samples, Tensor):
+        # what ComfyUI's VAE gives for a batch without a frame
+        raise ValueError("latent: the batch holds no frame. Check the node before this one.")
     if samples.is_nested:
         raise ValueError("latent: nested latents (audio with video) cannot be streamed.")
     form = patcher.get_model_object("latent_format")
@@ -63,9 +68,9 @@ def checked_latent(patcher, latent: dict) -> Tensor:
             f"latent: {samples.shape[1]} channels, but this model takes {form.latent_channels}. "
             "Encode with the VAE that belongs to the model."
         )
-    # elsewhere the look would wait for the device; there the ring replaces such a frame. a sum is
-    # not finite where one of its values is not, and far cheaper than looking at each
-    if samples.device.type == "cpu" and not math.isfinite(float(samples.sum())):
+    # elsewhere the look would wait for the device. a sum is not finite where one of its values is
+    # not, and far cheaper than looking at each
+    if finite and samples.device.type == "cpu" and not math.isfinite(float(samples.sum())):
         bad = (~samples.flatten(1).isfinite().all(1)).nonzero().flatten().tolist()
         if bad:
             raise ValueError(

@@ -116,9 +116,12 @@ def request(mutate, url, client, paths):
     else:
         pairs = mutate.value(data)
         pairs = pairs if isinstance(pairs, dict) else {"session": pairs}
-        query = "?" + urllib.parse.urlencode(
-            {str(k): str(v) for k, v in pairs.items()}, errors="surrogatepass"
-        )[:7000]
+        query = (
+            "?"
+            + urllib.parse.urlencode(
+                {str(k): str(v) for k, v in pairs.items()}, errors="surrogatepass"
+            )[:7000]
+        )
         body = rng.randbytes(rng.randrange(2000)) if method == "POST" else b""
     place = route.encode() + query.encode()
     if route == "mjpeg/":

@@ -146,13 +146,31 @@ def test_the_camera_is_asked_no_faster_than_it_helps(frame, fps):
     assert interval == max(1 / fps, frame / 3)
 
 
-def test_meters():
-    rate = Rate(2.0)
-    assert rate.value(0) == 0
-    for i in range(30):
+@pytest.mark.parametrize("fps", [0.01, 0.3, 1, 25, 200])
+def test_a_rate_is_told_however_slow_and_falls_when_nothing_comes(fps):
+    rate = Rate()
+    assert rate.value(0) == 0 and rate.last is None
+    for i in range(90):
+        rate.add(i / fps)
+        if i:
+            assert rate.value(i / fps) == pytest.approx(fps)
+            assert rate.value((i + 0.9) / fps) == pytest.approx(fps)
+    last = rate.last
+    assert last == 89 / fps
+    assert rate.value(last + 2 / fps) == pytest.approx(fps / 2)
+    assert rate.value(last + 100 / fps) == pytest.approx(fps / 100)
+
+
+def test_a_rate_is_of_the_last_few():
+    rate = Rate(5)
+    for i in range(20):
         rate.add(i / 10)
-    assert rate.value(2.9) == pytest.approx(10)
-    assert rate.value(99) == 0
+    for i in range(5):
+        rate.add(10 + i)
+    assert rate.value(14) == pytest.approx(1)
+
+
+def test_spread():
     spread = Spread(100)
     assert spread.percentile(50) is None
     for i in range(1, 201):

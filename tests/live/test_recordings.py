@@ -110,14 +110,16 @@ def test_what_is_killed_plays_to_within_a_second(tmp_path, record_property):
             capture_output=True, text=True, check=True, timeout=120,
         )  # fmt: skip
         told += json.loads(reply.stdout.splitlines()[-1])
-    lost = []
+    lost, sounds = [], []
     for place, lived in told:
         (path,) = pathlib.Path(place).iterdir()
         times, _, _, seconds = played(path)
+        with av.open(str(path)) as film:
+            sounds.append(bool(film.streams.audio))
         assert len(times) >= 2
         lost.append(lived - seconds)
     record_property("lost", sorted(round(one, 2) for one in lost))
-    assert max(lost) < 1
+    assert max(lost) < 1 and set(sounds) == {True, False}
 
 
 def test_a_still_scene_lasts_as_long_as_it_lasted(running, out, monkeypatch):

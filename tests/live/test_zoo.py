@@ -1,8 +1,10 @@
 """A zoo of files: each is shown as ComfyUI's own loaders show it, or refused in one sentence."""
 
 import io
+import itertools
 import os
 
+import av
 import inprocess
 import numpy as np
 import pytest
@@ -260,3 +262,62 @@ def test_a_live_run_does_not_begin_with_what_cannot_be_shown(running, animals, r
 
     assert len(refused) > 20
     inprocess.live(work)
+
+
+@pytest.mark.comfy
+def test_an_edit_of_the_camera_does_not_begin_its_film_again(running, animals):
+    """Rate, loop and size are edited; a film of ever brighter frames never goes back to black."""
+    comfy, _ = running
+    path = animals[0].path.with_name("ramp.webp")
+    ramp = [Image.new("RGB", (32, 32), (i, i, i)) for i in range(0, 250, 2)]
+    ramp[0].save(path, save_all=True, append_images=ramp[1:], duration=40, lossless=True)
+
+    async def work(http):
+        def graph(**settings):
+            return {
+                "3": inprocess.camera(source="file", file=path.name, **settings),
+                "5": inprocess.view(["3", 0], quality=100),
+            }
+
+        client = await inprocess.Client.start(http, comfy.url, graph(fps=60))
+        await client.wait(lambda: client.views and inprocess.grey(client.views[-1][0]) > 30)
+        edits = ({"fps": 10}, {"loop": False}, {"fps": 60}, {"width": 64, "mirror": True})
+        for edit in edits:
+            _, answer = await client.post("update", prompt=graph(**edit), workflow={})
+            await client.wait(lambda v=answer["version"]: client.views[-1][0].version >= v)
+        await client.stop()
+        return client
+
+    client = inprocess.live(work)
+    greys = [inprocess.grey(packet) for packet, _ in client.views]
+    # five seconds of film, of which this takes two
+    assert all(b >= a - 2 for a, b in itertools.pairwise(greys)), greys
+    assert client.stats["refused"] == 0 and not client.problems
+
+
+@pytest.mark.comfy
+def test_what_is_damaged_in_a_live_run_is_counted_and_the_run_goes_on(running, animals):
+    comfy, _ = running
+    path = zoo.film(animals[0].path.with_name("torn.mov"), "png", "rgb24", frames=6)
+    with av.open(str(path)) as film:
+        torn = [p for p in film.demux(video=0) if p.size][3]
+    data = bytearray(path.read_bytes())
+    data[torn.pos : torn.pos + 40] = bytes(40)
+    path.write_bytes(data)
+
+    async def work(http):
+        graph = {
+            "3": inprocess.camera(source="file", file=path.name),
+            "5": inprocess.view(["3", 0]),
+        }
+        client = await inprocess.Client.start(http, comfy.url, graph)
+        await client.wait(lambda: client.stats.get("refused", 0) >= 2)
+        assert client.state == "live"
+        # a file that goes away is said, with its name, where it would begin again
+        path.unlink()
+        await client.wait(lambda: client.closed)
+        return client
+
+    client = inprocess.live(work)
+    assert client.states[-1]["reason"] == "file: torn.mov is not there, or not any more."
+    assert (client.state, client.states[-1]["node"]) == ("failed", "3")

@@ -58,10 +58,7 @@ BAD = {
     "rank": ({"latent": {"samples": torch.zeros(4, 8, 8)}}, r"latent: expected 4 dimensions"),
     "channels": ({"latent": {"samples": torch.ones(1, 16, 8, 8)}}, r"latent: 16 channels"),
     "no frame": ({"latent": {"samples": torch.zeros(0, 4, 8, 8)}}, r"latent: the batch holds no"),
-    "nan": (
-        {"latent": {"samples": torch.full((1, 4, 8, 8), float("nan"))}},
-        r"latent: frame 0 of 1 holds values that are not finite",
-    ),
+    "nothing": ({"latent": {"samples": None}}, r"latent: the batch holds no frame"),
 }
 
 
@@ -77,6 +74,19 @@ def test_bad_input_names_the_input_and_the_stream_goes_on(world, what):
                     sample(world, node_id, **({"latent": latent} | wrong))
             out.append(sample(world, node_id, latent=latent).args[0]["samples"])
     assert torch.equal(torch.cat(calm), torch.cat(disturbed))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_live_stream_goes_on_without_a_frame_that_is_not_finite(world, value):
+    """As it does on a GPU, where nobody looks before: it is replaced, and counted."""
+    node_id, dropped = f"live {value}", []
+    for i, frame in enumerate(world.tiny.latents(8).split(1)):
+        bad = torch.full_like(frame, value) if i in (2, 3) else frame
+        out = sample(world, node_id, latent={"samples": bad}).args[0]["samples"]
+        assert torch.isfinite(out).all()
+        stream = next(s for k, s in world.streams._states.items() if k.execution == node_id)
+        dropped.append(int(stream.stats()["dropped"]))
+    assert dropped[:2] == [0, 0] and dropped[-1] >= 2 and dropped[-1] == dropped[4]
 
 
 def test_nan_names_the_frames(world):

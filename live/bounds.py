@@ -1,0 +1,68 @@
+"""Every buffer that a live run keeps, and how much it may hold: the one table.
+
+A buffer is named by where it is kept, `module.Class.attribute`. Who keeps it takes the bound from
+here, and tests/live/test_memory.py walks the table both ways: a buffer that is not in it is found
+in the source, and one that holds more than it says is found in a run.
+"""
+
+from typing import NamedTuple
+
+from ..trust.boundary import MOST_LISTENERS
+
+
+class Bound(NamedTuple):
+    """How much a buffer holds.
+
+    Attributes:
+        most: things of the kind `of`, for each `each`.
+        of: what is counted.
+        each: of what there may be several: "" where there is one, else view, source, node
+            (of the graph that runs and the one to go back to), listener, run.
+    """
+
+    most: int
+    of: str
+    each: str = ""
+
+
+KEPT = {
+    # on the way from a source to the graph
+    "mailbox.Slot._item": Bound(1, "latest item"),
+    "mailbox.Slot._waiting": Bound(8, "who waits for it"),
+    "feeds.Frame._images": Bound(1, "image of a picture", "node"),
+    "feeds.Feed.shapes": Bound(1, "shape", "node"),
+    "frames.Frames._latest": Bound(1, "frame", "source"),
+    "frames.Frames._lent": Bound(1, "name", "view"),
+    "shared.Shared.feeds": Bound(1, "feed", "source"),
+    "shared.Shared.feed_of": Bound(1, "feed", "source"),
+    # between the graph and a picture that left it
+    "origins.Origins._entered": Bound(64, "runs of the graph, no more than the stream's lag + 1"),
+    "origins.Moment.given": Bound(1, "picture", "source"),
+    "executor.FrontierCache.entries": Bound(1, "frozen value", "node"),
+    "shared.Shared.views": Bound(1, "view", "view"),
+    "view.View._recorders": Bound(4, "recordings that are not whole yet"),
+    "sinks.record.Recorder._frames": Bound(8, "pictures"),
+    "workers.Workers._threads": Bound(3, "threads"),
+    "workers.Workers._work": Bound(200, "calls, three at most of a task"),
+    # on the way to listeners
+    "session.Session.viewers": Bound(MOST_LISTENERS + 1, "listeners and the owner"),
+    "session.Session._tasks": Bound(64, "tasks"),
+    "viewer.Viewer._messages": Bound(64, "messages"),
+    "viewer.Viewer._packets": Bound(1, "coded picture", "view"),
+    "viewer.Viewer._away": Bound(1, "number", "view"),
+    "viewer.Viewer.inputs": Bound(1, "number", "view"),
+    # figures
+    "meters.Rate._times": Bound(30, "times"),
+    "meters.Spread._values": Bound(300, "values"),
+    "faults.Faults.counts": Bound(5, "numbers"),
+    "faults.Faults._told": Bound(5, "kinds of faults", "node"),
+    "faults.Restarts._times": Bound(4, "times"),
+    # of the server, beyond a run
+    "sessions.Sessions._all": Bound(8, "runs that are over, beside those that are not", "run"),
+    "still.Stills._pictures": Bound(8, "coded pictures"),
+}
+
+
+def most(name: str) -> int:
+    """The bound of a buffer, by where it is kept."""
+    return KEPT[name].most
