@@ -252,20 +252,21 @@ def test_deep_json_is_refused_in_requests_and_messages(running, caplog):
     assert not [record for record in caplog.records if record.exc_info]
 
 
-def test_a_packed_request_is_unpacked_to_its_bound_only(running):
-    """The more it unpacks to the less of it is read."""
+def test_a_packed_request_is_not_unpacked(running):
+    """A little may be much; and aiohttp waits for ever for the end of one that is cut."""
     import zlib
 
     comfy, _ = running
-    bomb = zlib.compress(b" " * (100 * 2**20))
 
     async def work(http):
-        async with http.post(f"{comfy.url}/livediffusion/start", data=bomb,
-                             headers={"Content-Encoding": "deflate"}) as reply:  # fmt: skip
-            return reply.status, await reply.text()
+        out = []
+        for data in (zlib.compress(b" " * (100 * 2**20)), b"[" * 100_000 + b"]" * 100_000):
+            async with http.post(f"{comfy.url}/livediffusion/start", data=data,
+                                 headers={"Content-Encoding": "deflate"}) as reply:  # fmt: skip
+                out.append((reply.status, "packed" in await reply.text()))
+        return out
 
-    status, words = inprocess.live(work)
-    assert (status, "larger than" in words) == (400, True)
+    assert inprocess.live(work) == [(400, True)] * 2
 
 
 def test_a_site_that_comfyui_lets_in_may_talk(running, monkeypatch):
