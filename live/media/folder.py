@@ -14,6 +14,7 @@ FILMS = (
     ".3g2", ".3gp", ".asf", ".avi", ".flv", ".m1v", ".m2ts", ".m2v", ".m4v", ".mkv", ".mov",
     ".mp4", ".mpeg", ".mpg", ".mts", ".ogv", ".qt", ".ts", ".webm", ".wmv", ".y4m",
 )  # fmt: skip
+NONE = "none"  # the choice that is no file
 
 
 def inside(name: str, folder: str) -> pathlib.Path:
@@ -22,6 +23,8 @@ def inside(name: str, folder: str) -> pathlib.Path:
     Raises:
         Unreadable: there is no such file, or it lies elsewhere: .., absolute names, links out.
     """
+    if name in ("", NONE):
+        raise Unreadable("no file is chosen. Choose one of ComfyUI's input folder, or upload one.")
     base = os.path.realpath(folder)
     try:
         path = os.path.realpath(os.path.join(base, name))
