@@ -8,9 +8,9 @@ import time
 from fractions import Fraction
 
 import av
+import filming
 import numpy as np
 import pytest
-import zoo
 from films import write_gif
 from serving import ROOT
 
@@ -93,13 +93,13 @@ def test_a_file_that_cannot_be_shown_is_one_sentence(
     elif kind == "gif":
         path.write_bytes(write_gif(tmp_path / "whole.gif").read_bytes()[:30])
     elif kind == "locked":
-        zoo.film(path)
+        filming.film(path)
         path.chmod(0)
         if os.access(path, os.R_OK):
             pytest.skip("whoever runs this may read everything")
     elif kind == "sound":
         with av.open(str(path), "w") as out:
-            zoo.beep(out, out.add_stream("aac", rate=44100), 0.1)
+            filming.beep(out, out.add_stream("aac", rate=44100), 0.1)
     module = {"clip": clip, "live": live}[client]
     said = said_by(module, tmp_path, monkeypatch, capsys, "--video", str(path))
     assert said.startswith(f"run.py {client}: --video: ") and path.name in said
@@ -122,9 +122,9 @@ def test_no_server_and_no_place_for_the_results_are_said(
 
 
 def test_times_are_the_files_own(clip, tmp_path):
-    gif = zoo.animation(tmp_path / "a.gif", [2000] * 4)
+    gif = filming.animation(tmp_path / "a.gif", [2000] * 4)
     assert clip.read(gif, 48, 32).times == pytest.approx([0, 2, 4, 6, 8])
-    uneven = zoo.film(tmp_path / "a.mp4", "libx264", times=UNEVEN, last=0.5)
+    uneven = filming.film(tmp_path / "a.mp4", "libx264", times=UNEVEN, last=0.5)
     assert clip.read(uneven, 48, 32).times == pytest.approx([*UNEVEN, 1.5], abs=1e-3)
     # and of a part of it
     assert clip.read(uneven, 3, 32).times == pytest.approx(UNEVEN[:4], abs=1e-3)
@@ -132,15 +132,15 @@ def test_times_are_the_files_own(clip, tmp_path):
 
 @pytest.mark.parametrize("degrees", [0, 90, 180, 270])
 def test_a_phones_video_is_upright(clip, tmp_path, degrees):
-    path = zoo.phone(tmp_path / "phone.mp4", degrees)
+    path = filming.phone(tmp_path / "phone.mp4", degrees)
     frames = clip.read(path, 3, 32).frames
-    assert np.abs(zoo.corners(np.asarray(frames[0])) - zoo.CORNERS).max() < 14
+    assert np.abs(filming.corners(np.asarray(frames[0])) - filming.CORNERS).max() < 14
 
 
 def made(clip, path, count=5, rate=10):
     from PIL import Image
 
-    pictures = [Image.fromarray(zoo.scene(64, 64, 10 * i)) for i in range(count)]
+    pictures = [Image.fromarray(filming.scene(64, 64, 10 * i)) for i in range(count)]
     clip.write_video(pictures, rate, path)
     return pictures
 
@@ -178,7 +178,7 @@ def sound(path):
 )  # fmt: skip
 def test_the_sound_comes_along_as_long_as_the_pictures(clip, timed, tmp_path, ending, codec):
     video = {"webm": "libvpx"}.get(ending, "mpeg4")
-    source = zoo.film(tmp_path / f"a.{ending}", video, frames=20, sound=codec)
+    source = filming.film(tmp_path / f"a.{ending}", video, frames=20, sound=codec)
     if source is None:
         pytest.skip(f"no encoder {video}")
     made(clip, tmp_path / "made.mp4", 10)
@@ -203,7 +203,7 @@ def test_sound_that_begins_late_stays_with_its_picture(clip, timed, tmp_path):
         stream.width, stream.height, stream.pix_fmt = 48, 32, "yuv420p"
         tone = out.add_stream("pcm_s16le", rate=8000, layout="mono")
         for _ in range(10):
-            picture = av.VideoFrame.from_ndarray(zoo.scene(), format="rgb24")
+            picture = av.VideoFrame.from_ndarray(filming.scene(), format="rgb24")
             out.mux(stream.encode(picture))
         out.mux(stream.encode())
         frame = av.AudioFrame.from_ndarray(np.full((1, 4000), 9000, np.int16), "s16", "mono")
@@ -229,7 +229,7 @@ def test_the_workflow_stays_in_the_result(clip, timed, tmp_path):
     from PIL import Image
 
     tagged = {"movflags": "use_metadata_tags"}
-    zoo.film(tmp_path / "made.mp4", "libx264", frames=2, container=tagged,
+    filming.film(tmp_path / "made.mp4", "libx264", frames=2, container=tagged,
              metadata={"prompt": '{"1": 2}'})  # fmt: skip
     Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
     timed.write(tmp_path / "made.mp4", tmp_path / "a.png", [0, 1, 2], tmp_path / "out.mp4")

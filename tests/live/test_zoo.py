@@ -5,6 +5,7 @@ import itertools
 import os
 
 import av
+import filming
 import inprocess
 import numpy as np
 import pytest
@@ -71,7 +72,7 @@ def test_what_is_whole_is_shown_and_nothing_else(animals, read):
         if animal.ends is not None:
             assert got[-1][0] + got[-1][1] == pytest.approx(animal.ends, abs=1e-3), animal
         if animal.upright:
-            assert np.abs(zoo.corners(got[0][2]) - zoo.CORNERS).max() < 14, animal
+            assert np.abs(filming.corners(got[0][2]) - filming.CORNERS).max() < 14, animal
 
 
 @pytest.mark.timeless
@@ -104,7 +105,7 @@ def test_it_is_what_comfyui_shows(animals, read, monkeypatch):
             assert theirs.shape == ours.shape, animal
             assert guessed or np.abs(theirs.mean((0, 1)) - ours.mean((0, 1))).max() < 2, animal
             if animal.shown and not animal.path.name.startswith(MIRRORED):
-                assert np.abs(zoo.corners(theirs) - zoo.corners(ours)).max() < 6, animal
+                assert np.abs(filming.corners(theirs) - filming.corners(ours)).max() < 6, animal
         compared += 1
     assert compared > 150
 
@@ -163,6 +164,27 @@ def test_a_feed_plays_them_all_round_and_round(animals, read):
         for (at, ours), (time, theirs) in zip(shown, want, strict=False):
             assert at == pytest.approx(time, abs=1e-3), animal
             assert np.array_equal(ours, theirs), animal
+
+
+@pytest.mark.timeless
+@pytest.mark.comfy
+def test_clip_reads_them_all(comfyui, animals, read):
+    from livediffusion.demo import clip
+
+    for animal in animals:
+        got, said, _ = read[animal.path]
+        if said is not None:
+            with pytest.raises(clip.Failed) as refused:
+                clip.read(animal.path, 100, 32)
+            assert str(refused.value) == said.replace("file:", "--video:"), animal
+            continue
+        taken = clip.read(animal.path, 100, 32)
+        want = [time for time, _, _ in got] + [got[-1][0] + got[-1][1]]
+        assert taken.times == pytest.approx(want, abs=1e-6), animal
+        for ours, (_, _, picture) in zip(taken.frames, got, strict=True):
+            apart = np.asarray(ours).mean((0, 1)) - fitted(picture, Shape(32, 32)).mean((0, 1))
+            # one filter is sharper than the other
+            assert np.abs(apart).max() < 6 or min(picture.shape[:2]) < 8, animal
 
 
 def first(got, size=32):
@@ -298,7 +320,7 @@ def test_an_edit_of_the_camera_does_not_begin_its_film_again(running, animals):
 @pytest.mark.comfy
 def test_what_is_damaged_in_a_live_run_is_counted_and_the_run_goes_on(running, animals):
     comfy, _ = running
-    path = zoo.film(animals[0].path.with_name("torn.mov"), "png", "rgb24", frames=6)
+    path = filming.film(animals[0].path.with_name("torn.mov"), "png", "rgb24", frames=6)
     with av.open(str(path)) as film:
         torn = [p for p in film.demux(video=0) if p.size][3]
     data = bytearray(path.read_bytes())

@@ -3,9 +3,9 @@
 import re
 
 import av
+import filming
 import numpy as np
 import pytest
-import zoo
 
 pytestmark = [pytest.mark.comfy, pytest.mark.server]
 
@@ -105,10 +105,10 @@ def test_a_phones_video_comes_out_upright_with_its_times_and_its_sound(
     if not server.primary:
         pytest.skip("once is enough")
     times = [0.0, 0.1, 0.15, 0.6, 1.1]
-    source = zoo.film(tmp_path / "phone.mp4", "libx264", size=(96, 64), times=times, last=0.4,
+    source = filming.film(tmp_path / "phone.mp4", "libx264", size=(96, 64), times=times, last=0.4,
                       sound="aac", turn=90)  # fmt: skip
     before = clip.read(source, 100, 64)
-    assert np.abs(zoo.corners(np.asarray(before.frames[0])) - zoo.CORNERS).max() < 20
+    assert np.abs(filming.corners(np.asarray(before.frames[0])) - filming.CORNERS).max() < 20
     kept = {p for name in ("input", "output") for p in (server.base / name).rglob("*")}
     argv = ["clip", "--server", server.url, "--folder", str(server.base), "--video", str(source)]
     argv += ["--out", str(tmp_path), "--size", "64", "--strength", "0.1", "--prompt", ""]
@@ -116,7 +116,7 @@ def test_a_phones_video_comes_out_upright_with_its_times_and_its_sound(
     assert clip.main() == 0
     after = clip.read(tmp_path / "clip.mp4", 100, 64)
     assert after.times[:-1] == pytest.approx(times, abs=1e-3)
-    colours = [zoo.corners(np.asarray(f)) for f in (after.frames[0], before.frames[0])]
+    colours = [filming.corners(np.asarray(f)) for f in (after.frames[0], before.frames[0])]
     # red, green, blue, yellow stay where they are
     assert np.abs(colours[0] - colours[1]).mean() < 40
     with av.open(str(tmp_path / "clip.mp4")) as film:
