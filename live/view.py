@@ -166,16 +166,12 @@ class View:
                 try is when it is switched on again.
         """
         wanted = self.wish is not None and self.wish.record and not self._ended
-        self._recorders = [one for one in self._recorders if not one.over.is_set()]
         if not wanted:
             self._end_recording()
-        elif len(self._recorders) >= most("view.View._recorders"):
-            reason = "record: the recordings before this one are not written yet; try again later."
-            tell({"type": "problem", "reason": reason})
         elif self._recorder is None:
             self._recorders = [one for one in self._recorders if not one.over.is_set()]
             if len(self._recorders) >= most("view.View._recorders"):
-                words = "record: the recordings before are still being written. Wait a moment."
+                words = "record: the ones before are still being written. Try again in a moment."
                 return tell({"type": "problem", "reason": words})
             self._recorder = Recorder(self.wish, tell)
             self._recorders.append(self._recorder)
