@@ -15,6 +15,7 @@ FITS = ("crop", "pad", "stretch")
 LEAST_SIDE, MOST_SIDE = 16, 4096  # pixels of a frame that a LiveCamera gives
 # of a picture that is shown: what JPEG can hold, and what is coded in a moment
 JPEG_SIDE, MOST_SHOWN = 65_500, 2**26
+_STRIP = 32  # rows that are converted at a time
 
 
 class Shape(NamedTuple):
@@ -132,11 +133,14 @@ def landed(frame: Fetched | Tensor) -> np.ndarray:
     """[H, W, 3] uint8 on the CPU; waits for the frame."""
     if isinstance(frame, Fetched):
         return frame.picture()
-    values = np.nan_to_num(frame.detach().to("cpu", torch.float32).numpy())
-    # in place: at 2048 x 2048 each copy is 50 MB
-    np.clip(values, 0, 1, out=values)
-    np.rint(np.multiply(values, 255, out=values), out=values)
-    picture = values.astype(np.uint8)
+    values = frame.detach().to("cpu", torch.float32).numpy()
+    picture = np.empty(values.shape, np.uint8)
+    # in strips, which stay in the cache: at 2048 x 2048 a copy of it all is 50 MB
+    for top in range(0, len(values), _STRIP):
+        strip = np.nan_to_num(values[top : top + _STRIP])
+        np.clip(strip, 0, 1, out=strip)
+        np.rint(np.multiply(strip, 255, out=strip), out=strip)
+        picture[top : top + _STRIP] = strip
     if picture.shape[-1] == 1:
         picture = picture.repeat(3, -1)
     return np.ascontiguousarray(picture[..., :3])

@@ -7,6 +7,7 @@ ordinary way.
 """
 
 import threading
+from collections import OrderedDict
 from typing import Protocol
 
 import comfy.model_management
@@ -18,6 +19,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 from ...kernels import picture_in, picture_out
 
 _SPARE = 4  # pinned buffers kept for each size
+_SIZES = 4  # sizes that have any, those used last: edits may change the size again and again
 
 
 class Ticket(Protocol):
@@ -58,7 +60,7 @@ class Lanes:
         self.device = device
         self.made = 0
         self._lock = threading.Lock()
-        self._free: dict[tuple[int, ...], list[Tensor]] = {}
+        self._free: OrderedDict[tuple[int, ...], list[Tensor]] = OrderedDict()
         self._rising: list[tuple[Tensor, Ticket]] = []
 
     def send(self, picture: np.ndarray) -> tuple[Tensor, Ticket]:
@@ -79,8 +81,11 @@ class Lanes:
         """A buffer is free again."""
         with self._lock:
             spare = self._free.setdefault(tuple(buffer.shape), [])
+            self._free.move_to_end(tuple(buffer.shape))
             if len(spare) < _SPARE:
                 spare.append(buffer)
+            while len(self._free) > _SIZES:
+                self._free.popitem(last=False)
 
     def _take(self, shape: tuple[int, ...]) -> Tensor:
         with self._lock:

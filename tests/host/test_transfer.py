@@ -150,3 +150,15 @@ def test_without_a_gpu_pictures_go_the_ordinary_way(comfyui):
     transfer.send(image, picture(0))
     assert transfer.near(image, torch.device("cpu")) is image
     assert transfer.fetch(image) is None
+
+
+def test_pinned_memory_is_kept_for_a_few_sizes_only(late):
+    for side in range(8, 400, 8):
+        buffers = [late.lanes._take((side, 8, 3)) for _ in range(6)]
+        for buffer in buffers:
+            late.lanes.give(buffer)
+    assert len(late.lanes._free) == 4
+    assert {len(spare) for spare in late.lanes._free.values()} == {4}
+    made = late.lanes.made
+    late.lanes.give(late.lanes._take((392, 8, 3)))
+    assert late.lanes.made == made

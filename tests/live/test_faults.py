@@ -1,6 +1,7 @@
 """A bad frame, edit, picture or task: said in words, counted, and on it goes."""
 
 import asyncio
+import os
 
 import inprocess
 import numpy as np
@@ -246,6 +247,79 @@ def test_a_camera_whose_wired_size_goes_bad_keeps_the_one_before(running):
     client = inprocess.live(work)
     assert {(p["kind"], p["node"]) for p in client.problems} == {("setting", "3")}
     assert client.state == "ended"
+
+
+def edits(random, made):
+    """A graph with one thing changed: what a user, or a script, may do to it."""
+    made = {name: {**node, "inputs": {**node["inputs"]}} for name, node in made.items()}
+    name = random.choice(list(made))
+    inputs = made[name]["inputs"]
+    field = random.choice(list(inputs))
+    kind = random.randrange(6)
+    if kind == 0:
+        del made[name]
+    elif kind == 1:
+        del inputs[field]
+    elif kind == 2:
+        inputs[field] = random.choice(
+            [-8, 0, 10**12, 3.5, float("inf"), "", "x" * 3000, None, True, [], {}, ["nobody", 0]]
+        )
+    elif kind == 3:
+        inputs[field] = [random.choice(list(made)), random.choice([0, 1, 7, -1])]
+    elif kind == 4:
+        made[name]["class_type"] = random.choice(["TestWork", "LiveView", "LiveCamera", "None"])
+    else:
+        new = random.choice(["50", "51", "9"])
+        made[new] = made.pop(name)
+        for node in made.values():
+            for key, value in node["inputs"].items():
+                if isinstance(value, list) and value[:1] == [name]:
+                    node["inputs"][key] = [new, *value[1:]]
+    return made
+
+
+def test_any_edit_is_refused_taken_back_or_runs(running):
+    """However wrong: after each the run has frames again, and a sound edit takes over."""
+    comfy, world = running
+    random = np.random.default_rng(int(os.environ.get("LIVEDIFFUSION_SEED", "1")))
+    random = type("Random", (), {
+        "choice": staticmethod(lambda of: of[int(random.integers(len(of)))]),
+        "randrange": staticmethod(lambda n: int(random.integers(n))),
+    })  # fmt: skip
+    world.gives["bad"] = PICTURES["two channels"]
+    world.fail = "no such prompt"
+    outcomes = []
+
+    async def work(http):
+        client = await Client.start(http, comfy.url, giving())
+        await feed(client, lambda: len(client.views) >= 2)
+        for _ in range(int(os.environ.get("LIVEDIFFUSION_EDITS", "60"))):
+            status, answer = await client.post(
+                "update", prompt=edits(random, giving()), workflow={}
+            )
+            assert status in (200, 400), answer
+            if status == 200:
+                version, told = answer["version"], len(client.problems)
+
+                def over(version=version, told=told):
+                    seen = any(p.version == version for p, _ in client.views[-3:])
+                    return seen or len(client.problems) > told
+
+                await feed(client, over)
+                outcomes.append("taken back" if len(client.problems) > told else "runs")
+            else:
+                assert answer["error"]["message"]
+                outcomes.append("refused")
+            seen = len(client.views)
+            await feed(client, lambda n=seen: len(client.views) > n)
+        status, answer = await client.post("update", prompt=giving(), workflow={})
+        await feed(client, lambda: client.views[-1][0].version == answer["version"])
+        await client.stop()
+        return client
+
+    client = inprocess.live(work)
+    assert client.state == "ended" and client.states[-1]["reason"] is None
+    assert {"refused", "runs"} <= set(outcomes)
 
 
 def test_a_film_that_breaks_is_told_and_the_camera_goes_on(running, tmp_path, monkeypatch):
