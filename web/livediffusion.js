@@ -40,12 +40,14 @@ const TIPS = {
 const SCHEDULES = [
   'LiveTimesteps', 'LiveStrength', 'LiveOptimizedSteps', 'LiveLearnedSteps', 'LiveSearchedSteps'
 ]
+const ENGINES = ['LiveCompile', 'LiveTensorRTLoader', 'LiveTensorRTBuild']
 const JUST = 3000 // ms after a graph was loaded in which a change of tab belongs to it
 
 const camera = new Camera()
 const views = new Map() // node -> View
 const pickers = new Map() // node -> Picker
 const plots = new WeakMap() // node -> Plot
+const lines = new Map() // execution id of an engine's node -> what it said last
 const marked = new Set()
 let session = null
 let opened = null // id and tab of the workflow that is live
@@ -316,6 +318,22 @@ function addPlot(owner) {
   }
 }
 
+/** Newer frontends take a node's line away when its run is over; an engine's is said again. */
+function keepLines() {
+  api.addEventListener('progress_text', ({ detail: { nodeId, text } }) => {
+    if (ENGINES.includes(node(nodeId)?.comfyClass)) lines.set(String(nodeId), text)
+  })
+  const again = () =>
+    setTimeout(() => {
+      for (const [nodeId, text] of lines) {
+        const shown = node(nodeId)?.widgets?.some(({ name }) => name === '$$node-text-preview')
+        if (!shown) api.dispatchCustomEvent('progress_text', { nodeId, text })
+      }
+    })
+  for (const end of ['success', 'error', 'interrupted'])
+    api.addEventListener(`execution_${end}`, again)
+}
+
 function addPicker(owner) {
   const picker = new Picker(owner, camera, tools)
   pickers.set(owner, picker)
@@ -427,6 +445,7 @@ app.registerExtension({
       }
       show(state)
     }, 1500)
+    keepLines()
     new Stage(tools, mode, outputs, appButton)
   },
   nodeCreated(owner) {
@@ -434,7 +453,10 @@ app.registerExtension({
     if (owner.comfyClass === 'LiveCamera') addPicker(owner)
     if (SCHEDULES.includes(owner.comfyClass)) addPlot(owner)
   },
-  beforeConfigureGraph: () => settle(5000),
+  beforeConfigureGraph() {
+    lines.clear()
+    settle(5000)
+  },
   afterConfigureGraph: () => settle(300),
   loadedGraphNode(owner) {
     pickers.get(owner)?.show()
