@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import zoo
 from livediffusion.live.feeds import FilmFeed
+from livediffusion.live.media.folder import PICTURES
 from livediffusion.live.media.reader import stills
 from livediffusion.live.media.still import Damage, Unreadable
 from livediffusion.live.pictures import Shape, fitted
@@ -97,12 +98,14 @@ def test_it_is_what_comfyui_shows(animals, read, monkeypatch):
             continue
         if animal.shown and animal.path.name != "uneven.avif":  # of which stock shows one frame
             assert len(stock) == len(got), animal
-        # FFmpeg's guesses at what is wrong differ from run to run, and what a JPEG lacks is grey
-        # here
-        name = animal.path.name
-        guessed = name.startswith("wrong") or (name.startswith("cut") and name.endswith("jpg"))
-        for theirs, (_, _, ours) in zip(stock, got, strict=False):
+        # FFmpeg's guesses at what is wrong differ from run to run, and so do the last frames of a
+        # film that is cut off; what a JPEG lacks is grey here
+        name, ending = animal.path.name, animal.path.suffix
+        cut = len(got) if not name.startswith("cut") or ending in PICTURES else len(got) - 2
+        for i, (theirs, (_, _, ours)) in enumerate(zip(stock, got, strict=False)):
             assert theirs.shape == ours.shape, animal
+            guessed = name.startswith("wrong") or i >= cut or (cut and ending == ".jpg")
+            guessed = guessed and not animal.shown
             assert guessed or np.abs(theirs.mean((0, 1)) - ours.mean((0, 1))).max() < 2, animal
             if animal.shown and not animal.path.name.startswith(MIRRORED):
                 assert np.abs(filming.corners(theirs) - filming.corners(ours)).max() < 6, animal
@@ -163,7 +166,8 @@ def test_a_feed_plays_them_all_round_and_round(animals, read):
         assert len(shown) >= min(len(want), 2), animal
         for (at, ours), (time, theirs) in zip(shown, want, strict=False):
             assert at == pytest.approx(time, abs=1e-3), animal
-            assert np.array_equal(ours, theirs), animal
+            # twice the same, unless FFmpeg guessed
+            assert animal.shown is None or np.array_equal(ours, theirs), animal
 
 
 @pytest.mark.timeless
@@ -184,7 +188,8 @@ def test_clip_reads_them_all(comfyui, animals, read):
         for ours, (_, _, picture) in zip(taken.frames, got, strict=True):
             apart = np.asarray(ours).mean((0, 1)) - fitted(picture, Shape(32, 32)).mean((0, 1))
             # one filter is sharper than the other
-            assert np.abs(apart).max() < 6 or min(picture.shape[:2]) < 8, animal
+            alike = np.abs(apart).max() < 6 or min(picture.shape[:2]) < 8
+            assert animal.shown is None or alike, animal
 
 
 def first(got, size=32):
@@ -223,7 +228,8 @@ def test_live_camera_as_an_ordinary_node_shows_them_all(running, animals, read):
             assert [e["exception_message"].strip() for e in errors] == [said], animal
             continue
         assert status["status_str"] == "success", (animal, status)
-        assert np.abs(seen[0].mean((0, 1)) - first(got)).max() < 1, animal
+        alike = np.abs(seen[0].mean((0, 1)) - first(got)).max() < 1
+        assert animal.shown is None or alike, animal
 
 
 @pytest.mark.comfy
@@ -257,7 +263,7 @@ def test_a_live_run_goes_through_them_all_and_is_not_lost(running, animals, read
             # a film may be further on when it is taken over
             near = [fitted(p, Shape(32, 32)).mean((0, 1)) for _, _, p in got]
             off = min(np.abs(shown.mean((0, 1)) - mean).max() for mean in near)
-            assert off < 4, animal
+            assert animal.shown is None or off < 4, animal
             del client.views[:-1]
         assert client.state == "live" and not client.problems
         await client.stop()
