@@ -18,6 +18,7 @@ import av
 import inprocess
 import numpy as np
 import pytest
+from clock import crowded
 from inprocess import Client, flat, graph, view
 from livediffusion.live.sinks import record
 from livediffusion.live.sinks.mp4 import Mp4
@@ -105,10 +106,8 @@ def test_what_is_killed_plays_to_within_a_second(tmp_path, record_property):
     # more at once would mostly wait for each other
     for some in (ends[i : i + 10] for i in range(0, len(ends), 10)):
         folder = tmp_path / str(len(told))
-        reply = subprocess.run(
-            [sys.executable, str(CHILD), str(folder), json.dumps(some)],
-            capture_output=True, text=True, check=True, timeout=120,
-        )  # fmt: skip
+        command = [sys.executable, str(CHILD), str(folder), json.dumps(some)]
+        reply = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
         told += json.loads(reply.stdout.splitlines()[-1])
     lost, sounds = [], []
     for place, lived in told:
@@ -119,7 +118,7 @@ def test_what_is_killed_plays_to_within_a_second(tmp_path, record_property):
         assert len(times) >= 2
         lost.append(lived - seconds)
     record_property("lost", sorted(round(one, 2) for one in lost))
-    assert max(lost) < 1 and set(sounds) == {True, False}
+    assert max(lost) < crowded() and set(sounds) == {True, False}
 
 
 def test_a_still_scene_lasts_as_long_as_it_lasted(running, out, monkeypatch):
@@ -496,6 +495,5 @@ def test_recordings_that_are_not_written_yet_do_not_pile_up(monkeypatch):
     one._recorders[0].over.set()
     one.wish = one.wish._replace(record=True)
     one.record(told.append)
-    assert one._recorder is not None and {event["type"] for event in told} == {"problem"}
-    assert len(told) == 2 and all(told_of.startswith("record:") for told_of in
-                                  (event["reason"] for event in told))  # fmt: skip
+    assert one._recorder is not None and len(told) == 2
+    assert {(event["type"], event["reason"][:7]) for event in told} == {("problem", "record:")}
