@@ -153,7 +153,8 @@ def stoppable():
 
     def stop(number, frame):
         for other in signals:
-            signal.signal(other, signal.SIG_IGN)
+            # not SIG_IGN: Python tells of one that is on its way already
+            signal.signal(other, lambda number, frame: None)
         raise KeyboardInterrupt
 
     for number in signals:

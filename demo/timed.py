@@ -54,10 +54,11 @@ def _retimed(film, times: list[float]) -> Iterator:
     # frames that are decoded before the first is shown
     ahead = sum(p.dts < min(place) for p in packets)
     ticks = [round(TICKS * time) for time in times]
+    step = max(1, ticks[1] - ticks[0])
     for k, packet in enumerate(packets):
         i = place[packet.pts]
         packet.pts = ticks[i]
-        packet.dts = ticks[k - ahead] if k >= ahead else ticks[0] - (ahead - k)
+        packet.dts = ticks[k - ahead] if k >= ahead else ticks[0] - (ahead - k) * step
         packet.duration = ticks[i + 1] - ticks[i]
         packet.time_base = Fraction(1, TICKS)
         yield packet

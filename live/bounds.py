@@ -38,6 +38,7 @@ KEPT = {
     # between the graph and a picture that left it
     "origins.Origins._entered": Bound(64, "runs of the graph, no more than the stream's lag + 1"),
     "origins.Moment.given": Bound(1, "picture", "source"),
+    "origins.Moment.places": Bound(1, "place in a film", "node"),
     "executor.FrontierCache.entries": Bound(1, "frozen value", "node"),
     "shared.Shared.views": Bound(1, "view", "view"),
     "view.View._recorders": Bound(4, "recordings that are not whole yet"),

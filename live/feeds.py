@@ -31,6 +31,18 @@ class Origin(NamedTuple):
     captured: float
 
 
+class Place(NamedTuple):
+    """Where in a film a frame is.
+
+    Attributes:
+        path: the film.
+        seconds: from its first picture on.
+    """
+
+    path: pathlib.Path
+    seconds: float
+
+
 class Frame:
     """A picture of a source, and the images that nodes make of it.
 
@@ -39,7 +51,10 @@ class Frame:
         captured: seconds since the epoch, by the clock of whoever took it.
         arrived: seconds, by time.monotonic.
         picture: [H, W, 3] uint8.
+        place: in a film, of a frame that is from one.
     """
+
+    place: Place | None = None
 
     def __init__(self, sequence: int, captured: float, arrived: float, picture: np.ndarray):
         self.sequence = sequence
@@ -210,6 +225,7 @@ class FilmFeed(Feed):
                     refused = refused or reason
                     continue
                 frame = Frame(sequence, time.time(), time.monotonic(), picture)
+                frame.place = Place(self.path, still.time)
                 self.slot.put(self._ready(frame))
                 del frame, picture  # or they would be kept until the next is due
                 sequence += 1

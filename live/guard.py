@@ -3,7 +3,6 @@
 import functools
 import logging
 import math
-import zlib
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -69,12 +68,15 @@ def forbid(reason: str) -> None:
 
 
 async def body(request: web.Request, most: int) -> bytes:
-    """Of a request, no more than `most` bytes of it, unpacked if it came packed.
+    """Of a request, no more than `most` bytes of it.
 
     Raises:
-        BadData: it is larger, or packed wrongly.
+        BadData: it is larger, or packed: no browser packs one, aiohttp unpacks what is small to
+            what is not, and waits for ever for the rest of one that is cut.
         web.HTTPRequestEntityTooLarge: it is larger than ComfyUI takes (--max-upload-size).
     """
+    if request.headers.get("Content-Encoding", "identity") != "identity":
+        raise BadData("A request must not be packed (Content-Encoding).")
     data, largest = bytearray(), request.client_max_size
     try:
         async for chunk in request.content.iter_any():
@@ -83,7 +85,7 @@ async def body(request: web.Request, most: int) -> bytes:
                 raise BadData(f"The request is larger than {most} bytes.")
             if 0 < largest < len(data):
                 raise web.HTTPRequestEntityTooLarge(largest, len(data))
-    except (web.RequestPayloadError, aiohttp.http.HttpProcessingError, zlib.error) as reason:
+    except (web.RequestPayloadError, aiohttp.http.HttpProcessingError) as reason:
         raise BadData(f"The request cannot be read: {reason}.") from None
     return bytes(data)
 

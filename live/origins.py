@@ -6,7 +6,7 @@ import numpy as np
 
 from ..host.graph import Graph, behind
 from .bounds import most
-from .feeds import Frame, Origin
+from .feeds import Frame, Origin, Place
 from .pictures import Shape, fitted
 
 
@@ -17,11 +17,13 @@ class Moment:
         origin: the number and time of the frame that the run was for.
         given: the picture, [H, W, 3] uint8, that each LiveCamera gave in it, and as what, by node
             id. Not the images made of it, which are four times as large.
+        places: where in a film that picture is, by node id.
     """
 
     def __init__(self, origin: Origin):
         self.origin = origin
         self.given: dict[str, tuple[np.ndarray, Shape]] = {}
+        self.places: dict[str, Place | None] = {}
 
     def picture(self, graph: Graph, view: str) -> np.ndarray | None:
         """What a view's picture of this run was made from, in any thread.
@@ -40,6 +42,13 @@ class Moment:
                 # a mirrored one is a view whose rows run backwards
                 return np.ascontiguousarray(fitted(picture, shape))
         return None
+
+
+    def place(self, graph: Graph, view: str) -> Place | None:
+        """Where in a film the picture is from; None where it is from none, or from several."""
+        needed = behind(graph, [view])
+        places = {place for node, place in self.places.items() if place and node in needed}
+        return places.pop() if len({place.path for place in places}) == 1 else None
 
 
 class Origins:
@@ -63,6 +72,7 @@ class Origins:
     def gave(self, node: str, frame: Frame, shape: Shape) -> None:
         """A LiveCamera gave this frame to the run."""
         self._now.given[node] = frame.picture, shape
+        self._now.places[node] = frame.place
 
     def shown(self, lag: int) -> Moment:
         """The run that a picture shown in this run was made from.

@@ -24,7 +24,7 @@ from .graph import Split, constant, number
 from .mailbox import Closed
 from .meters import Rate, Spread
 from .shared import BROWSER, SIZES, Shared
-from .sinks.names import Place
+from .sinks.names import Written
 from .view import View
 from .viewer import Viewer
 from .wire import NotTaken, Packet, unpacked
@@ -458,7 +458,7 @@ class Session:
         if gone:
             self.shared.faults.only({n for graph in self.shared.graphs for n in graph.graph})
 
-    async def save(self, node: Any) -> Place:
+    async def save(self, node: Any) -> Written:
         """Write the picture that a view shows to a file. Raises ValueError, OSError."""
         view = self.views.get(node) if isinstance(node, str) else None
         if view is None:
@@ -483,9 +483,6 @@ class Session:
         if view in self.views.values():
             for viewer in self.viewers:
                 viewer.offer(packet)
-
-    def _complain(self, node: str, reason: str) -> None:
-        self._tell_problem("record", reason, node, self.version)
 
     def _tell_problem(self, kind: str, reason: str, node: str | None, version: int) -> None:
         said = {"kind": kind, "reason": reason, "node": node, "version": version}

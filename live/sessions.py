@@ -80,9 +80,9 @@ class Sessions:
         prompt_id = str(uuid.uuid4())
         extra = {"extra_pnginfo": {"workflow": workflow}}
         cut = await self._cut(prompt_id, graph, client_id, extra)
-        self._room_for(client_id)
         try:
             await self._look_at_films(cut, set())
+            self._room_for(client_id)  # nothing is awaited between the count and the run
             session = Session(cut, self._film, asyncio.get_running_loop())
         except GraphError as reason:
             raise _invalid(cut.graph, reason) from None

@@ -14,10 +14,10 @@ from torch import Tensor
 from ..host.frames.transfer import Fetched
 from .bounds import most
 from .codecs import JPEG
-from .feeds import Origin
+from .feeds import Origin, Place
 from .mailbox import Closed, Slot
 from .pictures import landed, on_its_way
-from .sinks.names import Place, Wish
+from .sinks.names import Wish, Written
 from .sinks.picture import save
 from .sinks.record import Recorder
 from .wire import VIEW, Packet
@@ -35,6 +35,7 @@ class Shown(NamedTuple):
     origin: Origin
     version: int
     made_from: MadeFrom
+    place: Place | None
 
 
 class View:
@@ -75,16 +76,18 @@ class View:
         origin: Origin,
         version: int,
         made_from: MadeFrom,
+        place: Place | None = None,
     ) -> None:
         """Leave a picture, IMAGE [B, H, W, C]; the newest of the batch is shown."""
         self._image = weakref.ref(image)
         self._numbered += 1
         coming = on_its_way(image)
-        self.slot.put(Shown(coming, self._numbered, quality, origin, version, made_from))
+        shown = coming, self._numbered, quality, origin, version, made_from, place
+        self.slot.put(Shown(*shown))
 
-    async def room(self, most: int) -> None:
-        """Wait until fewer than `most` pictures are on their way from the device."""
-        while self.begun and self._numbered - self._landed >= most:
+    async def room(self, limit: int) -> None:
+        """Wait until fewer than `limit` pictures are on their way from the device."""
+        while self.begun and self._numbered - self._landed >= limit:
             with contextlib.suppress(Closed):
                 await self._arrival.get(1.0)
                 continue
@@ -126,7 +129,7 @@ class View:
         self._picture = picture
         if self._recorder is not None:
             self._recorder.wish = self.wish
-            self._recorder.put(picture)
+            self._recorder.put(picture, shown.place)
         coding = [loop.run_in_executor(pool, JPEG.encode, picture, shown.quality)]
         if compared:
             work = _coded, shown.made_from, shown.quality
@@ -168,7 +171,7 @@ class View:
         elif self._recorder is None:
             self._recorders = [one for one in self._recorders if not one.over.is_set()]
             if len(self._recorders) >= most("view.View._recorders"):
-                words = "record: the recordings before are still being written. Wait a moment."
+                words = "record: the ones before are still being written. Try again in a moment."
                 return tell({"type": "problem", "reason": words})
             self._recorder = Recorder(self.wish, tell)
             self._recorders.append(self._recorder)
@@ -181,7 +184,7 @@ class View:
             self._recorder.end()
             self._recorder = None
 
-    async def save(self) -> Place:
+    async def save(self) -> Written:
         """Write the picture that is shown to a file of its own.
 
         Raises:

@@ -9,7 +9,7 @@ from server import PromptServer
 from ..host.registry import stream_key, streams
 from ..live.codecs import JPEG
 from ..live.frames import current
-from ..live.media.folder import inside, listed
+from ..live.media.folder import NONE, inside, listed
 from ..live.media.reader import Reader
 from ..live.pictures import (
     FITS,
@@ -27,7 +27,6 @@ from ..live.sinks.names import Wish
 from ..live.still import stills
 from .compat import io, newer
 
-_NO_FILE = "none"
 _sessions: Sessions | None = None
 
 
@@ -40,7 +39,7 @@ def connect() -> None:
 
 
 def _films() -> list[str]:
-    return [_NO_FILE, *listed(folder_paths.get_input_directory())]
+    return [NONE, *listed(folder_paths.get_input_directory())]
 
 
 class LiveCamera(io.ComfyNode):

@@ -9,6 +9,8 @@ import subprocess
 import sys
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
+# the folder "static" of another comfyui-frontend-package than the installed one
+FRONTEND = os.environ.get("LIVEDIFFUSION_FRONTEND")
 
 
 def load_run():
@@ -40,6 +42,7 @@ def serving(comfyui: pathlib.Path, base: pathlib.Path):
     command = [
         sys.executable, str(comfyui / "main.py"), "--cpu", "--base-directory", str(base),
         "--port", str(port), "--disable-auto-launch", "--database-url", "sqlite:///:memory:",
+        *(["--front-end-root", FRONTEND] if FRONTEND else []),
     ]  # fmt: skip
     with log.open("w", encoding="utf-8") as out:
         process = subprocess.Popen(

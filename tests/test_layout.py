@@ -119,6 +119,20 @@ def test_imports_point_downwards(path):
         assert absolute <= set(sys.stdlib_module_names), f"{room} is the standard library only"
 
 
+@pytest.mark.parametrize("path", [p for p in PACK if p.match("live/media/*.py")], ids=str)
+def test_the_reader_of_files_needs_neither_comfyui_nor_torch(path):
+    """The clients of run.py load it without them; PyAV when a film is opened."""
+    absolute, relative = imports(path)
+    assert absolute <= {"PIL", "av", "numpy", *sys.stdlib_module_names}
+    assert all(target[:2] == ("live", "media") for target in relative)
+    assert not any(
+        alias.name == "av"
+        for node in tree(path).body
+        if isinstance(node, ast.Import)
+        for alias in node.names
+    )
+
+
 @pytest.mark.parametrize("path", PACK, ids=str)
 def test_optional_packages_are_imported_late(path):
     """Inside functions only, or in modules that are imported inside functions only."""

@@ -454,18 +454,6 @@ class TestClient:
         # it moves
         assert frames[0].tobytes() != frames[-1].tobytes()
 
-    @pytest.mark.parametrize("name", ["none.mp4", "text.mp4"])
-    def test_a_bad_video_is_one_sentence(self, clip, tmp_path, monkeypatch, capsys, name):
-        (tmp_path / "text.mp4").write_text("no video", encoding="utf-8")
-        monkeypatch.chdir(tmp_path)
-        argv = ["clip", "--server", "http://127.0.0.1:1", "--folder", str(tmp_path)]
-        monkeypatch.setattr("sys.argv", [*argv, "--video", str(tmp_path / name)])
-        assert clip.main() == 1
-        said = capsys.readouterr().err.strip()
-        assert said.startswith("run.py clip: --video: ")
-        assert name in said
-        assert len(said.splitlines()) == 1
-
     def test_the_sheet_has_input_above_output(self, clip, pictures, tmp_path):
         from PIL import Image
 

@@ -14,11 +14,12 @@ app.queuePrompt = function (...of) {
 const VERSION = '0.1.0'
 const place = (name) => new URL(`./live/${name}.mjs?v=${VERSION}`, import.meta.url).href
 const modules = [
-  'camera', 'compare', 'edits', 'picker', 'plot', 'reader', 'screen', 'session', 'style', 'view'
+  'camera', 'compare', 'edits', 'picker', 'plot', 'reader', 'screen', 'session', 'stage',
+  'style', 'view'
 ]
 const [
   { Camera }, { Compare }, { Edits }, { Picker }, { Plot }, { Reader }, { Screen },
-  { Invalid, Session, fileName }, { addStyle, element }, { View }
+  { Invalid, Session, fileName }, { Stage }, { addStyle, element }, { View }
 ] = await Promise.all(modules.map((name) => import(place(name))))
 
 const LABELS = {
@@ -39,12 +40,14 @@ const TIPS = {
 const SCHEDULES = [
   'LiveTimesteps', 'LiveStrength', 'LiveOptimizedSteps', 'LiveLearnedSteps', 'LiveSearchedSteps'
 ]
+const ENGINES = ['LiveCompile', 'LiveTensorRTLoader', 'LiveTensorRTBuild']
 const JUST = 3000 // ms after a graph was loaded in which a change of tab belongs to it
 
 const camera = new Camera()
 const views = new Map() // node -> View
 const pickers = new Map() // node -> Picker
 const plots = new WeakMap() // node -> Plot
+const lines = new Map() // execution id of an engine's node -> what it said last
 const marked = new Set()
 let session = null
 let opened = null // id and tab of the workflow that is live
@@ -52,7 +55,6 @@ let settling = 0
 let loaded = 0 // when a graph was loaded last
 let said = ''
 let state = 'idle'
-let button = null
 
 reader = new Reader(app, queuePrompt)
 const edits = new Edits(api, reader, edited, ready)
@@ -92,16 +94,16 @@ async function upload(file) {
 
 function show(next, detail = {}) {
   state = next
-  button = document.querySelector('.livediffusion-live') ?? button
-  if (!button) return
-  button.dataset.state = state
   const label = state === 'queued' && detail.ahead ? `Waiting (${detail.ahead})` : LABELS[state]
-  const text = button.querySelector('span') ?? button
-  if (text.textContent !== label) text.textContent = label
   const tip = detail.ahead
     ? `Waiting for ${detail.ahead} prompt${detail.ahead > 1 ? 's' : ''} to finish; click to stop`
     : TIPS[state]
-  button.setAttribute('aria-label', tip)
+  for (const button of document.querySelectorAll('.livediffusion-live')) {
+    button.dataset.state = state
+    const text = button.querySelector('span') ?? button
+    if (text.textContent !== label) text.textContent = label
+    button.setAttribute('aria-label', tip)
+  }
 }
 
 async function toggle() {
@@ -277,6 +279,9 @@ function setError(found, value) {
   const type = 'node:property:changed'
   const change = { type, nodeId: found.id, property: 'has_errors', oldValue, newValue: value }
   found.graph?.trigger?.(type, change)
+  // ... or, since 1.58, of ComfyUI's own errors only
+  const drawn = document.querySelector(`[data-node-id="${found.id}"]`)
+  if (found.graph === app.canvas?.graph) drawn?.toggleAttribute('data-livediffusion-error', value)
 }
 
 // -- nodes --------------------------------------------------------------------------------
@@ -311,6 +316,22 @@ function addPlot(owner) {
     if (!plots.has(owner)) plots.set(owner, new Plot(owner, tools))
     plots.get(owner).show(JSON.parse(steps))
   }
+}
+
+/** Newer frontends take a node's line away when its run is over; an engine's is said again. */
+function keepLines() {
+  api.addEventListener('progress_text', ({ detail: { nodeId, text } }) => {
+    if (ENGINES.includes(node(nodeId)?.comfyClass)) lines.set(String(nodeId), text)
+  })
+  const again = () =>
+    setTimeout(() => {
+      for (const [nodeId, text] of lines) {
+        const shown = node(nodeId)?.widgets?.some(({ name }) => name === '$$node-text-preview')
+        if (!shown) api.dispatchCustomEvent('progress_text', { nodeId, text })
+      }
+    })
+  for (const end of ['success', 'error', 'interrupted'])
+    api.addEventListener(`execution_${end}`, again)
 }
 
 function addPicker(owner) {
@@ -368,6 +389,26 @@ function execution(owner) {
   return search(root(), '') ?? String(owner.id)
 }
 
+// -- App mode -----------------------------------------------------------------------------
+
+const liveButton = (className) =>
+  element('button', { className: `livediffusion-live ${className}`, onclick: toggle })
+
+function mode() {
+  const open = app.extensionManager?.workflow?.activeWorkflow
+  return open?.activeMode ?? open?.initialMode ?? 'graph'
+}
+
+function appButton() {
+  if (!views.size) return null
+  // it says what the others say as soon as it is in the page
+  setTimeout(() => show(state))
+  return liveButton('')
+}
+
+const outputs = () =>
+  (root()?.extra?.linearData?.outputs ?? []).map((id) => views.get(node(id))).filter(Boolean)
+
 // -- ComfyUI ------------------------------------------------------------------------------
 
 camera.addEventListener('lost', () => {
@@ -400,18 +441,22 @@ app.registerExtension({
     // frontends without an action bar of their own have the older menu
     setTimeout(() => {
       if (!document.querySelector('.livediffusion-live')) {
-        button = element('button', { className: 'livediffusion-live comfyui-button', onclick: toggle })
-        app.menu?.settingsGroup?.element?.before?.(button)
+        app.menu?.settingsGroup?.element?.before?.(liveButton('comfyui-button'))
       }
       show(state)
     }, 1500)
+    keepLines()
+    new Stage(tools, mode, outputs, appButton)
   },
   nodeCreated(owner) {
     if (owner.comfyClass === 'LiveView') addView(owner)
     if (owner.comfyClass === 'LiveCamera') addPicker(owner)
     if (SCHEDULES.includes(owner.comfyClass)) addPlot(owner)
   },
-  beforeConfigureGraph: () => settle(5000),
+  beforeConfigureGraph() {
+    lines.clear()
+    settle(5000)
+  },
   afterConfigureGraph: () => settle(300),
   loadedGraphNode(owner) {
     pickers.get(owner)?.show()

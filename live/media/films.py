@@ -20,6 +20,7 @@ _JUMP = 10.0
 # SWS_BILINEAR, SWS_FULL_CHR_H_INT and SWS_ACCURATE_RND: colours between pixels, rounded, where
 # FFmpeg's fast way is up to two levels off in the mean
 _EXACT = 0x2 | 0x2000 | 0x40000
+_DELAYED = 256  # more packets than a decoder keeps
 _GIVE_UP = 32  # parts in a row that cannot be read from the file
 
 
@@ -40,9 +41,8 @@ def stills(path: pathlib.Path, damage: Damage) -> Iterator[Still]:
         jumps = bool(film.format.flags & 0x0200)  # AVFMT_TS_DISCONT
         clock = _Clock(float(stream.average_rate or stream.guessed_rate or 25), jumps)
         empty = True
-        for frame in _frames(film, stream, damage):
+        for frame, lasts in _frames(film, stream, damage):
             empty = False
-            lasts = float(frame.duration * frame.time_base) if frame.duration else 0.0
             if film.format.name == "gif":
                 # made of lengths, which are not all kept
                 time, lasts = clock.place(None, animated(lasts))
@@ -65,13 +65,17 @@ def opened(path: pathlib.Path):
     """
     import av
 
-    options = {
-        "format_whitelist": ",".join(CONTAINERS),
-        "protocol_whitelist": "file",
-        "max_pixels": str(MOST_PIXELS_MOVING),
-    }
-    # tags in another encoding must not keep a film from being shown
-    return av.open(f"file:{path}", options=options, metadata_errors="replace")
+    container = {"format_whitelist": ",".join(CONTAINERS), "protocol_whitelist": "file"}
+    # a large picture may be decoded to know its size. PyAV before 17.1 crashes on what it is told
+    # of streams that a file does not name at its beginning.
+    new = tuple(int(part) for part in av.__version__.split(".")[:2]) >= (17, 1)
+    return av.open(
+        f"file:{path}",
+        container_options=container,
+        options={"max_pixels": str(MOST_PIXELS_MOVING)} if new else None,
+        # tags in another encoding must not keep a film from being shown
+        metadata_errors="replace",
+    )
 
 
 def pictures_of(film):
@@ -83,10 +87,13 @@ def pictures_of(film):
     return next((s for s in streams if not s.disposition & cover), next(iter(streams), None))
 
 
-def _frames(film, stream, damage: Damage):
+def _frames(film, stream, damage: Damage) -> Iterator[tuple]:
+    """Each frame, and the seconds that it lasts; 0 where the file does not say."""
     import av
 
     packets, failed = film.demux(stream), 0
+    # by time stamp, of what is in the decoder: frames have no length in PyAV before 14.3
+    lengths: dict[int | None, float] = {}
     while True:
         try:
             packet = next(packets, None)
@@ -101,11 +108,16 @@ def _frames(film, stream, damage: Damage):
         else:
             failed = 0
         try:
+            if packet is not None and packet.duration:
+                lengths[packet.pts] = float(packet.duration * packet.time_base)
             frames = [] if packet is None else packet.decode()
         except av.FFmpegError:
             damage.parts += 1
             continue
-        yield from frames
+        for frame in frames:
+            yield frame, lengths.pop(frame.pts, 0.0)
+        if len(lengths) > _DELAYED:
+            lengths.clear()
         if packet is None:
             return
 

@@ -6,6 +6,7 @@ import pathlib
 from typing import Any
 
 from ...trust import boundary
+from .still import Unreadable
 
 PICTURES = (
     ".apng", ".avif", ".bmp", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg", ".png", ".tif", ".tiff",
@@ -15,6 +16,7 @@ FILMS = (
     ".3g2", ".3gp", ".asf", ".avi", ".flv", ".m1v", ".m2ts", ".m2v", ".m4v", ".mkv", ".mov",
     ".mp4", ".mpeg", ".mpg", ".mts", ".ogv", ".qt", ".ts", ".webm", ".wmv", ".y4m",
 )  # fmt: skip
+NONE = "none"  # the choice that is no file
 
 
 def inside(name: Any, folder: str) -> pathlib.Path:
@@ -23,6 +25,8 @@ def inside(name: Any, folder: str) -> pathlib.Path:
     Raises:
         ValueError: there is no such file, or it lies elsewhere: .., absolute names, links out.
     """
+    if name in ("", NONE):
+        raise Unreadable("no file is chosen. Choose one of ComfyUI's input folder, or upload one.")
     return boundary.inside(folder, name, "file", "ComfyUI's input folder")
 
 

@@ -7,10 +7,13 @@ from io import FileIO
 
 import numpy as np
 
+from .sound import AHEAD, CHANNELS, RATE, Sound
+
 CLOCK = 90_000  # ticks per second, the usual one of videos
 FRAGMENT = 0.25  # seconds after which what there is goes to the file
 _KEY = 2.0  # seconds between two pictures that players can begin at
 _LAST = 1 / 30  # seconds that the last picture is shown
+_BLOCK = 1024  # samples that AAC takes at a time
 _BT709 = 1  # the number of primaries, transfer and matrix in H.273
 
 
@@ -23,6 +26,7 @@ class Mp4:
             players want 4:2:0.
         metadata: text by name.
         began: the time of the beginning, seconds.
+        sound: there is sound, too.
 
     Attributes:
         size: [H, W] of the pictures that it takes.
@@ -30,7 +34,13 @@ class Mp4:
     """
 
     def __init__(
-        self, file: FileIO, width: int, height: int, metadata: dict[str, str], began: float
+        self,
+        file: FileIO,
+        width: int,
+        height: int,
+        metadata: dict[str, str],
+        began: float,
+        sound: bool = False,
     ):
         import av
 
@@ -43,7 +53,9 @@ class Mp4:
             self._out, "w", format="mp4",
             # a moov at the front that holds the metadata, no index that a kill would lose
             options={"movflags": "empty_moov+default_base_moof+use_metadata_tags",
-                     "frag_duration": str(round(FRAGMENT * 1e6)), "flush_packets": "1"},
+                     "frag_duration": str(round(FRAGMENT * 1e6)), "flush_packets": "1",
+                     # pictures do not wait for sound longer than that
+                     "max_interleave_delta": str(round(FRAGMENT * 1e6))},
         )  # fmt: skip
         self._film.metadata.update(metadata)
         self._stream = stream = self._film.add_stream("h264", rate=30)
@@ -56,6 +68,8 @@ class Mp4:
         stream.time_base = context.time_base = Fraction(1, CLOCK)
         context.color_primaries = context.color_trc = context.colorspace = _BT709
         context.color_range = 1  # studio swing
+        self._voice = self._film.add_stream("aac", rate=RATE, layout="stereo") if sound else None
+        self._heard, self._waiting = 0, np.zeros((CHANNELS, 0), np.float32)
 
     def show(self, picture: np.ndarray, at: float) -> None:
         """A picture, [H, W, 3] uint8, from the time `at` on. Raises OSError."""
@@ -81,12 +95,30 @@ class Mp4:
         self.at = at
         self._mux(self._stream.encode(frame))
 
+    def hear(self, sound: Sound, at: float, ahead: float = AHEAD) -> None:
+        """The sound that belongs to what is shown until the time `at`. Raises OSError."""
+        if self._voice is not None:
+            self._speak(sound.until(at + ahead))
+
+    def _speak(self, samples: np.ndarray) -> None:
+        import av
+
+        self._waiting = np.concatenate((self._waiting, samples), 1)
+        while self._waiting.shape[1] >= _BLOCK:
+            block, self._waiting = self._waiting[:, :_BLOCK], self._waiting[:, _BLOCK:]
+            frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(block), "fltp", "stereo")
+            frame.sample_rate, frame.pts, frame.time_base = RATE, self._heard, Fraction(1, RATE)
+            self._heard += _BLOCK
+            self._film.mux(self._voice.encode(frame))
+
     def end(self, at: float) -> None:
         """The last picture was shown until the time `at`; the file is whole. Raises OSError."""
         try:
             if self._picture is not None:
                 self.hold(at - _LAST)
             self._mux(self._stream.encode(None))
+            if self._voice is not None:
+                self._film.mux(self._voice.encode(None))
             self._film.close()
         finally:
             self.abandon()

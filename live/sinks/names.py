@@ -32,7 +32,7 @@ class Wish(NamedTuple):
         return {name: json.dumps(value) for name, value in kept.items()}
 
 
-class Place(NamedTuple):
+class Written(NamedTuple):
     """A file of ours in the output folder.
 
     Attributes:
@@ -49,7 +49,7 @@ class Place(NamedTuple):
         return f"{self.subfolder}/{self.path.name}".lstrip("/")
 
 
-def reserve(prefix: str, width: int, height: int, suffix: str) -> tuple[Place, FileIO]:
+def reserve(prefix: str, width: int, height: int, suffix: str) -> tuple[Written, FileIO]:
     """A new file with the next number of its prefix, open to be written, of nobody else's name.
 
     Args:
@@ -76,6 +76,6 @@ def reserve(prefix: str, width: int, height: int, suffix: str) -> tuple[Place, F
         path = pathlib.Path(folder) / f"{name}_{counter:05}_{suffix}"
         try:
             # nobody else gets a file that is made this way, whatever they count
-            return Place(path, subfolder), path.open("xb", buffering=0)
+            return Written(path, subfolder), path.open("xb", buffering=0)
         except FileExistsError:
             counter += 1

@@ -6,12 +6,12 @@ import numpy as np
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from .names import Place, Wish, reserve
+from .names import Wish, Written, reserve
 
 _COMPRESSION = 4  # as ComfyUI's Save Image
 
 
-def save(picture: np.ndarray, wish: Wish) -> Place:
+def save(picture: np.ndarray, wish: Wish) -> Written:
     """Write a PNG with the workflow in it, as ComfyUI's Save Image writes it.
 
     Args:

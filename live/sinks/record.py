@@ -13,12 +13,17 @@ from typing import Any
 import numpy as np
 
 from ..bounds import most
+from ..feeds import Place
 from .mp4 import FRAGMENT, Mp4
-from .names import Place, Wish, reserve
+from .names import Wish, Written, reserve
+from .sound import Sound
 
 # at more frames the disk or the encoder is too slow, and frames are left out
 _WAITING = most("sinks.record.Recorder._frames")
 _LEAVING = 5.0  # seconds that a server that goes down waits for its recordings
+
+# when it was shown, the picture, and where in a film it is from
+_Entry = tuple[float, np.ndarray, Place | None]
 
 _log = logging.getLogger(__name__)
 _running: "weakref.WeakSet[Recorder]" = weakref.WeakSet()
@@ -44,18 +49,23 @@ class Recorder:
         self._tell = tell
         self._left_out = 0
         self._ended: float | None = None
-        self._frames: queue.Queue[tuple[float, np.ndarray] | None] = queue.Queue(_WAITING)
+        self._frames: queue.Queue[_Entry | None] = queue.Queue(_WAITING)
         self._film: Mp4 | None = None
-        self._place: Place | None = None
+        self._place: Written | None = None
         self._thread = threading.Thread(target=self._run, name="livediffusion-record", daemon=True)
         _running.add(self)
         self._thread.start()
 
-    def put(self, picture: np.ndarray) -> None:
-        """[H, W, 3] uint8, shown now. Never waits."""
+    def put(self, picture: np.ndarray, place: Place | None = None) -> None:
+        """Never waits.
+
+        Args:
+            picture: [H, W, 3] uint8, shown now.
+            place: in a film, of what it was made from; its sound is recorded, too.
+        """
         if self._ended is None and not self.over.is_set():
             try:
-                self._frames.put_nowait((time.monotonic(), picture))
+                self._frames.put_nowait((time.monotonic(), picture, place))
             except queue.Full:
                 self._left_out += 1
 
@@ -76,16 +86,18 @@ class Recorder:
 
     def _record(self) -> None:
         while (entry := self._next()) is not None:
-            at, picture = entry
+            at, picture, place = entry
             if self._film is not None and self._film.size != picture.shape[:2]:
                 self._close(at)
             if self._film is None:
-                self._open(picture, at)
+                self._open(picture, at, place)
+            self._sound.shown(at, place)
+            self._film.hear(self._sound, at)
             self._film.show(picture, at)
         if self._film is not None:
             self._close(self._ended)
 
-    def _next(self) -> tuple[float, np.ndarray] | None:
+    def _next(self) -> _Entry | None:
         """A picture and its time; None at the end. The last one is held meanwhile."""
         while True:
             try:
@@ -97,17 +109,22 @@ class Recorder:
             now = time.monotonic()
             # a still scene has its time, too, and a kill is to lose little of it
             if self._film is not None and now - self._film.at >= FRAGMENT:
+                self._film.hear(self._sound, now)
                 self._film.hold(now)
 
-    def _open(self, picture: np.ndarray, at: float) -> None:
+    def _open(self, picture: np.ndarray, at: float, place: Place | None) -> None:
+        self._sound = Sound(at)
+        self._sound.shown(at, place)
         wish, (height, width) = self.wish, picture.shape[:2]
         self._place, file = reserve(wish.prefix, width, height, ".mp4")
-        self._film = Mp4(file, width, height, wish.metadata(), at)
+        self._film = Mp4(file, width, height, wish.metadata(), at, self._sound.there)
         self._began = at
 
     def _close(self, at: float) -> None:
         film, self._film = self._film, None
+        film.hear(self._sound, at, ahead=0)
         film.end(at)
+        self._sound.end()
         left_out, self._left_out = self._left_out, 0
         seconds = round(at - self._began, 2)
         _log.info("recorded %s, %.2f s, %d frames left out", self._place.path, seconds, left_out)
@@ -118,6 +135,7 @@ class Recorder:
     def _complain(self, reason: Exception) -> None:
         if self._film is not None:
             self._film.abandon()
+            self._sound.end()
         if self._place is not None:
             with contextlib.suppress(OSError):
                 if self._place.path.stat().st_size == 0:

@@ -15,6 +15,7 @@ from serving import serving
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 BITS = 12
+LAP = 400
 CHROMIUM = os.environ.get("LIVEDIFFUSION_CHROMIUM") or shutil.which("chromium")
 
 
@@ -48,12 +49,12 @@ def read_counter(pixels):
 
 @pytest.fixture(scope="session")
 def camera_file(tmp_path_factory):
-    """1000 numbered frames at 20 per second, as a fake camera plays them."""
+    """LAP numbered frames at 20 per second, as a fake camera plays them, again and again."""
     path = tmp_path_factory.mktemp("camera") / "counter.mjpeg"
     with av.open(str(path), "w", format="mjpeg") as film:
         stream = film.add_stream("mjpeg", rate=20)
         stream.width, stream.height, stream.pix_fmt = 640, 480, "yuvj420p"
-        for number in range(1000):
+        for number in range(LAP):
             frame = av.VideoFrame.from_ndarray(counter_picture(number), format="rgb24")
             film.mux(stream.encode(frame))
         film.mux(stream.encode())
@@ -83,7 +84,8 @@ def site(comfyui, tmp_path_factory):
     # a page of a user who has seen ComfyUI before: no tour, no dialog over the canvas
     (settings / "comfy.settings.json").write_text(
         json.dumps({"Comfy.TutorialCompleted": True, "Comfy.Minimap.Visible": False,
-                    "Comfy.InstalledVersion": "1.45.19"}),
+                    "Comfy.InstalledVersion": "1.45.19",
+                    "Comfy.OnboardingCoachmarks.Seen": ["appMode", "firstRun"]}),
         encoding="utf-8",
     )  # fmt: skip
     with serving(comfyui, base) as (port, _, log):
@@ -145,6 +147,12 @@ MediaStreamTrack.prototype.clone = function () {
 window.live.cameras = () => window.live.tracks.filter((t) => t.readyState === 'live').length;
 window.live.state = () => document.querySelector('.livediffusion-live')?.dataset.state;
 window.live.views = () => [...document.querySelectorAll('canvas[data-frames]')];
+// newer frontends have toasts of their own
+window.live.boxes = () =>
+  [...document.querySelectorAll('.p-toast-message, ol > li[data-state=open]')];
+window.live.toasts = () => window.live.boxes().map((e) => e.innerText);
+window.live.untoast = () => window.live.boxes().forEach((e) =>
+  e.querySelector('.p-toast-close-button, [aria-label=Close]')?.click());
 window.live.watch = () => {
   window.live.drawn = [];
   const [canvas] = window.live.views();
@@ -190,7 +198,7 @@ class Page:
             there = self.page.evaluate(
                 """() => [window.live.state(), window.live.cameras(),
                   window.live.views().map((v) => ({ ...v.dataset })),
-                  [...document.querySelectorAll('.p-toast-message')].map((e) => e.innerText)]"""
+                  window.live.toasts()]"""
             )
             raise AssertionError(f"not so: {condition}; there is {there}") from error
 
@@ -241,6 +249,34 @@ def page(first):
     yield first
     if first.page.url.startswith(first.site.url) and first.get("window.live.state()") != "idle":
         first.stop()
+
+
+class Spare:
+    """A second browser, whose camera has several modes, and its page; it may be killed."""
+
+    def __init__(self, playwright, site):
+        import psutil
+
+        before = set(psutil.Process().children(recursive=True))
+        self.browser = launch(playwright)
+        self.page = Page(context_of(self.browser).new_page(), site)
+        self.page.open()
+        self.processes = [
+            p for p in psutil.Process().children(recursive=True) if p not in before
+        ]
+
+    def kill(self):
+        for process in self.processes:
+            process.kill()
+
+
+@pytest.fixture(scope="session")
+def spare(playwright, site):
+    """Opening a browser takes seconds; whoever kills it is the last to use it."""
+    made = Spare(playwright, site)
+    yield made
+    if made.browser.is_connected():
+        made.browser.close()
 
 
 @contextlib.contextmanager

@@ -1,7 +1,8 @@
-"""The camera is asked for what the graph wants."""
+"""A browser of its own: its camera is asked for what the graph wants; and it is killed."""
 
 import importlib.util
 import pathlib
+import time
 
 import pytest
 
@@ -12,37 +13,46 @@ spec = importlib.util.spec_from_file_location("browser_tools", HERE / "conftest.
 tools = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(tools)
 
+FRAMES = "Number(window.live.views()[0].dataset.frames)"
 MODE = """(() => { const open = window.live.tracks.filter((t) => t.readyState === 'live');
     const { width, height, frameRate, resizeMode } = open.at(-1).getSettings();
     return [width, height, frameRate, resizeMode] })()"""
 
 
-def test_the_camera_follows_the_size_and_rate_of_the_graph(playwright, site):
+def test_the_camera_follows_the_size_and_rate_of_the_graph(spare):
     """Chromium's own fake camera has modes from 96 x 96 to 3840 x 2160, at 20 fps or less."""
-    running = tools.launch(playwright)
-    try:
-        with tools.fresh(tools.context_of(running), site) as page:
-            page.load(tools.through(width=256, height=256, fit="stretch"))
-            page.live()
-            # the smallest that is large enough, and whole: 320 x 240 is not, 640 x 480 is
-            assert page.get(MODE) == [640, 480, 20, "none"]
-            opened = page.get("window.live.tracks.length")
-            for (width, height, fps), mode in (
-                ((384, 512, 10), [1280, 720, 10, "none"]),  # upright, of a camera that lies
-                ((64, 64, 30), [320, 240, 20, "none"]),
-            ):
-                page.get("""(() => { const { widgets } = app.graph.getNodeById(1);
-                    [widgets[2].value, widgets[3].value, widgets[5].value] = a })()""",
-                    [width, height, fps])  # fmt: skip
-                page.wait(f"window.live.views()[0].width === {width}")
-                page.wait(f"String({MODE}) === {','.join(map(str, mode))!r}")
-                frames = page.get("Number(window.live.views()[0].dataset.frames)")
-                page.wait(f"Number(window.live.views()[0].dataset.frames) > {frames + 3}")
-            # it was never asked for again, and one track is read at a time
-            assert page.get("window.live.tracks.length") == opened + 2
-            assert page.get("window.live.cameras()") == 2
-            page.stop()
-            assert page.get("window.live.cameras()") == 0
-            assert not page.ours
-    finally:
-        running.close()
+    page = spare.page
+    page.load(tools.through(width=256, height=256, fit="stretch"))
+    page.live()
+    # the smallest that is large enough, and whole: 320 x 240 is not, 640 x 480 is
+    assert page.get(MODE) == [640, 480, 20, "none"]
+    opened = page.get("window.live.tracks.length")
+    for (width, height, fps), mode in (
+        ((384, 512, 10), [1280, 720, 10, "none"]),  # upright, of a camera that lies
+        ((64, 64, 30), [320, 240, 20, "none"]),
+    ):
+        page.get("""(() => { const { widgets } = app.graph.getNodeById(1);
+            [widgets[2].value, widgets[3].value, widgets[5].value] = a })()""",
+            [width, height, fps])  # fmt: skip
+        page.wait(f"window.live.views()[0].width === {width}")
+        page.wait(f"String({MODE}) === {','.join(map(str, mode))!r}")
+        page.wait(f"{FRAMES} > {page.get(FRAMES) + 3}")
+    # it was never asked for again, and one track is read at a time
+    assert page.get("window.live.tracks.length") == opened + 2
+    assert page.get("window.live.cameras()") == 2
+    page.stop()
+    assert page.get("window.live.cameras()") == 0
+    assert not page.ours
+
+
+def test_a_browser_that_is_killed_takes_its_run_along(spare, site):
+    """SIGKILL to every process of it: nothing can say goodbye."""
+    spare.page.load(tools.through())
+    spare.page.live()
+    assert site.json("/queue")["queue_running"]
+    assert spare.processes
+    spare.kill()
+    deadline = time.monotonic() + 5
+    while site.json("/queue")["queue_running"]:
+        assert time.monotonic() < deadline, "the server kept the run"
+        time.sleep(0.02)

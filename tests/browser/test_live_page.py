@@ -46,9 +46,9 @@ def test_from_the_template_browser_to_stop(page):
     page.wait("window.live.views().length === 1")
     page.live()
     page.get("window.live.watch()")
-    page.wait("window.live.drawn.length >= 26", 90)
+    page.wait("window.live.drawn.length >= 12", 90)
     drawn = pictures(page)
-    assert len({tuple(d["greys"]) for d in drawn}) >= 24
+    assert len({tuple(d["greys"]) for d in drawn}) >= 11
     before = np.mean([d["greys"] for d in drawn[-5:]], 0)
     # the noise levels are drawn on their node, which grew, and no node covers another
     page.wait("document.querySelector('.livediffusion-plot')")
@@ -88,8 +88,8 @@ def test_pictures_come_in_order_and_none_twice(page):
     numbers = [read_counter(np.array(d["greys"]).reshape(96, 96)) for d in drawn]
     read = [n for n in numbers if n is not None]
     assert len(read) >= 0.95 * len(numbers) >= 60
-    # the camera's file starts again after 1000 frames
-    steps = [(b - a) % 1000 for a, b in itertools.pairwise(read)]
+    # the camera's file starts again
+    steps = [(b - a) % tools.LAP for a, b in itertools.pairwise(read)]
     assert all(0 < step < 200 for step in steps), read
     sources = [int(d["source"]) for d in drawn]
     assert sources == sorted(set(sources))
@@ -149,30 +149,12 @@ def test_the_camera_goes_dark(page, leave):
     assert not page.ours
 
 
-def test_a_browser_that_is_killed_takes_its_run_along(playwright, site, camera_file):
-    """SIGKILL to every process of it: nothing can say goodbye."""
-    import psutil
-
-    before = {p.pid for p in psutil.Process().children(recursive=True)}
-    browser = tools.launch(playwright, camera_file)
-    page = tools.Page(tools.context_of(browser).new_page(), site)
-    page.open()
-    page.load(through())
-    page.live()
-    assert running(site)
-    killed = [p for p in psutil.Process().children(recursive=True) if p.pid not in before]
-    assert killed
-    for process in killed:
-        process.kill()
-    within(5, lambda: not running(site))
-
-
 def test_a_prompt_is_refused_where_the_user_sees_it(page):
     broken = through()
     broken["nodes"][0]["widgets_values"][0:2] = ["file", "none"]
     page.load(broken)
     page.page.click(".livediffusion-live")
-    page.wait("document.querySelector('.p-toast')?.innerText.includes('input folder')")
+    page.wait("window.live.toasts().join().includes('input folder')")
     assert page.get("app.graph.getNodeById(1).has_errors")
     page.wait("window.live.state() === 'idle'")
     assert page.get("window.live.cameras()") == 0
@@ -194,7 +176,7 @@ def test_a_camera_that_does_not_open_is_explained(page, error, words):
         navigator.mediaDevices.getUserMedia = async () => { throw new DOMException('', a) })""",
         error)  # fmt: skip
     page.page.click(".livediffusion-live")
-    page.wait(f"document.querySelector('.p-toast')?.innerText.includes({words!r})")
+    page.wait(f"window.live.toasts().join().includes({words!r})")
     page.wait("window.live.state() === 'idle'")
     page.get("void (navigator.mediaDevices.getUserMedia = window.live.get)")
     assert not running(page.site)
@@ -205,7 +187,7 @@ def test_a_page_without_https_says_so(page):
     page.load(through())
     page.get("Object.defineProperty(window, 'isSecureContext', { value: false, writable: true })")
     page.page.click(".livediffusion-live")
-    page.wait("document.querySelector('.p-toast')?.innerText.includes('https or localhost')")
+    page.wait("window.live.toasts().join().includes('https or localhost')")
     page.wait("window.live.state() === 'idle'")
     page.get("window.isSecureContext = true")
 

@@ -109,10 +109,10 @@ def test_what_a_pack_adds_while_queueing_is_live_too(page):
         assert page.get("app.graph.getNodeById(2).inputs[0].link") is None
         assert not page.ours
         # without the pack's wire there is no live graph any more, and that is said
-        page.get("document.querySelectorAll('.p-toast-close-button').forEach((b) => b.click())")
+        page.get("window.live.untoast()")
         page.get("(window.live.packs.toggle = false)")
         page.get("document.dispatchEvent(new Event('change'))")
-        page.wait("document.querySelector('.p-toast')?.innerText.includes('Not changed')")
+        page.wait("window.live.toasts().join().includes('Not changed')")
         page.stop()
     finally:
         page.get("window.live.packs.undo()")

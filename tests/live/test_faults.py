@@ -134,6 +134,10 @@ def test_bad_pictures_among_good_ones_are_counted_and_the_other_view_goes_on(run
 
     async def work(http):
         client = await Client.start(http, comfy.url, made)
+
+        def told():
+            return client.stats.get("faults", {}).get("picture", 0)
+
         await feed(client, lambda: len(client.views) >= 6)
         for bad in PICTURES.values():
             world.gives["well"] = bad

@@ -47,8 +47,11 @@ def outside(tmp_path, monkeypatch):
 def running(outside, tmp_path, monkeypatch):
     import folder_paths
 
-    (tmp_path / "input").mkdir()
-    monkeypatch.setattr(folder_paths, "get_input_directory", lambda: str(tmp_path / "input"))
+    for kind in ("input", "output"):
+        folder = tmp_path / kind
+        folder.mkdir()
+        get = f"get_{kind}_directory"
+        monkeypatch.setattr(folder_paths, get, lambda folder=folder: str(folder))
     with inprocess.comfy() as both:
         yield both
 
@@ -84,24 +87,27 @@ def whole_graph():
     return {**out, "9": {**out["9"], "_meta": {"title": "Camera"}}}
 
 
-def request(mutate, url, client):
-    """(head, body) of a hostile request, as bytes."""
+def request(mutate, url, client, paths):
+    """(head, body) of a hostile request to one of our paths, as bytes."""
     rng = mutate.rng
     keys = {name: client.begun[name] for name in ("session", "token")}
     workflow = {"id": "w", "nodes": [{"id": 1, "pos": [0, 1.5]}], "extra": {"ds": {"scale": 1}}}
-    begin = {"client_id": "c", "prompt": rng.choice([graph(), whole_graph()]), "workflow": workflow}
+    prompt = rng.choice([graph(), whole_graph()])
+    begin = {"client_id": "c", "secret": "x" * 32, "prompt": prompt, "workflow": workflow}
     good = {
         ("POST", "start"): begin, ("POST", "update"): {**begin, **keys}, ("POST", "stop"): keys,
         ("GET", "stats"): keys, ("GET", "frames"): {**keys, "role": "watch"},
         ("POST", "snapshot"): {"node": "1", "client_id": "c"}, ("GET", "mjpeg/"): {},
+        ("POST", "picture"): {**keys, "node": "5"},
     }  # fmt: skip
+    assert {path.removesuffix("{key}") for _, path in good} == paths
     method, route = rng.choice(sorted(good))
     data = good[method, route]
     if route == "stop":
         # only its own page may, so none of these must
         data = {**data, "token": "x"}
     body, query = b"", ""
-    if route in ("start", "update", "stop"):
+    if route in ("start", "update", "stop", "picture"):
         changed = mutate.value(data)
         body = fuzz.encoded(changed)
         if route == "stop" and isinstance(changed, dict):
@@ -133,7 +139,7 @@ def request(mutate, url, client):
         b"Sec-Fetch-Site": [b"cross-site", b"\xff", b"", b"none"],
         b"Content-Type": [b"text/plain; charset=nonsense", b"\xff", b"", b"multipart/form-data"],
         b"Content-Encoding": [b"gzip", b"deflate", b"br", b"zstd", b"nonsense"],
-        b"Content-Length": [b"0", b"1"],
+        b"Content-Length": [b"0", b"1"] if body else [b"0"],  # more would be waited for
         b"Upgrade": [b"websocket"],
         b"Sec-WebSocket-Key": [b"x", b"\xff"],
         b"Cookie": [b"\xff=\xfe"],
@@ -167,6 +173,8 @@ def test_requests_and_messages(running, outside, tmp_path):
     comfy, _ = running
     (tmp_path / "input" / "a.gif").write_bytes(gif())
     mutate = fuzz.Mutator(SEED)
+    places = [route.path.removeprefix("/livediffusion/") for route in comfy.routes]
+    paths = {place.removesuffix("{key}") for place in places}
 
     async def work(http):
         client = await Client.start(http, comfy.url, graph())
@@ -177,9 +185,12 @@ def test_requests_and_messages(running, outside, tmp_path):
         keys = {name: client.begun[name] for name in ("session", "token")}
         with fuzz.watched() as watch:
             for i in range(COUNT):
-                head, body = request(mutate, comfy.url, client)
+                head, body = request(mutate, comfy.url, client, paths)
                 with watch.case(f"request {i} {head[:200]} {body[:300]}"):
-                    status = await fuzz.raw(port, head, body)
+                    try:
+                        status = await fuzz.raw(port, head, body)
+                    except asyncio.TimeoutError:
+                        pytest.fail(f"no answer to {head} {body[:2000]}")
                 statuses[status] = statuses.get(status, 0) + 1
                 assert status is None or status < 500, (status, head, body[:2000])
                 settled(comfy)
@@ -208,7 +219,7 @@ def test_requests_and_messages(running, outside, tmp_path):
 
     watch, statuses = inprocess.live(work)
     told(watch.cases, "cases", statuses, "slowest", watch.slowest)
-    held(watch, outside, [tmp_path / "input"])
+    held(watch, outside, [tmp_path / "input", tmp_path / "output"])
     # it looks at what is behind the door, too
     assert statuses.get(200) and statuses.get(400, 0) + statuses.get(403, 0) > COUNT // 4
 

@@ -110,14 +110,16 @@ def test_what_is_killed_plays_to_within_a_second(tmp_path, record_property):
             capture_output=True, text=True, check=True, timeout=120,
         )  # fmt: skip
         told += json.loads(reply.stdout.splitlines()[-1])
-    lost = []
+    lost, sounds = [], []
     for place, lived in told:
         (path,) = pathlib.Path(place).iterdir()
         times, _, _, seconds = played(path)
+        with av.open(str(path)) as film:
+            sounds.append(bool(film.streams.audio))
         assert len(times) >= 2
         lost.append(lived - seconds)
     record_property("lost", sorted(round(one, 2) for one in lost))
-    assert max(lost) < 1
+    assert max(lost) < 1 and set(sounds) == {True, False}
 
 
 def test_a_still_scene_lasts_as_long_as_it_lasted(running, out, monkeypatch):
@@ -465,3 +467,35 @@ def test_a_recording_that_cannot_be_written_is_said_and_the_run_goes_on(running,
     assert client.problems[0]["reason"].startswith("record: filename_prefix: ")
     assert "filename_prefix" in caplog.text
     assert not (out.parent / "elsewhere").exists()
+
+
+@pytest.mark.timeless
+def test_recordings_that_are_not_written_yet_do_not_pile_up(monkeypatch):
+    """A disk that hangs, and somebody who switches on and off: told, and what runs goes on."""
+    from livediffusion.live import view as views
+    from livediffusion.live.bounds import most
+
+    class Hanging:
+        def __init__(self, wish, tell):
+            self.over, self.ended = threading.Event(), False
+
+        def end(self):
+            self.ended = True
+
+    monkeypatch.setattr(views, "Recorder", Hanging)
+    limit, told = most("view.View._recorders"), []
+    one = views.View(0)
+    for i in range(limit + 1):
+        one.wish = Wish(True, "r", None, None)
+        one.record(told.append)
+        one.record(told.append)  # asked again while it runs: nothing to tell
+        assert len(told) == (i == limit) * 2
+        one.wish = one.wish._replace(record=False)
+        one.record(told.append)
+    assert len(one._recorders) == limit and all(made.ended for made in one._recorders)
+    one._recorders[0].over.set()
+    one.wish = one.wish._replace(record=True)
+    one.record(told.append)
+    assert one._recorder is not None and {event["type"] for event in told} == {"problem"}
+    assert len(told) == 2 and all(told_of.startswith("record:") for told_of in
+                                  (event["reason"] for event in told))  # fmt: skip

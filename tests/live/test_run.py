@@ -17,12 +17,16 @@ def running():
 
 
 async def feed(client, frames, value=100, pause=0.02):
-    """Camera frames, one after the other, as long as the run listens."""
+    """Camera frames, each once the one before it was seen, as long as the run listens."""
     for i in range(frames):
         if client.closed:
             return
+        seen, limit = len(client.views), Limit(0.3)
         await client.send(flat((value + i) % 200))
         await asyncio.sleep(pause)
+        # a run that waits in the queue shows none
+        while len(client.views) == seen and not client.closed and not limit.over:
+            await asyncio.sleep(0.005)
 
 
 def test_only_what_depends_on_the_camera_runs_per_frame(running):

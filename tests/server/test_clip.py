@@ -2,6 +2,8 @@
 
 import re
 
+import av
+import filming
 import numpy as np
 import pytest
 
@@ -90,6 +92,50 @@ def test_bad_input_is_said_with_the_nodes_words(
     assert "LiveStrength" in said or "LiveStreamSampler" in said
     assert "Traceback" not in said
     assert "strength" in said
+    assert [p for p in (server.base / "input").iterdir() if p.name.startswith("live")] == []
     # the server goes on
     after = stylise(clip, server, monkeypatch, source, tmp_path, "--steps", "1", "--frames", "2")
     assert len(after) == 2
+
+
+def test_a_phones_video_comes_out_upright_with_its_times_and_its_sound(
+    clip, server, tmp_path, monkeypatch
+):
+    """Stored turned, at a variable rate, with a tone; and nothing is left in ComfyUI's folders."""
+    if not server.primary:
+        pytest.skip("once is enough")
+    times = [0.0, 0.1, 0.15, 0.6, 1.1]
+    source = filming.film(tmp_path / "phone.mp4", "libx264", size=(96, 64), times=times, last=0.4,
+                      sound="aac", turn=90)  # fmt: skip
+    before = clip.read(source, 100, 64)
+    assert np.abs(filming.corners(np.asarray(before.frames[0])) - filming.CORNERS).max() < 20
+    kept = {p for name in ("input", "output") for p in (server.base / name).rglob("*")}
+    argv = ["clip", "--server", server.url, "--folder", str(server.base), "--video", str(source)]
+    argv += ["--out", str(tmp_path), "--size", "64", "--strength", "0.1", "--prompt", ""]
+    monkeypatch.setattr("sys.argv", [*argv, "--mode", "off"])
+    assert clip.main() == 0
+    after = clip.read(tmp_path / "clip.mp4", 100, 64)
+    assert after.times[:-1] == pytest.approx(times, abs=1e-3)
+    colours = [filming.corners(np.asarray(f)) for f in (after.frames[0], before.frames[0])]
+    # red, green, blue, yellow stay where they are
+    assert np.abs(colours[0] - colours[1]).mean() < 40
+    with av.open(str(tmp_path / "clip.mp4")) as film:
+        # the last frame's own length is not what its place in the file's order of coding says
+        assert film.duration / av.time_base == pytest.approx(1.5, abs=1e-3)
+        samples = sum(frame.samples for frame in film.decode(audio=0))
+        assert samples / film.streams.audio[0].rate == pytest.approx(1.5, abs=0.06)
+        assert "prompt" in film.metadata
+    left = {p for name in ("input", "output") for p in (server.base / name).rglob("*")}
+    assert {p for p in left - kept if p.is_file()} == set()
+
+
+@pytest.mark.parametrize("size", [64, 68, 132])
+def test_every_size_that_is_taken_can_be_done(clip, server, source, tmp_path, monkeypatch, size):
+    if not server.primary:
+        pytest.skip("once is enough")
+    options = ["--size", str(size), "--frames", "3", "--frames-per-slot", "2"]
+    argv = ["clip", "--server", server.url, "--folder", str(server.base), "--video", str(source)]
+    monkeypatch.setattr("sys.argv", [*argv, "--out", str(tmp_path), *options])
+    assert clip.main() == 0
+    with av.open(str(tmp_path / "clip.mp4")) as film:
+        assert (film.streams.video[0].width, film.streams.video[0].height) == (size, size)

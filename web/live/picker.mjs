@@ -51,6 +51,7 @@ export class Picker {
       getMaxHeight: () => SIZE * 2
     })
     this.widget.serialize = false
+    this.widget.label = 'camera'
     camera.addEventListener('opened', this.#opened)
     camera.addEventListener('closed', this.#closed)
     navigator.mediaDevices?.addEventListener?.('devicechange', this.#list)

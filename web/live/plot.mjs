@@ -42,6 +42,7 @@ export class Plot {
       getMinHeight: () => this.height
     })
     this.widget.serialize = false
+    this.widget.label = 'steps'
   }
 
   get height() {

@@ -1,4 +1,4 @@
-// Looks, in ComfyUI's own colours; every rule is below a class of ours.
+// Looks, in ComfyUI's own colours; every rule is below a class or attribute of ours.
 
 /** Black lines, as a mask. */
 const icon = (shapes) =>
@@ -123,6 +123,18 @@ const CSS = `
 }
 .livediffusion-live[data-state='starting'], .livediffusion-live[data-state='queued'] {
   background: var(--comfy-input-bg, #333) !important;
+}
+[data-livediffusion-error] {
+  outline: 3px solid #b3261e; outline-offset: 3px; border-radius: 16px;
+}
+.livediffusion-run {
+  width: 100%; height: 40px; margin-bottom: 12px; border: 0; border-radius: 8px; cursor: pointer;
+  background: var(--comfy-input-bg, #222); color: var(--input-text, #ddd);
+  font: 500 14px/1 Inter, system-ui, sans-serif;
+}
+.livediffusion-app {
+  position: absolute; inset: 56px 16px 16px; z-index: 15; display: flex; flex-direction: column;
+  gap: 12px;
 }
 .livediffusion-plot { gap: 2px; }
 .livediffusion-plot svg { flex: 1 1 0; min-height: 0; width: 100%; display: block; }

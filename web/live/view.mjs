@@ -83,6 +83,7 @@ export class View {
       getMinHeight: () => SIZE
     })
     this.widget.serialize = false
+    this.widget.label = 'picture'
     document.addEventListener('visibilitychange', this.#hidden)
   }
 
