@@ -124,7 +124,7 @@ def test_the_reader_of_files_needs_neither_comfyui_nor_torch(path):
     """The clients of run.py load it without them; PyAV when a film is opened."""
     absolute, relative = imports(path)
     assert absolute <= {"PIL", "av", "numpy", *sys.stdlib_module_names}
-    assert all(target[:2] in {("live", "media"), ("trust", "boundary")} for target in relative)
+    assert all(target[:2] in {("live", "media"), ("trust",)} for target in relative)
     assert not any(
         alias.name == "av"
         for node in tree(path).body
