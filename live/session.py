@@ -49,6 +49,7 @@ class Session:
     Attributes:
         state: queued, starting, live, stopping, ended, failed.
         cancel: takes the run out of the queue, or stops it before its first frame.
+        forget: called when the run is over: lets go of the oldest that are.
         reason, node: why it ended, and at which node, if there is more to say.
         ahead: prompts that run before this one.
         frames: the frames' side.
@@ -64,6 +65,7 @@ class Session:
         self.frames = Frames(self.shared, self)
         self.state, self.reason, self.node, self.ahead = "queued", None, None, 0
         self.cancel: Callable[[], None] = lambda: None
+        self.forget: Callable[[], None] = lambda: None
         self._loop = loop
         self._leaving: asyncio.Task | None = None
         self._pool = Workers(most("workers.Workers._threads"), "livediffusion-codec")
@@ -360,6 +362,7 @@ class Session:
                 ends.callback(task.cancel)
             ends.callback(self.frames.clear)
             ends.callback(streams.end_owner, self.id)
+            ends.callback(self.forget)
             ends.callback(self._release)
             self._become(state)
             self._last = self.stats()

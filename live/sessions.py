@@ -91,6 +91,7 @@ class Sessions:
         session.shared.prompt_id = prompt_id
         session.shared.extra = {**extra, "preview_method": "none"}
         session.cancel = lambda: self._cancel(session)
+        session.forget = self._forget
         self._all[session.id] = session
         self._forget()
         self._queue(session, client_id, extra)
