@@ -16,8 +16,8 @@ VERSION = "Number(window.live.views()[0].dataset.version)"
 SOON = 400  # ms in which an edit would have been noticed
 
 # A pack of the kind of "Anything Everywhere": it connects what has no wire, in app.graphToPrompt,
-# and only while app.queuePrompt runs; it keeps nothing but the graph it is given. Another waits
-# before it goes on, and one is around api.queuePrompt, where a Run leaves the page.
+# and only while app.queuePrompt runs; it passes on nothing but the graph it is given. Another lets
+# in one at a time.
 PACKS = """(() => {
   const { queuePrompt, graphToPrompt } = app;
   let queueing = 0;
@@ -40,9 +40,10 @@ PACKS = """(() => {
     queueing++;
     try { return await queuePrompt.call(this, number, count) } finally { queueing-- }
   };
-  app.queuePrompt = async function () {
-    await new Promise((done) => setTimeout(done, 5));
-    return inner.apply(app, arguments);
+  let turn = Promise.resolve();
+  app.queuePrompt = function () {
+    const wait = turn.catch(() => {}).then(() => new Promise((done) => setTimeout(done, 5)));
+    return (turn = wait.then(() => inner.apply(app, arguments)));
   };
   packs.undo = () => Object.assign(app, { queuePrompt, graphToPrompt });
 })()"""
@@ -99,7 +100,9 @@ def test_what_a_pack_adds_while_queueing_is_live_too(page):
         page.wait("window.live.views()[0].width === 272")
         seed = page.get("[app.graph.getNodeById(4).widgets[0].value, window.live.told]")
         assert seed == [7, 0]
-        # a run of the user's own, in the middle of it, is one run
+        # a run of the user's own, in the middle of looks at the graph, is one run
+        page.get("document.dispatchEvent(new Event('pointerup'))")
+        page.page.wait_for_timeout(58)
         page.get("app.queuePrompt(0)")
         page.page.wait_for_timeout(SOON)
         posts = [url.rpartition("/")[2] for url in sent]

@@ -50,8 +50,7 @@ export class Reader {
   /** {output, workflow} as a Run would send them now. */
   async read() {
     // packs that change the graph and change it back do not expect to be asked twice at a time
-    while (this.#reading || this.#runs.size)
-      await Promise.allSettled([this.#reading, ...this.#runs])
+    while (this.#reading) await Promise.allSettled([this.#reading])
     this.#reading = this.#read()
     try {
       return await this.#reading
@@ -75,14 +74,18 @@ export class Reader {
     return graph
   }
 
-  /** Innermost of app.queuePrompt. */
+  /**
+   * Innermost of app.queuePrompt. Whoever comes later waits for who is here: a pack may let in one
+   * at a time, so that nobody here may wait for one who is not.
+   */
   async queue(number, count, ...rest) {
     const wish = this.#wish
     if (wish && (count === NONE || Object.is(number, MARK))) {
+      while (this.#runs.size) await Promise.allSettled(this.#runs)
       await (wish.graph ??= this.#graph())
       return false
     }
-    await this.#reading?.catch(() => {})
+    await wish?.graph?.catch(() => {})
     const run = this.#queuePrompt.call(this.#app, number, count, ...rest)
     this.#runs.add(run)
     try {
