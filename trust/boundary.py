@@ -83,7 +83,6 @@ def _graph(value: Any, where: str) -> dict[str, Any]:
         raise BadData(f"This is not a graph in ComfyUI's API format ({why}).") from None
 
 
-
 _WORKFLOW = either(nothing, table(text(4096), anything, 1000))
 
 # requests and messages: what is not known is left out, for a page that is newer than the server
