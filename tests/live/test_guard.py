@@ -409,7 +409,7 @@ def test_a_page_behind_a_proxy_is_live(running, sent):
 
 
 def test_pictures_go_on_whatever_a_camera_says_of_the_time(running):
-    """What its page then tells of their latency is out of any bound; that it has shown them counts."""
+    """What its page then tells of their latency is out of bounds; that it has shown them counts."""
     comfy, _ = running
 
     async def work(http):
