@@ -209,9 +209,13 @@ def test_requests_and_messages(running, outside, tmp_path):
                 assert reply.status == 200
         # an edit among them may have taken the browser's camera out
         assert (await client.post("update", prompt=graph(), workflow={}))[0] == 200
-        seen = len(client.views)
-        await client.send(flat(77))
-        await client.wait(lambda: len(client.views) > seen)
+        # frames are taken once the edit has been taken over
+        for _ in range(200):
+            await client.send(flat(77))
+            await asyncio.sleep(0.1)
+            if any(inprocess.grey(packet) == 77 for packet, _ in client.views[-1:]):
+                break
+        assert inprocess.grey(client.views[-1][0]) == 77
         if not listener.socket.closed:
             await listener.socket.close()
         await client.stop()

@@ -406,3 +406,18 @@ def test_a_page_behind_a_proxy_is_live(running, sent):
 
     first, refused = inprocess.live(work)
     assert first.startswith(b"--livediffusion") and refused == 403
+
+
+def test_pictures_go_on_whatever_a_camera_says_of_the_time(running):
+    """What its page then tells of their latency is out of bounds; that it has shown them counts."""
+    comfy, _ = running
+
+    async def work(http):
+        client = await Client.start(http, comfy.url, graph())
+        for i in range(6):
+            seen = len(client.views)
+            await client.send(flat(10 * i), captured=0.0 if i % 2 else 9e11)
+            await client.wait(lambda seen=seen: len(client.views) > seen)
+        await client.stop()
+
+    inprocess.live(work)
