@@ -88,7 +88,8 @@ def test_it_is_what_comfyui_shows(animals, read, monkeypatch):
     compared = 0
     for animal in animals:
         got, said, _ = read[animal.path]
-        if said is not None:
+        # on wrong bytes stock may end the process, and FFmpeg's guesses differ from run to run
+        if said is not None or animal.path.name.startswith("wrong"):
             continue
         try:
             stock = 255 * nodes.LoadImage().load_image(animal.path.name)[0].numpy()
@@ -98,14 +99,12 @@ def test_it_is_what_comfyui_shows(animals, read, monkeypatch):
             continue
         if animal.shown and animal.path.name != "uneven.avif":  # of which stock shows one frame
             assert len(stock) == len(got), animal
-        # FFmpeg's guesses at what is wrong differ from run to run, and so do the last frames of a
-        # film that is cut off; what a JPEG lacks is grey here
+        # a film that is cut off ends in guesses, too; what a JPEG lacks is grey here
         name, ending = animal.path.name, animal.path.suffix
         cut = len(got) if not name.startswith("cut") or ending in PICTURES else len(got) - 2
         for i, (theirs, (_, _, ours)) in enumerate(zip(stock, got, strict=False)):
             assert theirs.shape == ours.shape, animal
-            guessed = name.startswith("wrong") or i >= cut or (cut and ending == ".jpg")
-            guessed = guessed and not animal.shown
+            guessed = not animal.shown and (i >= cut or ending == ".jpg")
             assert guessed or np.abs(theirs.mean((0, 1)) - ours.mean((0, 1))).max() < 2, animal
             if animal.shown and not animal.path.name.startswith(MIRRORED):
                 assert np.abs(filming.corners(theirs) - filming.corners(ours)).max() < 6, animal
