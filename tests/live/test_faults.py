@@ -5,7 +5,6 @@ import os
 import random
 
 import inprocess
-import numpy as np
 import pytest
 import torch
 from films import write_gif
