@@ -47,11 +47,14 @@ def client(name: str, args: argparse.Namespace, rest: list[str]) -> int:
     """A server, and a client of it that does the rest inside the environment."""
     comfyui = setup.find_comfyui(args.comfyui)
     python = setup.environment(comfyui, test=False)
+    command = [str(python), str(ROOT / "demo" / "packed.py"), name]
+    # what cannot be done is said before anything starts
+    checked = subprocess.run([*command, "--check", *rest], stdin=subprocess.DEVNULL)
+    if checked.returncode or {"--help", "-h"} & set(rest):
+        return checked.returncode
     with server(comfyui, python, options=_passed_on(args)) as (url, _):
-        command = [str(python), str(ROOT / "demo" / "packed.py"), name, "--server", url]
-        process = subprocess.Popen(
-            [*command, "--folder", str(base()), *rest], stdin=subprocess.DEVNULL
-        )
+        command += ["--server", url, "--folder", str(base())]
+        process = subprocess.Popen([*command, *rest], stdin=subprocess.DEVNULL)
         with ended(process):
             return process.wait()
 

@@ -55,9 +55,11 @@ def within(kind: type, low: float, high: float, step: int = 1):
 def parser(name: str, description: str) -> Parser:
     """The arguments that every client has."""
     made = Parser(prog=f"run.py {name}", description=description)
-    made.add_argument("--server", required=True, help=argparse.SUPPRESS)
+    # only say what cannot be done
+    made.add_argument("--check", action="store_true", help=argparse.SUPPRESS)
+    made.add_argument("--server", help=argparse.SUPPRESS)
     # the server's base directory, which is on this machine
-    made.add_argument("--folder", type=pathlib.Path, required=True, help=argparse.SUPPRESS)
+    made.add_argument("--folder", type=pathlib.Path, help=argparse.SUPPRESS)
     made.add_argument("--video", type=pathlib.Path, help="your clip (default: ComfyUI's own)")
     made.add_argument("--prompt", default="neon night", help="what it shall look like")
     made.add_argument(
@@ -142,6 +144,15 @@ def out_folder(path: pathlib.Path) -> pathlib.Path:
         raise Failed(f"--out: {path} cannot be made: {reason.strerror}.") from None
     if not os.access(path, os.W_OK):
         raise Failed(f"--out: nothing may be written in {path}.")
+    return path
+
+
+def looked_at(args: argparse.Namespace) -> pathlib.Path:
+    """The clip to take. Raises Failed where it, or the folder for the results, cannot be used."""
+    path = args.video or bundled_clip()
+    out_folder(args.out)
+    with told("--video"):
+        pack_module("live.media.reader").look_at(path)
     return path
 
 

@@ -23,10 +23,9 @@ from . import timed
 from .client import (
     Failed,
     Parser,
-    bundled_clip,
     complaint,
     lent,
-    out_folder,
+    looked_at,
     parser,
     stoppable,
     told,
@@ -250,8 +249,9 @@ def main() -> int:
     args = options()
     try:
         with stoppable():
-            path = args.video or bundled_clip()
-            out_folder(args.out)
+            path = looked_at(args)
+            if args.check:
+                return 0
             clip = read(path, args.frames, args.size)
             print(f"- {len(clip.frames)} frames of {path.name}, prompt {args.prompt!r}", flush=True)
             result = asyncio.run(run(args, clip, path))

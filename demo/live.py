@@ -19,16 +19,13 @@ from PIL import Image
 
 from .client import (
     Failed,
-    bundled_clip,
     complaint,
     lent,
-    out_folder,
+    looked_at,
     parser,
     stoppable,
-    told,
     within,
 )
-from .packed import pack_module
 
 GRAPH = pathlib.Path(__file__).with_name("live_graph.json")
 HEADER = struct.Struct("<BBHIdII")  # docs/live.md, "On the wire"
@@ -141,10 +138,9 @@ def main() -> int:
     began = time.monotonic()
     try:
         with stoppable():
-            path = args.video or bundled_clip()
-            out_folder(args.out)
-            with told("--video"):
-                pack_module("live.media.reader").look_at(path)
+            path = looked_at(args)
+            if args.check:
+                return 0
             print(f"- {args.frames} frames of {path.name}, prompt {args.prompt!r}", flush=True)
             with lent(args.folder, path.suffix, path) as copy:
                 stats, pictures = asyncio.run(run(args, copy.name))

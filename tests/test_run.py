@@ -380,6 +380,22 @@ def test_what_cannot_be_done_is_said_before_anything_starts(args):
     assert "error: argument" in done.stderr.splitlines()[-1]
 
 
+@pytest.mark.comfy
+@pytest.mark.parametrize(
+    "args", [("clip", "--size", "255"), ("live", "--headless", "--frames", "0"),
+             ("clip", "--video", "nothing.mp4"), ("clip", "--help")],
+)  # fmt: skip
+def test_a_client_is_asked_before_its_server_starts(run, monkeypatch, tmp_path, capfd, args):
+    here = comfyui(tmp_path / "comfyui")
+    monkeypatch.setenv("COMFYUI_PATH", str(here))
+    monkeypatch.setattr(run.setup, "environment", lambda comfyui, test: sys.executable)
+    monkeypatch.setattr(run, "server", None)
+    monkeypatch.setattr(sys, "argv", ["run.py", *args, "--out", str(tmp_path / "out")])
+    assert run.main() == (0 if "--help" in args else 1 if "--video" in args else 2)
+    said = capfd.readouterr()
+    assert "--help" in args or len(said.err.splitlines()) == 1, said.err
+
+
 def test_a_server_that_dies_is_said_with_its_log(run, tmp_path):
     log = tmp_path / "server.log"
     log.write_text("booting\nno module named torch\n", encoding="utf-8")
@@ -446,7 +462,9 @@ class TestClient:
         assert set(clip.square(wide, 30).getdata()) == {(0, 0, 255)}
 
     def test_takes_one_of_comfyuis_own_previews(self, clip):
-        path = clip.bundled_clip()
+        from livediffusion.demo import client
+
+        path = client.bundled_clip()
         read = clip.read(path, 24, 32)
         frames = read.frames
         assert len(frames) == 24
