@@ -1,4 +1,4 @@
-"""What becomes of a run, and which values are refused in words: without one."""
+"""What becomes of a run in which something goes wrong, decided without a run."""
 
 import numpy as np
 import pytest

@@ -430,6 +430,3 @@ def test_a_queue_that_cannot_be_followed_ends_the_run_in_words(running, monkeypa
 
     client = inprocess.live(work)
     assert "queue: no queue" in client.states[-1]["reason"]
-
-
-# -- the decisions, without a run -----------------------------------------------------------
