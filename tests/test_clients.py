@@ -14,7 +14,7 @@ import pytest
 from films import write_gif
 from serving import ROOT
 
-pytestmark = pytest.mark.comfy
+pytestmark = [pytest.mark.comfy, pytest.mark.slow]
 
 UNEVEN = [0.0, 0.04, 0.3, 0.317, 1.0]
 

@@ -322,6 +322,7 @@ class World:
 
 
 @given(st.sampled_from([1, 1, 2]), st.lists(STEPS, min_size=3, max_size=14))
+@pytest.mark.slow
 @hypothesis_settings(
     max_examples=EXAMPLES,
     deadline=None,

@@ -123,6 +123,7 @@ def test_a_picture_that_cannot_be_shown_ends_only_a_run_that_shows_none(running)
     assert "2 channels" in client.states[-1]["reason"]
 
 
+@pytest.mark.slow
 def test_bad_pictures_among_good_ones_are_counted_and_the_other_view_goes_on(running):
     comfy, world = running
     made = giving()

@@ -337,3 +337,58 @@ def test_nothing_is_left_of_a_run(running):
         assert not limit.over, left
         time.sleep(0.05)
     assert len(threading.enumerate()) <= len(threads)
+
+
+def recorded(prefix):
+    made = graph()
+    made["5"] = view(["4", 0], record=True, filename_prefix=prefix)
+    return made
+
+
+def test_a_recording_is_what_was_shown(running, tmp_path, monkeypatch):
+    """test_recordings.py has more, on the primary ComfyUI."""
+    import folder_paths
+    from livediffusion.live.media.reader import stills
+
+    comfy, _ = running
+    monkeypatch.setattr(folder_paths, "get_output_directory", lambda: str(tmp_path))
+
+    async def work(http):
+        client = await Client.start(http, comfy.url, recorded("live/mine"))
+        for i in range(12):
+            seen = len(client.views)
+            await client.send(flat(40 + 10 * i))
+            await client.wait(lambda n=seen: len(client.views) > n)
+            await asyncio.sleep(0.03)
+        await client.stop()
+
+    inprocess.live(work)
+    assert os.listdir(tmp_path / "live") == ["mine_00001_.mp4"]
+    film = list(stills(tmp_path / "live" / "mine_00001_.mp4"))
+    greys = [round(float(s.picture().mean())) for s in film]
+    changes = [g for i, g in enumerate(greys) if not i or abs(g - greys[i - 1]) > 4]
+    assert np.allclose(changes, [40 + 10 * i for i in range(12)], atol=5)
+    assert film[-1].time + film[-1].lasts > 12 * 0.03
+
+
+def test_a_recording_that_cannot_be_written_is_said_and_the_run_goes_on(
+    running, tmp_path, monkeypatch, caplog
+):
+    import folder_paths
+
+    comfy, _ = running
+    monkeypatch.setattr(folder_paths, "get_output_directory", lambda: str(tmp_path / "out"))
+
+    async def work(http):
+        client = await Client.start(http, comfy.url, recorded("../elsewhere/mine"))
+        for i in range(6):
+            await client.send(flat(40 + 10 * i))
+            await client.wait(lambda n=i: len(client.views) > n)
+        await client.stop()
+        return client
+
+    client = inprocess.live(work)
+    assert [p["node"] for p in client.problems] == ["5"]
+    assert client.problems[0]["reason"].startswith("record: filename_prefix: ")
+    assert "filename_prefix" in caplog.text
+    assert not (tmp_path / "elsewhere").exists()

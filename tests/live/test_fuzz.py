@@ -19,7 +19,7 @@ import pytest
 from inprocess import Client, camera, flat, graph, jpeg, view
 from PIL import Image
 
-pytestmark = pytest.mark.comfy
+pytestmark = [pytest.mark.comfy, pytest.mark.slow]
 
 COUNT = int(os.environ.get("LIVEDIFFUSION_FUZZ", "300"))
 SEED = int(os.environ.get("LIVEDIFFUSION_FUZZ_SEED", "0"))

@@ -126,6 +126,7 @@ def two(i, size=32):
     return made
 
 
+@pytest.mark.slow
 def test_no_buffer_holds_more_than_the_table_says(tmp_path, monkeypatch):
     """Edits that rename every view, bad frames, and a listener that does not listen."""
     import folder_paths

@@ -11,7 +11,7 @@ import pytest
 from inprocess import Client, flat, graph, jpeg
 from livediffusion.live.sinks.mjpeg import CONTENT_TYPE, Keys, Parts, secret
 
-pytestmark = pytest.mark.comfy
+pytestmark = [pytest.mark.comfy, pytest.mark.slow]
 
 BROWSER = "Mozilla/5.0 (X11; Linux x86_64) AppleWebKit/537.36 Chrome/156.0 OBS/32"
 MINE = "a secret of this page"

@@ -9,7 +9,7 @@ from films import write_gif, write_video
 from inprocess import Client, camera, flat, graph, grey, view
 from PIL import Image
 
-pytestmark = pytest.mark.comfy
+pytestmark = [pytest.mark.comfy, pytest.mark.slow]
 
 
 @pytest.fixture

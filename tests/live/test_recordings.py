@@ -3,7 +3,6 @@
 import asyncio
 import errno
 import json
-import logging
 import os
 import pathlib
 import random
@@ -25,7 +24,7 @@ from livediffusion.live.sinks.mp4 import Mp4
 from livediffusion.live.sinks.names import Wish, reserve
 from livediffusion.live.sinks.record import Recorder
 
-pytestmark = pytest.mark.comfy
+pytestmark = [pytest.mark.comfy, pytest.mark.slow]
 
 CHILD = pathlib.Path(__file__).parents[1] / "recording_child.py"
 KILLS = int(os.environ.get("LIVEDIFFUSION_KILLS", "6"))
@@ -428,44 +427,6 @@ def test_frames_that_are_left_out_are_counted_and_told(out, monkeypatch):
     (event,) = told
     times = played(out / "r_00001_.mp4")[0]
     assert 20 <= event["left_out"] <= 22 and len(times) == 31 - event["left_out"]
-
-
-def test_a_recording_is_what_was_shown(running, out):
-    comfy, _ = running
-
-    async def work(http):
-        client = await Client.start(http, comfy.url, recorded("live/mine"))
-        for i in range(12):
-            seen = len(client.views)
-            await client.send(flat(40 + 10 * i))
-            await client.wait(lambda n=seen: len(client.views) > n)
-            await asyncio.sleep(0.03)
-        await client.stop()
-
-    inprocess.live(work)
-    times, greys, _, seconds = played(out / "live" / "mine_00001_.mp4")
-    assert np.allclose(runs(greys), [40 + 10 * i for i in range(12)], atol=5)
-    assert times == sorted(set(times)) and times[0] == 0 and 0.3 < times[-1] < seconds
-    assert os.listdir(out / "live") == ["mine_00001_.mp4"]
-
-
-def test_a_recording_that_cannot_be_written_is_said_and_the_run_goes_on(running, out, caplog):
-    comfy, _ = running
-
-    async def work(http):
-        client = await Client.start(http, comfy.url, recorded("../elsewhere/mine"))
-        for i in range(6):
-            await client.send(flat(40 + 10 * i))
-            await client.wait(lambda n=i: len(client.views) > n)
-        await client.stop()
-        return client
-
-    with caplog.at_level(logging.WARNING):
-        client = inprocess.live(work)
-    assert [p["node"] for p in client.problems] == ["5"]
-    assert client.problems[0]["reason"].startswith("record: filename_prefix: ")
-    assert "filename_prefix" in caplog.text
-    assert not (out.parent / "elsewhere").exists()
 
 
 @pytest.mark.timeless

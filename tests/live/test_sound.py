@@ -14,7 +14,7 @@ from livediffusion.live.sinks.names import Wish
 from livediffusion.live.sinks.record import Recorder
 from livediffusion.live.sinks.sound import RATE, Sound, Track
 
-pytestmark = pytest.mark.comfy
+pytestmark = [pytest.mark.comfy, pytest.mark.slow]
 
 
 def heard(path):

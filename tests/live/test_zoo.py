@@ -79,6 +79,7 @@ def test_what_is_whole_is_shown_and_nothing_else(animals, read):
 @pytest.mark.timeless
 @pytest.mark.comfy
 @pytest.mark.slow
+@pytest.mark.slow
 def test_it_is_what_comfyui_shows(animals, read, monkeypatch):
     import folder_paths
 
@@ -171,6 +172,7 @@ def test_a_feed_plays_them_all_round_and_round(animals, read):
 
 @pytest.mark.timeless
 @pytest.mark.comfy
+@pytest.mark.slow
 def test_clip_reads_them_all(comfyui, animals, read):
     from livediffusion.demo import clip
 
@@ -212,6 +214,7 @@ def running(animals):
 
 @pytest.mark.comfy
 @pytest.mark.slow
+@pytest.mark.slow
 def test_live_camera_as_an_ordinary_node_shows_them_all(running, animals, read):
     comfy, seen = running
     for animal in animals[:: STEP // 2 or 1]:
@@ -232,6 +235,7 @@ def test_live_camera_as_an_ordinary_node_shows_them_all(running, animals, read):
 
 
 @pytest.mark.comfy
+@pytest.mark.slow
 @pytest.mark.slow
 def test_a_live_run_goes_through_them_all_and_is_not_lost(running, animals, read):
     """Each file by an edit of the running graph: shown, or refused in its sentence."""
@@ -273,6 +277,7 @@ def test_a_live_run_goes_through_them_all_and_is_not_lost(running, animals, read
 
 @pytest.mark.comfy
 @pytest.mark.slow
+@pytest.mark.slow
 def test_a_live_run_does_not_begin_with_what_cannot_be_shown(running, animals, read):
     comfy, _ = running
     refused = [a for a in animals if read[a.path][1] is not None]
@@ -292,6 +297,7 @@ def test_a_live_run_does_not_begin_with_what_cannot_be_shown(running, animals, r
 
 
 @pytest.mark.comfy
+@pytest.mark.slow
 def test_an_edit_of_the_camera_does_not_begin_its_film_again(running, animals):
     """Rate, loop and size are edited; a film of ever brighter frames never goes back to black."""
     comfy, _ = running
@@ -323,6 +329,7 @@ def test_an_edit_of_the_camera_does_not_begin_its_film_again(running, animals):
 
 
 @pytest.mark.comfy
+@pytest.mark.slow
 def test_what_is_damaged_in_a_live_run_is_counted_and_the_run_goes_on(running, animals):
     comfy, _ = running
     path = filming.film(animals[0].path.with_name("torn.mov"), "png", "rgb24", frames=6)
