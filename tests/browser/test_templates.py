@@ -20,6 +20,7 @@ spec.loader.exec_module(tools)
 TEMPLATES = sorted(path.stem for path in (tools.ROOT / "workflows").glob("*.json"))
 READABLE = 0.6  # ComfyUI draws no text below 8 of 14 pixels, 0.571
 SETTLES = 250  # ms between two looks that see the same
+NOTES = {"Read me", "Looks"}
 SEEN = {"width": 1440, "height": 800}
 
 # nodes with their titles and what widgets show, in pixels of the screen
@@ -34,6 +35,10 @@ BOXES = """app.graph.nodes.map((n) => {
 ELEMENTS = """[...document.querySelectorAll('[data-node-id]')].map((e) => {
     const { left, top, right, bottom } = e.getBoundingClientRect();
     return [app.graph.getNodeById(Number(e.dataset.nodeId)).title, left, top, right, bottom] })"""
+
+# ComfyUI's map of the graph, over the canvas in a corner
+MAP = """(({ left, top, right, bottom }) => ['map', left, top, right, bottom])(
+    document.querySelector('.minimap-main-container').getBoundingClientRect())"""
 
 # what a run shows on nodes: pictures, films, and the steps of a schedule with all it can say
 RUN = """(() => {
@@ -73,6 +78,11 @@ def wide(page, site):
     yield page
     page.page.set_viewport_size(before)
     page.nodes2(False)
+    minimap(page, False)
+
+
+def minimap(page, on):
+    page.get("app.extensionManager.setting.set('Comfy.Minimap.Visible', a)", on)
 
 
 def lying(boxes):
@@ -98,10 +108,17 @@ def settled(page, boxes):
 
 def test_a_template_opens_readable_and_has_room_for_what_a_run_shows(wide, request):
     wrong = {}
+    # on, unless the user has put it away
+    minimap(wide, True)
     for name in TEMPLATES:
         graph = json.loads((tools.ROOT / "workflows" / f"{name}.json").read_text("utf-8"))
         wide.get("app.loadGraphData(a, true, true, null, { openSource: 'template' })", graph)
-        wrong[name, "before"] = lying(settled(wide, BOXES))
+        boxes = settled(wide, BOXES)
+        wide.wait("document.querySelector('.minimap-main-container')")
+        wrong[name, "before"] = lying(boxes)
+        wrong[name, "map"] = [
+            p for p in lying([*boxes, wide.get(MAP)]) if p[1] == "map" and p[0] not in NOTES
+        ]
         scale, unseen = wide.get("[app.canvas.ds.scale, app.canvas.low_quality]")
         wrong[name, "scale"] = scale < READABLE or unseen
         wide.get(RUN)
