@@ -2,6 +2,7 @@
 
 import ast
 import fnmatch
+import functools
 import graphlib
 import pathlib
 import re
@@ -71,7 +72,12 @@ PACK = [p for p in PYTHON if p.parts[0] in ROOMS]
 
 
 def tree(path: pathlib.Path) -> ast.Module:
-    return ast.parse((ROOT / path).read_text(encoding="utf-8"), str(path))
+    return _parsed(ROOT / path)
+
+
+@functools.cache
+def _parsed(path: pathlib.Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"), str(path))
 
 
 def imports(path: pathlib.Path) -> tuple[set[str], set[tuple[str, ...]]]:
