@@ -72,12 +72,12 @@ PACK = [p for p in PYTHON if p.parts[0] in ROOMS]
 
 
 def tree(path: pathlib.Path) -> ast.Module:
-    return _parsed(ROOT / path)
+    return _parsed((ROOT / path).read_text(encoding="utf-8"), str(path))
 
 
 @functools.cache
-def _parsed(path: pathlib.Path) -> ast.Module:
-    return ast.parse(path.read_text(encoding="utf-8"), str(path))
+def _parsed(text: str, name: str) -> ast.Module:
+    return ast.parse(text, name)
 
 
 def imports(path: pathlib.Path) -> tuple[set[str], set[tuple[str, ...]]]:
