@@ -57,7 +57,7 @@ def client(name: str, args: argparse.Namespace, rest: list[str]) -> int:
     checked = subprocess.run([*command, "--check", *rest], stdin=subprocess.DEVNULL)
     if checked.returncode or {"--help", "-h"} & set(rest):
         return checked.returncode
-    with server(comfyui, python, options=_passed_on(args)) as (url, _):
+    with server(comfyui, python, options=_passed_on(args)) as (url, _, _):
         command += ["--server", url, "--folder", str(base())]
         process = subprocess.Popen([*command, *rest], stdin=subprocess.DEVNULL)
         with ended(process):
@@ -66,22 +66,25 @@ def client(name: str, args: argparse.Namespace, rest: list[str]) -> int:
 
 def live(args: argparse.Namespace, rest: list[str]) -> int:
     """The live demo: a server with the workflow's address, or with a client instead of a page."""
-    if {"--headless", "--help", "-h"} & set(rest):
+    if "--headless" in rest:
         return client("live", args, rest)
-    parser = argparse.ArgumentParser(prog="run.py live")
+    parser = argparse.ArgumentParser(
+        prog="run.py live", epilog="--headless runs a file without a page and has options of its "
+        "own: run.py live --headless --help.",
+    )  # fmt: skip
     parser.add_argument("--port", type=_port, default=PORT, help=f"default {PORT}, else a free one")
     parser.add_argument("--no-browser", action="store_true", help="only print the address")
     own = parser.parse_args(rest)
     comfyui = setup.find_comfyui(args.comfyui)
     python = setup.environment(comfyui, test=False)
-    with server(comfyui, python, own.port, _passed_on(args)) as (url, process):
+    with server(comfyui, python, own.port, _passed_on(args)) as (url, process, log):
         # localhost is a secure context, so the page may use the camera
         url = url.replace("127.0.0.1", "localhost") + DEMO
         say(f"\n  {url}\n\n  opens the live demo. Press Live there; Ctrl+C here ends it.\n")
         if not own.no_browser and sys.stdout.isatty() and has_desktop():
             webbrowser.open(url)
         if process.wait() != 0:
-            raise Stop(f"ComfyUI ended by itself; its log: {base() / 'server.log'}")
+            raise Stop(f"ComfyUI ended by itself; its log: {log}")
     return 0
 
 

@@ -22,7 +22,7 @@ PATCH = 4  # pixels that are one position of it
 # animated previews of ComfyUI's template packages with a clear subject that moves
 FAVOURITES = ("ltxv_image_to_video-1", "video_wan_vace_inpainting-2", "video_ltx2_t2v-1")
 PACKAGES = ("media_video", "media_image", "media_api", "media_other")
-LEFT_BEHIND = 24 * 3600  # seconds after which a copy belongs to nobody
+LEFT_BEHIND = 7 * 24 * 3600  # seconds after which a copy belongs to nobody: a run may last days
 
 
 class Failed(Exception):

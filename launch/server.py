@@ -58,11 +58,19 @@ def base() -> pathlib.Path:
     return setup.CACHE / "server" / setup.key(str(ROOT))
 
 
+def fresh_log(port: int) -> pathlib.Path:
+    """Where a server writes to: none that runs beside it. Of those before, eight are kept."""
+    for old in sorted(base().glob("server-*.log"), key=os.path.getmtime)[:-8]:
+        with contextlib.suppress(OSError):
+            old.unlink()
+    return base() / f"server-{port}.log"
+
+
 @contextlib.contextmanager
 def server(
     comfyui: pathlib.Path, python: pathlib.Path, wanted: int = 0, options: tuple[str, ...] = ()
 ):
-    """A running ComfyUI with the pack; yields its URL and its process.
+    """A running ComfyUI with the pack; yields its URL, its process and its log.
 
     Args:
         wanted: its port, if that is free.
@@ -70,7 +78,8 @@ def server(
     """
     with setup.setting_up():
         link_pack(base())
-    port, log = free_port(wanted), base() / "server.log"
+    port = free_port(wanted)
+    log = fresh_log(port)
     gpu = has_gpu(python)
     command = [
         str(python), str(comfyui / "main.py"), "--base-directory", str(base()), "--port", str(port),
@@ -85,7 +94,7 @@ def server(
         with ended(process):
             with Spinner(f"starting ComfyUI on the {'GPU' if gpu else 'CPU'}") as spinner:
                 wait_for(url, process, log, spinner)
-            yield url, process
+            yield url, process, log
 
 
 def wait_for(url: str, process: subprocess.Popen, log: pathlib.Path, spinner: Spinner) -> None:

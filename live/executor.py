@@ -125,7 +125,9 @@ class FrameExecutor(execution.PromptExecutor):
         """One frame; `failure` says whether it went well."""
         self.failure = None
         split = self.split
-        kept = {**extra.get("extra_pnginfo", {}), "workflow": split.workflow}
+        kept = dict(extra.get("extra_pnginfo", {}))
+        if split.workflow is not None:
+            kept["workflow"] = split.workflow
         extra = {**extra, "extra_pnginfo": kept}
         await self.execute_async(split.graph, prompt_id, extra, split.views)
 

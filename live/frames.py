@@ -246,7 +246,8 @@ class Frames:
         lag = max((getattr(state, "lag", 0) for state in streams.owned(shared.id)), default=0)
         moment = self._origins.shown(lag)
         made_from = functools.partial(moment.picture, shared.split.graph, node)
-        place = moment.place(shared.split.graph, node) if wish.record else None
+        # also where nothing is recorded: a recording begins with the picture that is there
+        place = moment.place(shared.split.graph, node)
         view.show(image, quality, moment.origin, shared.version, made_from, place)
 
     def frame_done(self) -> None:

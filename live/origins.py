@@ -46,6 +46,8 @@ class Moment:
 
     def place(self, graph: Graph, view: str) -> Place | None:
         """Where in a film the picture is from; None where it is from none, or from several."""
+        if not any(self.places.values()):
+            return None
         needed = behind(graph, [view])
         places = {place for node, place in self.places.items() if place and node in needed}
         return places.pop() if len({place.path for place in places}) == 1 else None

@@ -78,7 +78,7 @@ class Sessions:
             Invalid: the graph cannot run live.
         """
         prompt_id = str(uuid.uuid4())
-        extra = {"extra_pnginfo": {"workflow": workflow}}
+        extra = {"extra_pnginfo": _pnginfo(workflow)}
         cut = await self._cut(prompt_id, graph, client_id, extra)
         try:
             await self._look_at_films(cut, set())
@@ -101,7 +101,7 @@ class Sessions:
 
     async def update(self, session: Session, graph: Any, workflow: Any, client_id: str) -> int:
         """Give a running session an edited graph; returns its version. Raises Invalid."""
-        extra = {"extra_pnginfo": {"workflow": workflow}}
+        extra = {"extra_pnginfo": _pnginfo(workflow)}
         cut = await self._cut(session.prompt_id, graph, client_id, extra)
         try:
             await self._look_at_films(cut, set(_films(session.wanted)))
@@ -132,7 +132,7 @@ class Sessions:
                 raise Invalid(valid[1] or _error("The graph is not valid."), valid[3])
         try:
             cut = split(graph, self._kinds)
-            return dataclasses.replace(cut, workflow=extra["extra_pnginfo"]["workflow"])
+            return dataclasses.replace(cut, workflow=extra["extra_pnginfo"].get("workflow"))
         except GraphError as reason:
             raise _invalid(graph, reason) from None
 
@@ -222,8 +222,13 @@ def _films(cut: Split) -> list[tuple[str, str]]:
     ]
 
 
+def _pnginfo(workflow: Any) -> dict[str, Any]:
+    # ComfyUI's list of jobs takes a workflow that is there for one
+    return {} if workflow is None else {"workflow": workflow}
+
+
 def _workflow(session: Session) -> str:
-    workflow = session.extra["extra_pnginfo"]["workflow"]
+    workflow = session.extra["extra_pnginfo"].get("workflow")
     name = workflow.get("id") if isinstance(workflow, dict) else None
     return str(name or session.id)
 

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import threading
+import time
 import weakref
 from collections.abc import Callable
 from concurrent.futures import Executor
@@ -62,6 +63,8 @@ class View:
         self._image: Callable[[], Tensor | None] = lambda: None
         self.wish: Wish | None = None
         self._picture: np.ndarray | None = None  # the last, for the files
+        self._place: Place | None = None
+        self._since = 0.0  # when it was shown
         self._recorder: Recorder | None = None
         self._recorders: list[Recorder] = []
 
@@ -126,7 +129,7 @@ class View:
         picture = await loop.run_in_executor(pool, landed, shown.picture)
         self._landed = shown.number
         self._arrival.put(shown.number)
-        self._picture = picture
+        self._picture, self._place, self._since = picture, shown.place, time.monotonic()
         if self._recorder is not None:
             self._recorder.wish = self.wish
             self._recorder.put(picture, shown.place)
@@ -177,7 +180,14 @@ class View:
             self._recorders.append(self._recorder)
             # while nothing moves no picture comes, and this is what is shown
             if self._picture is not None:
-                self._recorder.put(self._picture)
+                self._recorder.put(self._picture, self._now())
+
+    def _now(self) -> Place | None:
+        """Where in its film the picture that is shown would be by now."""
+        place = self._place
+        if place is None:
+            return None
+        return place._replace(seconds=place.seconds + time.monotonic() - self._since)
 
     def _end_recording(self) -> None:
         if self._recorder is not None:

@@ -83,7 +83,9 @@ def _graph(value: Any, where: str) -> dict[str, Any]:
         raise BadData(f"This is not a graph in ComfyUI's API format ({why}).") from None
 
 
-_WORKFLOW = either(nothing, table(text(4096), anything, 1000))
+# ComfyUI's page reads the id of every job's
+_ID = either(nothing, text(256))
+_WORKFLOW = either(nothing, unchanged(record({}, {"id": _ID}, others=True)))
 
 # requests and messages: what is not known is left out, for a page that is newer than the server
 START = record(

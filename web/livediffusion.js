@@ -235,7 +235,11 @@ function settle(ms) {
 async function edited(graph) {
   if (!session) return
   const kinds = new Set(Object.values(graph.output).map(({ class_type }) => class_type))
-  if (!kinds.has('LiveView') || !kinds.has('LiveCamera')) return session.stop()
+  if (!kinds.has('LiveView') || !kinds.has('LiveCamera')) {
+    const gone = kinds.has('LiveView') ? 'Live Camera' : 'Live View'
+    notify('info', 'Live has ended', `No ${gone} is left: deleted, muted or bypassed.`)
+    return session.stop()
+  }
   try {
     await session.update(graph.output, graph.workflow)
     said = ''

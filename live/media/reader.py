@@ -73,6 +73,9 @@ def _there(path: pathlib.Path) -> None:
     """Raise Unreadable for what no decoder needs to look at."""
     name = path.name or str(path)
     try:
+        if path.exists() and not (path.is_file() or path.is_dir()):
+            # a pipe would be waited for, a device read for ever
+            raise Unreadable(f"{name} is no file that can be read. Choose another.")
         with path.open("rb") as file:
             empty = not file.read(1)
     except FileNotFoundError:

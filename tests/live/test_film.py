@@ -4,6 +4,7 @@ import itertools
 import os
 import resource
 import struct
+import threading
 import time
 import tracemalloc
 
@@ -344,6 +345,22 @@ def test_a_film_that_does_not_go_round_ends(tmp_path):
     feed, got = play(write_gif(tmp_path / "a.gif", 3, 20), 0.4, loop=False)
     assert got and len(got) + feed.dropped + feed.slot.replaced == 3
     assert feed.slot.put(got[0][0]) is False
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes with names here")
+def test_a_pipe_is_refused_and_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "a.mp4")
+    said = []
+
+    def work():
+        with pytest.raises(Unreadable, match=r"^file: a.mp4 is no file") as reason:
+            look_at(tmp_path / "a.mp4")
+        said.append(reason)
+
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    thread.join(20)
+    assert said, "it waits"
 
 
 def test_a_broken_film_says_why(tmp_path):

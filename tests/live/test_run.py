@@ -46,6 +46,30 @@ def test_only_what_depends_on_the_camera_runs_per_frame(running):
     assert states[-3:] == ["live", "stopping", "ended"]
 
 
+def test_a_run_without_a_workflow_leaves_the_list_of_jobs_whole(running):
+    """As `run.py live --headless` starts one; ComfyUI's page asks for all jobs at once."""
+    comfy, _ = running
+
+    async def work(http):
+        begun = {**inprocess.begin(graph()), "workflow": None}
+        status, answer = await inprocess.post(http, f"{comfy.url}/livediffusion/start", begun)
+        assert status == 200
+        client = await Client.join(http, comfy.url, answer)
+        await feed(client, 3)
+        await client.stop()
+        refused = {**inprocess.begin(graph()), "workflow": {"id": {"a": 1}}}
+        status, _ = await inprocess.post(http, f"{comfy.url}/livediffusion/start", refused)
+        assert status == 400
+        return answer["prompt_id"]
+
+    entry = comfy.wait_for(inprocess.live(work))
+    extra = entry["prompt"][3]
+    assert extra.get("extra_pnginfo", {}).get("workflow", {}) is not None
+    jobs = pytest.importorskip("comfy_execution.jobs")
+    shown = {**entry, "prompt": entry["prompt"][:5]}
+    assert jobs.normalize_history_item(entry["prompt"][1], shown)["id"] == entry["prompt"][1]
+
+
 def test_a_second_run_finds_the_models_loaded(running):
     comfy, world = running
 

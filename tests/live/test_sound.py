@@ -146,3 +146,34 @@ def test_what_has_no_sound_gets_none(tmp_path, monkeypatch):
         assert one.over.wait(10) and told[0]["type"] == "recorded"
         with av.open(str(tmp_path / told[0]["file"])) as film:
             assert not film.streams.audio and film.streams.video
+
+
+def test_a_recording_that_is_switched_on_while_it_plays_has_its_sound(tmp_path, monkeypatch):
+    """One file, in time from its first picture on, which was there before."""
+    import folder_paths
+
+    monkeypatch.setattr(folder_paths, "get_input_directory", lambda: str(tmp_path))
+    monkeypatch.setattr(folder_paths, "get_output_directory", lambda: str(tmp_path))
+    write_film(tmp_path / "film.mp4", "aac")
+
+    def made(record):
+        graph_ = graph(source="file", file="film.mp4", fps=60)
+        graph_["5"]["inputs"].update(record=record, filename_prefix="live/r")
+        return graph_
+
+    async def work(http):
+        client = await Client.start(http, comfy.url, made(False))
+        await client.wait(lambda: len(client.views) > 5)
+        status, _ = await client.post("update", prompt=made(True), workflow={"id": "w"})
+        assert status == 200
+        await client.wait(lambda: list(tmp_path.glob("live/*")))
+        await asyncio.sleep(1.3 * LENGTH)
+        await client.stop()
+        return client
+
+    with inprocess.comfy() as (comfy, _):
+        client = inprocess.live(work)
+    assert not client.problems and len(client.recorded) == 1
+    white, loud, seconds, long = heard(tmp_path / "live" / "r_00001_.mp4")
+    assert long == pytest.approx(seconds, abs=0.15)
+    assert white.mean() > 0.15 and abs(late(white, loud)) < 0.1
