@@ -3,6 +3,7 @@
 import pathlib
 from collections.abc import Iterator
 from fractions import Fraction
+from typing import NamedTuple
 
 import av
 import numpy as np
@@ -12,6 +13,21 @@ from .packed import pack_module
 TICKS = 90_000  # per second
 RATES = (8_000, 11_025, 16_000, 22_050, 24_000, 32_000, 44_100, 48_000)  # what AAC takes as it is
 _GAP = 0.05  # seconds of missing sound that are kept as silence
+_JUMP = 0.1  # seconds by which the times of sound do not differ from one frame to the next
+_AROUND = 1.0  # seconds that sound may begin before its pictures, or go on after them
+
+
+class _Piece(NamedTuple):
+    """A part of a film in which its clock goes on, by the file's own times in seconds.
+
+    Attributes:
+        first, last: of its pictures.
+        origin: what is taken off them, and off the times of its sound.
+    """
+
+    first: float
+    last: float
+    origin: float
 
 
 def write(made: pathlib.Path, source: pathlib.Path, times: list[float], out: pathlib.Path) -> None:
@@ -64,6 +80,49 @@ def _retimed(film, times: list[float]) -> Iterator:
         yield packet
 
 
+def _pieces(source: pathlib.Path, seconds: float) -> list[_Piece]:
+    """The pieces of a film's first seconds: several where its clock starts again or jumps."""
+    films, pieces = pack_module("live.media.films"), []
+    with films.opened(source) as film:
+        stream = films.pictures_of(film)
+        clock = films.Clock(films.rate_of(stream), films.jumping(film))
+        damage = pack_module("live.media.still").Damage()
+        for frame, lasts in films.frames(film, stream, damage):
+            place, _ = clock.place(frame.time, lasts)
+            if frame.time is None:
+                continue
+            if pieces and pieces[-1].origin == clock.origin:
+                pieces[-1] = pieces[-1]._replace(last=frame.time)
+            else:
+                pieces.append(_Piece(frame.time, frame.time, clock.origin))
+            if place > seconds + _AROUND:
+                break
+    return pieces
+
+
+class _Origins:
+    """Which piece sound is of, told from its times: they come in the order of the file.
+
+    Args:
+        pieces: one at least.
+    """
+
+    def __init__(self, pieces: list[_Piece]):
+        self._pieces, self._last = pieces, None
+
+    def of(self, time: float) -> float:
+        """What is taken off the time of the next frame of sound; both in seconds."""
+        last, self._last = self._last, time
+        back = last is not None and time < last - _JUMP
+        on = last is not None and time > last + _JUMP and time > self._pieces[0].last
+        if back or on:
+            for k, piece in enumerate(self._pieces[1:], 1):
+                if piece.first - _AROUND <= time <= piece.last + _AROUND:
+                    del self._pieces[:k]
+                    break
+        return self._pieces[0].origin
+
+
 def _sound(source: pathlib.Path, seconds: float) -> Iterator[av.AudioFrame]:
     """The sound of a film's first seconds, from its first picture on, without gaps."""
     films = pack_module("live.media.films")
@@ -77,6 +136,7 @@ def _sound(source: pathlib.Path, seconds: float) -> Iterator[av.AudioFrame]:
         if stream is None or pictures is None:
             return
         begin = float((pictures.start_time or 0) * pictures.time_base)
+        origins = _Origins(_pieces(source, seconds) or [_Piece(begin, begin, begin)])
         layout = "mono" if stream.layout.nb_channels == 1 else "stereo"
         rate = stream.rate if stream.rate in RATES else RATES[-1]
         resampler = av.AudioResampler("fltp", layout, rate)
@@ -89,7 +149,8 @@ def _sound(source: pathlib.Path, seconds: float) -> Iterator[av.AudioFrame]:
                 continue
             for frame in frames:
                 wave = frame.to_ndarray()
-                start = at if frame.time is None else round((frame.time - begin) * rate)
+                time = frame.time
+                start = at if time is None else round((time - origins.of(time)) * rate)
                 if start < at - _GAP * rate:
                     wave = wave[:, max(0, at - start) :]
                 elif start > at + _GAP * rate or at == 0 < start:

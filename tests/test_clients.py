@@ -218,6 +218,56 @@ def test_sound_that_begins_late_stays_with_its_picture(clip, timed, tmp_path):
     assert np.abs(wave[round(0.55 * rate) : round(0.6 * rate)]).max() > 0.1
 
 
+@pytest.mark.parametrize("later", [0.0, 60.0])
+@pytest.mark.parametrize("ending", ["ts", "mpg"])
+def test_sound_stays_with_its_pictures_when_the_clock_starts_again(
+    clip, timed, tmp_path, ending, later
+):
+    """Put together from two films, of which the second begins again or much later."""
+    codec, kind = {"ts": ("aac", "mpegts"), "mpg": ("mp2", "mpeg")}[ending]
+    parts = [tmp_path / f"{i}.{ending}" for i in range(2)]
+    for part, begins in zip(parts, (1.0, 1.0 + later), strict=True):
+        with av.open(str(part), "w", format=kind) as out:
+            stream = out.add_stream("mpeg2video", rate=25)
+            stream.width, stream.height, stream.pix_fmt = 48, 32, "yuv420p"
+            tone = out.add_stream(codec, rate=48000, layout="stereo")
+            packets = []
+            for i in range(50):
+                # white while it is loud: in the second half of each second
+                shade = 230 if i % 25 >= 12 else 20
+                picture = np.full((32, 48, 3), shade, np.uint8)
+                frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
+                frame.pts, frame.time_base = i + round(25 * begins), Fraction(1, 25)
+                packets += stream.encode(frame)
+            packets += stream.encode()
+            form = tone.codec_context.format.name
+            to_form = av.AudioResampler(form, "stereo", 48000, 1024 if ending == "ts" else 1152)
+            at = np.arange(96000) / 48000
+            wave = 0.5 * np.sin(2 * np.pi * 440 * at) * (at % 1 >= 0.48)
+            data = np.stack([wave, wave]).astype(np.float32)
+            frame = av.AudioFrame.from_ndarray(data, "fltp", "stereo")
+            frame.sample_rate, frame.time_base = 48000, Fraction(1, 48000)
+            frame.pts = round(48000 * begins)
+            for one in (*to_form.resample(frame), *to_form.resample(None)):
+                packets += tone.encode(one)
+            packets += tone.encode()
+            packets.sort(key=lambda packet: packet.dts * packet.time_base)
+            out.mux(packets)
+    source = tmp_path / f"both.{ending}"
+    source.write_bytes(b"".join(part.read_bytes() for part in parts))
+    read = clip.read(source, 200, 32)
+    assert len(read.frames) >= 95 and read.times[-1] == pytest.approx(4, abs=0.2)
+    made(clip, tmp_path / "made.mp4", len(read.frames))
+    timed.write(tmp_path / "made.mp4", source, read.times, tmp_path / "out.mp4")
+    seconds, wave, rate = sound(tmp_path / "out.mp4")
+    assert seconds == pytest.approx(read.times[-1], abs=0.15)
+    grid = np.arange(0.1, seconds - 0.1, 0.01)
+    index = np.searchsorted(read.times, grid, "right") - 1
+    white = np.array([np.asarray(f).mean() > 120 for f in read.frames])[index]
+    loud = [np.abs(wave[round((t - 0.01) * rate) : round((t + 0.01) * rate)]).max() for t in grid]
+    assert np.mean(white == (np.array(loud) > 0.2)) > 0.85
+
+
 def test_a_picture_has_no_sound(clip, timed, tmp_path):
     made(clip, tmp_path / "made.mp4", 2)
     source = write_gif(tmp_path / "a.gif", 2, 100)

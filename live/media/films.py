@@ -38,10 +38,9 @@ def stills(path: pathlib.Path, damage: Damage) -> Iterator[Still]:
         bounded(path.name, stream.width, stream.height, True)
         # a later part may say another size
         stream.codec_context.options = {"max_pixels": str(MOST_PIXELS_MOVING)}
-        jumps = bool(film.format.flags & 0x0200)  # AVFMT_TS_DISCONT
-        clock = _Clock(float(stream.average_rate or stream.guessed_rate or 25), jumps)
+        clock = Clock(rate_of(stream), jumping(film))
         empty = True
-        for frame, lasts in _frames(film, stream, damage):
+        for frame, lasts in frames(film, stream, damage):
             empty = False
             if film.format.name == "gif":
                 # made of lengths, which are not all kept
@@ -87,7 +86,17 @@ def pictures_of(film):
     return next((s for s in streams if not s.disposition & cover), next(iter(streams), None))
 
 
-def _frames(film, stream, damage: Damage) -> Iterator[tuple]:
+def jumping(film) -> bool:
+    """Whether the clock of this kind of film may go on at another time."""
+    return bool(film.format.flags & 0x0200)  # AVFMT_TS_DISCONT
+
+
+def rate_of(stream) -> float:
+    """Pictures per second that a stream says it has."""
+    return float(stream.average_rate or stream.guessed_rate or 25)
+
+
+def frames(film, stream, damage: Damage) -> Iterator[tuple]:
     """Each frame, and the seconds that it lasts; 0 where the file does not say."""
     import av
 
@@ -169,18 +178,21 @@ def _even(frame):
     return parts[-1].pull()
 
 
-class _Clock:
+class Clock:
     """Times that go forward from 0, whatever the file says.
 
     Args:
         rate: frames per second, for those without a time.
         jumps: whether this kind of film may go on at another time.
+
+    Attributes:
+        origin: what is taken off the file's own times now; None before the first.
     """
 
     def __init__(self, rate: float, jumps: bool):
         self._step = 1 / min(max(rate, 0.1), 1000)
         self._jumps = jumps
-        self._origin: float | None = None
+        self.origin: float | None = None
         self._expected = 0.0
         self._last = -1.0
 
@@ -190,11 +202,11 @@ class _Clock:
         if time is None:
             place = self._expected
         else:
-            if self._origin is None:
-                self._origin = time
-            place = time - self._origin
+            if self.origin is None:
+                self.origin = time
+            place = time - self.origin
             if place <= self._last or (self._jumps and place - self._expected > _JUMP):
                 place = self._expected
-                self._origin = time - place
+                self.origin = time - place
         self._last, self._expected = place, place + lasts
         return place, lasts
