@@ -63,8 +63,7 @@ def test_a_run_without_a_workflow_leaves_the_list_of_jobs_whole(running):
         return answer["prompt_id"]
 
     entry = comfy.wait_for(inprocess.live(work))
-    extra = entry["prompt"][3]
-    assert extra.get("extra_pnginfo", {}).get("workflow", {}) is not None
+    assert entry["prompt"][3].get("extra_pnginfo", {}).get("workflow", {}) is not None
     jobs = pytest.importorskip("comfy_execution.jobs")
     shown = {**entry, "prompt": entry["prompt"][:5]}
     assert jobs.normalize_history_item(entry["prompt"][1], shown)["id"] == entry["prompt"][1]
