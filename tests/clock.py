@@ -2,6 +2,7 @@
 
 import time
 
+_MOST = 5  # times as long, at the most
 _SPIN = 0.03  # seconds of work that a look at the machine takes
 
 
@@ -34,5 +35,8 @@ class Limit:
 
     @property
     def over(self) -> bool:
-        # several processes wait for each other here, so each may be held up in turn
-        return self.spent > self.seconds and self.spent > 2 * self.seconds * (crowded() - 0.5)
+        if self.spent <= self.seconds:
+            return False
+        # several processes wait for each other here, so each may be held up in turn; but what has
+        # not happened after so long does not happen, and who waits for it keeps the machine busy
+        return self.spent > self.seconds * min(_MOST, 2 * crowded() - 1)
