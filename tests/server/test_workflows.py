@@ -115,13 +115,13 @@ def test_is_refused_for_missing_files_only(info, server, path):
 
 
 def test_clip_stylise_runs(info, server, comfyui, tmp_path):
+    import av
+    import filming
     from livediffusion.demo import clip
-    from pictures import picture
-    from PIL import Image
 
     # wider than the model's size, so that the workflow's own resizing is seen at work
-    frames = [Image.fromarray(picture(i, 288, 320)) for i in range(3)]
-    clip.write_video(frames, 12.0, server.base / "input" / "mine.mp4")
+    mine = server.base / "input" / "mine.mp4"
+    filming.film(mine, "h264", size=(320, 288), frames=3, rate=12, sound="aac")
     path = ROOT / "workflows" / "clip_stylise.json"
     graph = to_api(json.loads(path.read_text(encoding="utf-8")), info)
     for node in graph.values():
@@ -130,8 +130,11 @@ def test_clip_stylise_runs(info, server, comfyui, tmp_path):
     status, answer = server.post("/prompt", {"prompt": graph})
     assert status == 200, answer
     saved = finished(server, answer["prompt_id"])
-    made = clip.read(server.base / "output" / saved["subfolder"] / saved["filename"], 9, 256)
+    path = server.base / "output" / saved["subfolder"] / saved["filename"]
+    made = clip.read(path, 9, 256)
     assert (len(made.frames), made.frames[0].size, round(made.rate)) == (3, (256, 256), 12)
+    with av.open(str(path)) as film:
+        assert film.streams.audio, "the sound stays"
 
 
 def finished(server, prompt_id: str, seconds: float = 120) -> dict:
