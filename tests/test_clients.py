@@ -288,12 +288,12 @@ def test_the_workflow_stays_in_the_result(clip, timed, tmp_path):
 
 
 def test_a_copy_is_gone_whatever_happens_and_so_are_forgotten_ones(comfyui, tmp_path):
-    from livediffusion.demo.client import lent
+    from livediffusion.demo.client import LEFT_BEHIND, lent
 
     inputs = tmp_path / "input"
     inputs.mkdir()
-    for name, age in (("livediffusion-old.mp4", 2 * 86_400), ("livediffusion-new.mp4", 60),
-                      ("holiday.mp4", 2 * 86_400)):  # fmt: skip
+    for name, age in (("livediffusion-old.mp4", 2 * LEFT_BEHIND), ("livediffusion-new.mp4", 60),
+                      ("holiday.mp4", 2 * LEFT_BEHIND)):  # fmt: skip
         (inputs / name).touch()
         os.utime(inputs / name, (time.time() - age,) * 2)
     source = write_gif(tmp_path / "a.gif")
