@@ -40,6 +40,8 @@ if ALIAS not in sys.modules:
 
 COMFYUI = comfyui_path()
 sys.path.insert(0, str(ROOT / "tests"))
+import limits  # noqa: E402
+
 if COMFYUI is not None and str(COMFYUI) not in sys.path:
     sys.path.insert(0, str(COMFYUI))
     # ComfyUI reads its options when first imported: keep it off pytest's own arguments
@@ -54,6 +56,10 @@ if COMFYUI is not None and str(COMFYUI) not in sys.path:
 
     sys.argv = argv
     comfy.cli_args.args.cpu = os.environ.get(CUDA) != "cuda"
+
+
+def pytest_configure(config):
+    config.pluginmanager.register(limits)
 
 
 def pytest_collection_modifyitems(items):
