@@ -241,7 +241,8 @@ class TestVersions:
 
         def start(self, what, command, cwd, env):
             marks = command[command.index("-m") + 1] if "-m" in command else ""
-            marks += " of some" * any(some[0] in command for some in (run.BETWEEN, run.BETWEEN_ALONE))
+            some = run.BETWEEN[0], run.BETWEEN_ALONE[0]
+            marks += " of some" * any(path in command for path in some)
             started.append((pathlib.Path(env["COMFYUI_PATH"]), marks))
             return int(len(started) == 1)
 
