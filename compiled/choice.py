@@ -73,7 +73,7 @@ def missing(name: str, device: torch.device, wish: Wish = Wish()) -> str | None:
     Imports nothing, but for OpenVINO where it is installed and a device or precision is asked for.
     """
     if name == "openvino":
-        return _missing_openvino(device, wish)
+        return openvino.refused(device, wish.place, wish.precision)
     if wish.place != openvino.AUTO:
         return f"device: only openvino has a choice of devices, and {name} is chosen"
     if name == "eager" and wish.precision == BFLOAT16:
@@ -89,20 +89,6 @@ def missing(name: str, device: torch.device, wish: Wish = Wish()) -> str | None:
 
         return absent(device)
     return ort.missing() if name == "onnxruntime" else None
-
-
-def _missing_openvino(device: torch.device, wish: Wish) -> str | None:
-    reason = openvino.missing()
-    if reason is not None:
-        return reason
-    if device.type != "cpu":
-        return f"OpenVINO takes models on the CPU, and this one is on {device.type}"
-    if (wish.place, wish.precision) != (openvino.AUTO, DEFAULT):
-        try:
-            openvino.placed(wish.place, wish.precision)
-        except Refused as refused:
-            return str(refused)
-    return None
 
 
 def chosen(name: str, device: torch.device, wish: Wish = Wish()) -> tuple[str, str]:

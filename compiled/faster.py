@@ -31,6 +31,7 @@ class Faster:
         kept: what was measured before.
         about: what a measurement depends on besides shapes and network: processor and versions.
         note: called with a line for people whenever there is something new to say.
+        clock: seconds.
 
     Attributes:
         chosen: the engine's name, "eager", or None while that is open.
@@ -48,7 +49,9 @@ class Faster:
         kept: Kept,
         about: Callable[[], str],
         note: Callable[[str], None] = lambda text: None,
+        clock: Callable[[], float] = time.perf_counter,
     ):
+        self._clock = clock
         self._engine = make()
         self.name = self._engine.name
         self._kept, self._about, self._note = kept, about, note
@@ -117,9 +120,9 @@ class Faster:
     def _turn(self, call: Call) -> Tensor:
         """One of the two, timed; after enough turns the faster one is known."""
         at = len(self._times[0]) > len(self._times[1])
-        began = time.perf_counter()
+        began = self._clock()
         out = self._engine(call) if at else self._unet(call)
-        self._times[at].append(time.perf_counter() - began)
+        self._times[at].append(self._clock() - began)
         if len(self._times[1]) >= TURNS:
             eager, engine = map(statistics.median, self._times)
             self.gain = eager / engine

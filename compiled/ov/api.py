@@ -78,6 +78,24 @@ def placed(device: str, precision: str = DEFAULT) -> str:
     return name
 
 
+def refused(device: torch.device, place: str, precision: str) -> str | None:
+    """Why it cannot take a network that torch has on a device; None where it can.
+
+    Imports OpenVINO only where it is installed and something is asked of it.
+    """
+    reason = missing()
+    if reason is not None:
+        return reason
+    if device.type != "cpu":
+        return f"OpenVINO takes what is on the CPU, and this is on {device.type}"
+    if (place, precision) != (AUTO, DEFAULT):
+        try:
+            placed(place, precision)
+        except Refused as why:
+            return str(why)
+    return None
+
+
 def label(device: str) -> str:
     """What a device is called by its maker."""
     return core().get_property(device, "FULL_DEVICE_NAME").strip()

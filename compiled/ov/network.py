@@ -1,9 +1,13 @@
 """ONNX files to programs of OpenVINO: shapes, precision, and what is kept on disk."""
 
+import contextlib
 import pathlib
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
+
+from torch import Tensor
 
 from ..engine import Refused
 from ..precision import DEFAULT, INT8
@@ -101,3 +105,58 @@ class Compiling:
             return api.core().import_model(data, self.device, settings)
         except RuntimeError:
             return None
+
+
+class Network:
+    """A network in one shape and precision; in int8 once its first calls have been observed.
+
+    Args:
+        source: opens the ONNX file; for int8 once more after some calls.
+        sizes: shape of each input.
+        asked: see Asked.
+
+    Attributes:
+        compiling: what making it took.
+        settled: it computes in the precision that was asked for.
+
+    Raises:
+        Refused: see Compiling.
+    """
+
+    def __init__(
+        self,
+        source: Callable[[], contextlib.AbstractContextManager[pathlib.Path]],
+        sizes: dict[str, tuple[int, ...]],
+        asked: Asked,
+    ):
+        self.compiling = Compiling(sizes, asked)
+        self._source, self._program, self._observer = source, None, None
+        with source() as path:
+            if asked.precision == INT8:
+                self._observer = self.compiling.observer(path)
+            else:
+                self._program = self.compiling.program(path)
+
+    @property
+    def settled(self) -> bool:
+        return self._program is not None
+
+    def __call__(self, named: dict[str, Tensor]) -> Tensor:
+        """The output, a tensor of its own, for inputs by name."""
+        if self._program is not None:
+            return self._program(named)
+        out = self._observer(named)
+        if self._observer.frames >= int8.FRAMES:
+            with self._source() as path:
+                self._program = self.compiling.program(path, self._observer.ranges)
+            self._observer = None
+        return out
+
+    def describe(self) -> dict[str, Any]:
+        """For people; plain JSON values."""
+        return {
+            "device": self.compiling.device,
+            "maker": api.label(self.compiling.device),
+            "seconds": {"compile": round(self.compiling.seconds, 3)},
+            "kept": self.compiling.kept,
+        }
