@@ -88,8 +88,8 @@ class Compiling:
 
     def _model(self, path: pathlib.Path) -> Any:
         model = api.core().read_model(str(path))
-        there = {port.any_name for port in model.inputs}
-        model.reshape({name: size for name, size in self._sizes.items() if name in there})
+        ports = {port.get_node().get_friendly_name(): port for port in model.inputs}
+        model.reshape({port: self._sizes[name] for name, port in ports.items()})
         return model
 
     def _name(self, path: pathlib.Path, settings: dict[str, Any]) -> str:

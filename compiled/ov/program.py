@@ -23,9 +23,13 @@ class Program:
     def __init__(self, compiled: Any):
         self._tensor = api.needed().Tensor
         self._request = compiled.create_infer_request()
-        self._inputs = {p.any_name: _TYPES[p.element_type.get_type_name()] for p in compiled.inputs}
-        port = compiled.outputs[0]
-        self._output, self._numbers = port.any_name, len(compiled.outputs) - 1
+        # by the node: a port may have gathered other names from what was optimised away
+        self._inputs = {
+            port.get_node().get_friendly_name(): (port, _TYPES[port.element_type.get_type_name()])
+            for port in compiled.inputs
+        }
+        port = self._output = compiled.outputs[0]
+        self._numbers = len(compiled.outputs) - 1
         self._shape = tuple(port.shape)
         self._type = _TYPES[port.element_type.get_type_name()]
         # OpenVINO keeps addresses, so what lies there must stay
@@ -33,19 +37,19 @@ class Program:
 
     def __call__(self, named: dict[str, Tensor]) -> Tensor:
         """The output, a tensor of its own, for inputs by name."""
-        for name, dtype in self._inputs.items():
-            self._bind(name, named[name].to(dtype).contiguous())
+        for name, (port, dtype) in self._inputs.items():
+            self._bind(name, port, named[name].to(dtype).contiguous())
         out = torch.empty(self._shape, dtype=self._type)
-        self._bind(self._output, out)
+        self._bind("", self._output, out)
         self._request.infer(share_outputs=True)
         return out
 
-    def _bind(self, name: str, tensor: Tensor) -> None:
+    def _bind(self, name: str, port: Any, tensor: Tensor) -> None:
         known = self._bound.get(name)
         if known is not None and known[0] is tensor:
             return
         shared = self._tensor(tensor.detach().numpy(), shared_memory=True)
-        self._request.set_tensor(name, shared)
+        self._request.set_tensor(port, shared)
         self._bound[name] = tensor, shared
 
     def more(self) -> list[float]:

@@ -41,6 +41,26 @@ def test_a_copy_rounds_and_tells_its_error(multiplies):
     assert all(torch.equal(t, before[name]) for name, t in unet.module.state_dict().items())
 
 
+def tensors(holder, seen=None):
+    """Every tensor that an object of the pack holds."""
+    seen = set() if seen is None else seen
+    if id(holder) in seen:
+        return
+    seen.add(id(holder))
+    if isinstance(holder, torch.Tensor):
+        yield holder
+    elif isinstance(holder, dict):
+        for one in holder.values():
+            yield from tensors(one, seen)
+    elif isinstance(holder, list | tuple | set):
+        for one in holder:
+            yield from tensors(one, seen)
+    elif type(holder).__module__.startswith("livediffusion"):
+        names = [n for kind in type(holder).__mro__ for n in getattr(kind, "__slots__", ())]
+        held = {n: getattr(holder, n, None) for n in names} | getattr(holder, "__dict__", {})
+        yield from tensors(held, seen)
+
+
 def test_the_state_of_a_stream_stays_in_float32(multiplies):
     """Through the node: the ring's tensors, and frames as near as the UNet's rounding."""
     from livediffusion.engine.guidance import Guidance
@@ -60,8 +80,8 @@ def test_the_state_of_a_stream_stays_in_float32(multiplies):
         stream = Stream()
         settings = Settings((10.0, 5.0, 1.0, 0.0), "lcm", 3)
         outs.append([stream.run(guider, frame, settings).clone() for frame in frames])
-        held = [v for v in vars(stream.ring).values() if isinstance(v, torch.Tensor)]
-        assert held and all(not t.is_floating_point() or t.dtype == torch.float32 for t in held)
+        kinds = {tensor.dtype for tensor in tensors(stream.ring)}
+        assert torch.float32 in kinds and not kinds & {torch.bfloat16, torch.float16}
     errors = [tiny.rms(b, a) for a, b in zip(*outs, strict=True)]
     assert 1e-5 < max(errors) <= 5e-2
     assert all(out.dtype == torch.float32 for out in outs[1])

@@ -51,8 +51,9 @@ def taesd(comfyui):
 
 
 def test_stock_nodes_and_ours_see_the_same_vae(taesd, node):
-    import nodes
     from livediffusion.host.frames import vae as vaes
+
+    import nodes
 
     execute, said = node
     vae = execute(taesd, "openvino")

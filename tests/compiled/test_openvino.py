@@ -177,7 +177,7 @@ def test_what_is_not_here_is_refused_in_words(device, precision, said, monkeypat
     from livediffusion.compiled.ov import api
 
     class Core:
-        available_devices = ["CPU"]
+        available_devices = ("CPU",)
 
         def get_property(self, name, what):
             return ["FP32", "BF16", "INT8"]
