@@ -13,7 +13,7 @@ from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 from torch import Tensor
 
 from ...compiled.engine import WeightsAway
-from ...compiled.graph import CudaRecording, Folded, Recording, fused_norms
+from ...compiled.graph import CudaRecording, Folded, Recording, fused_norms, pool_size
 from ...compiled.tick import RecordedTick, layout
 from ...compiled.weights import fixed
 from ...engine.fold import Fold
@@ -206,6 +206,7 @@ class Recordings:
         seconds = round(time.perf_counter() - started, 3)
         attached.notes["ticks"] = {
             "captures": self.captures, "seconds": seconds,
+            "pool_mb": round(pool_size() / 2**20, 1),
             "kernels": work.buffers.unfused or stream_enter.failed or stream_step.failed
             or "triton",
         }  # fmt: skip
