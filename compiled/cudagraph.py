@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from .engine import Call, Shapes, UNet
-from .graph import CudaRecording, Folded, Knobs, Recording, fused_norms
+from .graph import CudaRecording, Folded, Knobs, Recording, fused_norms, pool_size
 from .weights import fixed
 
 _WARM = 2  # runs before recording, in which libraries set themselves up
@@ -80,7 +80,11 @@ class CudaGraph:
         self._stale = True
 
     def describe(self) -> dict[str, Any]:
-        return {"engine": self.name, "seconds": {"capture": round(self.seconds, 3)}}
+        return {
+            "engine": self.name,
+            "seconds": {"capture": round(self.seconds, 3)},
+            "pool_mb": round(pool_size() / 2**20, 1),
+        }
 
     def release(self) -> None:
         if self._recording is not None:

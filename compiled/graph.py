@@ -35,25 +35,34 @@ class _Pool:
 
     A pool that all its graphs have left cannot be captured into again (CUDACachingAllocator), so
     its handle goes with the last recording that holds it.
+
+    Attributes:
+        size: bytes that captures have asked the device for.
     """
 
     def __init__(self) -> None:
         self.handle = torch.cuda.graph_pool_handle()
+        self.size = 0
 
 
 _pools: weakref.WeakValueDictionary[int, _Pool] = weakref.WeakValueDictionary()  # by device
 
 
+def pool_size() -> int:
+    """Bytes that all recordings of this process hold together."""
+    return sum(pool.size for pool in list(_pools.values()))
+
+
 class CudaRecording:
     """A torch.cuda.CUDAGraph. Capturing does no work, so the first replay is the first run.
 
-    All recordings of a device share a pool of memory. A recording's intermediate results may thus
-    lie where another's do. That is right because no two run at the same time: ComfyUI runs one
-    prompt at a time, in one thread, and replays go to that thread's current stream. And nothing in
-    the pool is read by another recording, whatever the order: what a replay reads of before (knobs,
-    the ring, weights, what is folded) was made outside of any capture, and a result is the
-    tensor that `capture` returned, whose memory is nobody else's while it is held. Who drops it, as
-    a tick does whose rows end in the ring, has read it before the next replay is launched.
+    All recordings of a device share a pool of memory. Whatever a recording writes, its result
+    too, may thus lie where another's intermediate results do. That is right because no two run at
+    the same time: ComfyUI runs one prompt at a time, in one thread, and replays go to that thread's
+    current stream. And nothing in the pool outlives the next replay: what a replay reads of
+    before (knobs, the ring, weights, what is folded) was made outside of any capture, and a
+    result is copied out of the pool right behind its replay. Nor may anything that is made during a
+    capture be kept for later by who made it.
     """
 
     def __init__(self) -> None:
@@ -65,7 +74,10 @@ class CudaRecording:
         graph = torch.cuda.CUDAGraph()
         # thread_local: pictures are encoded and decoded in other threads meanwhile
         with torch.cuda.graph(graph, pool.handle, capture_error_mode="thread_local"):
+            before = torch.cuda.memory_reserved()
             out = work()
+            grown = torch.cuda.memory_reserved() - before
+        pool.size += grown
         self._graph, self._pool = graph, pool
         return out
 
