@@ -24,8 +24,8 @@ from .weights import weights_version
 
 _KEPT = 4  # engines of other shapes that are kept; of those with weights of their own, half
 REST = 1.0  # seconds that changed or moved weights must stay before an engine is made anew
-# how often the newest calls must have come in a shape before an engine is made for it: a ring that
-# fills or drains asks once for each number of rows, a step of a sampler for a few shapes in turns
+# how often the newest calls must have come in a shape before an engine is made for it: a step of a
+# sampler asks for a few shapes in turns
 _SETTLED, _NEWEST = 3, 8
 
 
@@ -45,7 +45,8 @@ class Attached:
         name: of the engine.
         fell_back: calls that the UNet itself ran because the engine could not.
         ran: calls that the engine ran.
-        unsettled: calls that the UNet itself ran in shapes that had not come often enough.
+        unsettled: calls that the UNet itself ran in shapes that had not come often enough, or that
+            a ring has only while it fills or drains.
         reason: of the newest fallback, or None; where weights were away, until they are back.
         used: when the newest call came (time.monotonic).
         epoch: grows whenever ComfyUI says that it loads or unloads the weights; when it moves them
@@ -85,6 +86,7 @@ class Attached:
         self._broken: OrderedDict[tuple, str] = OrderedDict()
         self._since: OrderedDict[tuple, float] = OrderedDict()  # when it was first called for
         self._newest: deque[tuple] = deque(maxlen=_NEWEST)
+        self._passes = False  # the shapes of the calls under way
         self._weights: tuple | None = None  # those that the engines were made on
         self._away: str | None = None  # why no engine can be made on them
         self._rests_until = 0.0
@@ -130,6 +132,15 @@ class Attached:
             yield
         finally:
             self._base = before
+
+    @contextlib.contextmanager
+    def passing(self, passes: bool):
+        """Where True, the shapes of the calls inside will not stay: nothing is made for them."""
+        before, self._passes = self._passes, passes
+        try:
+            yield
+        finally:
+            self._passes = before
 
     def diffusion_model(
         self, executor, x, timesteps=None, context=None, y=None, control=None,
@@ -249,9 +260,11 @@ class Attached:
             raise WeightsAway("the weights have just moved; it is recorded anew once they stay")
 
     def _wanted(self, key: tuple) -> bool:
-        """False for a shape that has not come often enough for an engine of its own."""
+        """False for a shape that will not stay, or has not come often enough for an engine."""
         if not self._template.per_shape or key in self._engines or self.inside:
             return True
+        if self._passes:
+            return False
         self._newest.append(key)
         return self._newest.count(key) >= _SETTLED
 
