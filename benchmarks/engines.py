@@ -108,7 +108,7 @@ def models(only, base, place):
             precision = "fp16" if base.model_dtype().itemsize == 2 else "fp32"
             asked = tensorrt.wish(base, 256, 256, 4, 77, False, precision)
             path = tensorrt.build(base, asked, "check", lambda *told: None)
-            sidecar = files.check(path, tensorrt.here())
+            sidecar = files.check(path, tensorrt.here)
             yield name, tensorrt.run_on(base, path, sidecar, lambda text: None)
         except Exception as error:
             yield name, f"{type(error).__name__}: {error}"

@@ -102,7 +102,8 @@ def export(
         for left in raw.iterdir():
             left.unlink()
         raw.rmdir()
-    onnx.checker.check_model(str(path), full_check=True)
+    # ONNX has bfloat16 in convolutions from opset 22 on, TensorRT in every opset
+    onnx.checker.check_model(str(path), full_check=dtype != torch.bfloat16)
     return Exported(path, weights)
 
 
