@@ -46,6 +46,12 @@ def widened(model):
     return model
 
 
+def plan(model, **head):
+    """An engine of the double: version, gpu, profile, targets, refit, then the ONNX file."""
+    told = json.dumps(head).encode()
+    return MAGIC + len(told).to_bytes(4, "big") + told + model.SerializeToString()
+
+
 def make(version="10.16.1.11", gpu="Double GPU", rtx=False):
     """A module that stands for tensorrt, or for tensorrt_rtx on a GPU of capability `here`.
 
@@ -177,12 +183,10 @@ def make(version="10.16.1.11", gpu="Double GPU", rtx=False):
             trt.targets.append(getattr(config, "capabilities", None))
             model = onnx.load(str(network.path))
             shapes = config.profiles[0].shapes if config.profiles else {}
-            head = {
-                "version": version, "gpu": gpu, "profile": shapes,
-                "refit": sorted(network.refittable), "targets": trt.targets[-1],
-            }  # fmt: skip
-            head = json.dumps(head).encode()
-            return MAGIC + len(head).to_bytes(4, "big") + head + model.SerializeToString()
+            return plan(
+                model, version=version, gpu=gpu, profile=shapes, targets=trt.targets[-1],
+                refit=sorted(network.refittable),
+            )  # fmt: skip
 
     class OnnxParser:
         def __init__(self, network, logger):

@@ -1,9 +1,11 @@
 """The pack in a running ComfyUI: its nodes as saved workflows know them, and good manners."""
 
+import importlib.util
 import pathlib
 import re
 
 import pytest
+import torch
 
 pytestmark = [pytest.mark.comfy, pytest.mark.server]
 
