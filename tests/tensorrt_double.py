@@ -68,11 +68,15 @@ def make(version="10.16.1.11", gpu="Double GPU", rtx=False):
     if rtx:  # in most things it is as TensorRT 11
         major, minor = 11, 4
 
-    class Logger:
-        WARNING = 2
-
-        def __init__(self, min_severity=2):
+    class ILogger:
+        def __init__(self):
             pass
+
+        def log(self, severity, msg):
+            raise NotImplementedError
+
+    class Logger(ILogger):
+        INTERNAL_ERROR, ERROR, WARNING = range(3)
 
     class TensorIOMode(enum.Enum):
         NONE = 0
@@ -91,10 +95,6 @@ def make(version="10.16.1.11", gpu="Double GPU", rtx=False):
     names += ["REFIT_INDIVIDUAL"] if individual else []
     BuilderFlag = enum.Enum("BuilderFlag", names)
     NetworkDefinitionCreationFlag = enum.IntEnum("NetworkDefinitionCreationFlag", network_flags)
-
-    class IErrorRecorder:
-        def __init__(self):
-            pass
 
     class INetworkDefinition:
         def __init__(self):
@@ -149,8 +149,6 @@ def make(version="10.16.1.11", gpu="Double GPU", rtx=False):
             pass
 
     class Builder:
-        error_recorder = None
-
         def __init__(self, logger):
             pass
 
@@ -288,8 +286,6 @@ def make(version="10.16.1.11", gpu="Double GPU", rtx=False):
             return None if "context" in trt.trouble else IExecutionContext(self)
 
     class Runtime:
-        error_recorder = None
-
         def __init__(self, logger):
             pass
 
@@ -335,7 +331,7 @@ def make(version="10.16.1.11", gpu="Double GPU", rtx=False):
             return True
 
     for thing in (
-        IErrorRecorder, Logger, TensorIOMode, DataType, BuilderFlag, NetworkDefinitionCreationFlag,
+        ILogger, Logger, TensorIOMode, DataType, BuilderFlag, NetworkDefinitionCreationFlag,
         Builder, INetworkDefinition, IOptimizationProfile, ITimingCache, IBuilderConfig, OnnxParser,
         IExecutionContext, ICudaEngine, Runtime, Weights, Refitter,
     ):  # fmt: skip

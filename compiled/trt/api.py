@@ -6,7 +6,9 @@ gone is asked for before (docs/engines.md). Importing this module imports nothin
 
 import importlib
 import importlib.util
+import logging
 import sys
+import weakref
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,7 +27,8 @@ _THEN = "then restart ComfyUI; docs/engines.md says more"
 
 # every function that is called, with its parameters, as the bindings' docstrings give them
 CALLED = {
-    "Logger": ("min_severity",),
+    "ILogger": (),
+    "ILogger.log": ("severity", "msg"),
     "Builder": ("logger",),
     "Builder.create_network": ("flags",),
     "Builder.create_builder_config": (),
@@ -53,7 +56,6 @@ CALLED = {
     "Refitter.set_named_weights": ("name", "weights"),
     "Refitter.refit_cuda_engine": (),
     "Weights": ("a",),
-    "IErrorRecorder": (),
 }
 # of TensorRT alone: in TensorRT for RTX they do nothing, ask for a GPU, and are to go
 CALLED_TIMING = {
@@ -82,13 +84,13 @@ READ_RTX = (
 )
 # attributes and enumeration members that are read
 READ = (
+    "Logger.INTERNAL_ERROR",
+    "Logger.ERROR",
     "Logger.WARNING",
     "OnnxParser.num_errors",
     "ICudaEngine.num_io_tensors",
     "ICudaEngine.refittable",
     "IHostMemory",
-    "Builder.error_recorder",
-    "Runtime.error_recorder",
     "TensorIOMode.INPUT",
     "DataType.FLOAT",
     "DataType.HALF",
@@ -160,41 +162,46 @@ class Library:
         """The member for a compute capability such as "8.9"."""
         return getattr(self.module.ComputeCapability, f"SM{name.replace('.', '')}")
 
-    def listen(self, to: Any) -> Any:
-        """Keep what a builder or runtime reports as errors; `said` has it in its own words."""
+    def logger(self) -> Any:
+        """What the library tells its messages to, with what it reports as errors from now on.
 
-        class Recorder(self.module.IErrorRecorder):
-            def __init__(self):
-                super().__init__()
-                self.said = []
-
-            def clear(self):
-                self.said.clear()
-
-            def get_error_code(self, arg0):
-                return 0
-
-            def get_error_desc(self, arg0):
-                return self.said[arg0]
-
-            def has_overflowed(self):
-                return False
-
-            def num_errors(self):
-                return len(self.said)
-
-            def report_error(self, arg0, arg1):
-                if len(self.said) < 8:
-                    self.said.append(" ".join(str(arg1).split())[:300])
-                return False
-
-        to.error_recorder = recorder = Recorder()
-        return recorder
+        One for a process, because the library takes the first one for all that follow. An error
+        recorder would be the other way: with one TensorRT for RTX 1.7 crashes when a builder goes.
+        """
+        logger = _LOGGERS.get(self.module)
+        if logger is None:
+            logger = _LOGGERS[self.module] = _logger(self.module)
+        logger.errors.clear()
+        return logger
 
 
-def because(recorder: Any) -> str:
+_LOGGERS: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()
+_KEPT_ERRORS = 8
+
+
+def _logger(module: Any) -> Any:
+    known = module.Logger
+    bad, worth = (known.INTERNAL_ERROR, known.ERROR), known.WARNING
+
+    class Logger(module.ILogger):
+        def __init__(self):
+            module.ILogger.__init__(self)
+            self.errors: list[str] = []
+
+        def log(self, severity, msg):
+            if severity in bad:
+                logging.error("LiveDiffusion: TensorRT: %s", msg)
+                if len(self.errors) < _KEPT_ERRORS:
+                    self.errors.append(" ".join(str(msg).split())[:300])
+            elif severity == worth:
+                logging.warning("LiveDiffusion: TensorRT: %s", msg)
+
+    return Logger()
+
+
+def because(logger: Any) -> str:
     """What was reported first, as the end of a sentence."""
-    return f": {recorder.said[0]}" if recorder.said else "; its messages are in the log above"
+    return f": {logger.errors[0]}" if logger.errors else "; its messages are in the log above"
 
 
 def installed(name: str) -> bool:

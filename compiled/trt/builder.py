@@ -54,9 +54,8 @@ def build(library: api.Library, job: Job, report: Report) -> None:
         Cancelled: `report` has said so.
     """
     trt = library.module
-    logger = trt.Logger(trt.Logger.WARNING)
+    logger = library.logger()
     builder = trt.Builder(logger)
-    recorder = library.listen(builder)
     network = builder.create_network(library.flags())
     parser = trt.OnnxParser(network, logger)
     if not parser.parse_from_file(str(job.onnx)):
@@ -95,7 +94,7 @@ def build(library: api.Library, job: Job, report: Report) -> None:
     if asked.stopped:
         raise Cancelled
     if plan is None:
-        raise Refused(f"{library.called} built nothing{api.because(recorder)}")
+        raise Refused(f"{library.called} built nothing{api.because(logger)}")
     files.write(job.engine, plan)
 
 

@@ -63,18 +63,15 @@ class TensorRT:
         started = time.perf_counter()
         library = api.load(self.sidecar.made.library)
         self._trt = trt = library.module
-        self._logger = trt.Logger(trt.Logger.WARNING)
+        self._logger = library.logger()
         loader = trt.Runtime(self._logger)
-        recorder = library.listen(loader)
         try:
             engine = loader.deserialize_cuda_engine(self.path.read_bytes())
         except OSError as error:
             raise Refused(f"{self.path.name} cannot be read ({error})") from error
         if engine is None:
-            raise Refused(
-                f"{library.called} cannot load {self.path.name}{api.because(recorder)}. Build it "
-                "anew"
-            )
+            said = api.because(self._logger)
+            raise Refused(f"{library.called} cannot load {self.path.name}{said}. Build it anew")
         here = api.gpu()
         if self.sidecar.made.targets and here is not None:
             file = files.runtime_cache(self.path, here["gpu"])
