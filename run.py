@@ -40,6 +40,7 @@ EXTRAS = {
     "onnxruntime": ["onnx", "onnxruntime"],
     "onnxruntime-gpu": ["onnx", "onnxruntime-gpu"],
     "tensorrt": ["onnx", "tensorrt"],
+    "tensorrt-rtx": ["onnx", "tensorrt_rtx"],
 }
 
 

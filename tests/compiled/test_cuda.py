@@ -248,7 +248,7 @@ def test_other_engines(name, tmp_path, monkeypatch):
     else:
         asked = tensorrt.wish(both.patcher, 64, 64, 4, 8, False, "fp16")
         path = tensorrt.build(both.patcher, asked, "test", lambda *told: None)
-        sidecar = files.check(path, tensorrt.here())
+        sidecar = files.check(path, tensorrt.here)
         both.compiled = tensorrt.run_on(both.patcher, path, sidecar, lambda text: None)
         both.attached = engines.engine_of(both.compiled)
     both.guide()
