@@ -14,45 +14,43 @@ tools = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(tools)
 
 # what a node shows of an input, and of the option that it has
-SHOWN = """(([kind, name]) => {
-  const node = app.graph.nodes.find((n) => n.comfyClass === kind);
-  const widget = node.widgets.find((w) => w.name === name);
-  return [node.getTitle(), widget.label, widget._displayValue] })(a)"""
+SHOWN = """(({ widgets }) => widgets.filter(({ name }) => name === 'fit')
+    .map((w) => [w.label, w._displayValue])[0])(app.graph.getNodeById(1))"""
 BUTTON = "document.querySelector('.livediffusion-live').innerText.trim()"
+HINTS = "[...document.querySelectorAll('.livediffusion-hint')].map((e) => e.innerText)"
+FIGURES = "document.querySelector('.livediffusion-figures').innerText"
 
 
 def table(language, name):
     return json.loads((tools.ROOT / "locales" / language / f"{name}.json").read_text("utf-8"))
 
 
-def speak(page, language):
+def speak(page, language, hint):
+    """Choose a language; ComfyUI opens the workflow again then, with our nodes made anew."""
     page.get("app.extensionManager.setting.set('Comfy.Locale', a)", language)
+    page.wait(f"{HINTS}.includes({hint!r})")
 
 
-def test_a_page_speaks_the_language_of_the_frontend(page, request):
+def test_a_page_speaks_the_language_of_the_frontend(page):
     """Chosen while a workflow is open, as somebody does who has just installed ComfyUI."""
-    nodes, words = table("ja", "nodeDefs"), table("ja", "main")["livediffusion"]
+    fit = table("ja", "nodeDefs")["LiveCamera"]["inputs"]["fit"]
+    words = table("ja", "main")["livediffusion"]
     page.load(tools.through(fit="pad"))
     try:
-        speak(page, "ja")
-        page.wait(f"{BUTTON} === {words['live']!r}")
-        page.wait(f"{SHOWN.replace('(a)', '([`LiveCamera`, `fit`])')}[0] === "
-                  f"{nodes['LiveCamera']['display_name']!r}")  # fmt: skip
-        fit = nodes["LiveCamera"]["inputs"]["fit"]
-        shown = page.get(SHOWN, ["LiveCamera", "fit"])
-        assert shown[1:] == [fit["name"], fit["options"]["pad"]]
-        assert page.get("document.querySelector('.livediffusion-hint').innerText") in (
-            words["cameraOff"], words["pressLive"])  # fmt: skip
+        speak(page, "ja", words["pressLive"])
+        page.load(tools.through(fit="pad"))
+        assert page.get(BUTTON) == words["live"]
+        assert page.get(SHOWN) == [fit["name"], fit["options"]["pad"]]
+        assert page.get(HINTS) == [words["cameraOff"], words["pressLive"]]
         page.live()
         assert page.get(BUTTON) == words["stop"]
-        page.wait("document.querySelector('.livediffusion-figures').innerText.includes("
-                  f"{words['figures'].split('{skipped}')[0].split('ms')[-1].strip(' 、')!r})")
+        before, _, after = words["figures"].partition("{skipped}")
+        page.wait(f"{FIGURES}.includes({before[-4:]!r}) && {FIGURES}.includes({after[:4]!r})")
         # what is sent is what it was
         sent = page.get("app.graphToPrompt().then(({ output }) => output['1'].inputs.fit)")
         assert sent == "pad"
         page.stop()
     finally:
-        speak(page, "en")
-    page.wait(f"{BUTTON} === 'Live'")
-    page.wait(f"{SHOWN.replace('(a)', '([`LiveCamera`, `fit`])')}.join() === 'Live Camera,fit,pad'")
+        speak(page, "en", "Press Live")
+    assert page.get(BUTTON) == "Live"
     assert not page.ours
