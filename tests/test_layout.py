@@ -103,6 +103,7 @@ def test_the_source_was_found():
     assert {p.parts[0] for p in PACK} >= {"nodes", "host", "engine", "schedules", "demo"}
     assert pathlib.Path("nodes/extension.py") in PUBLISHED
     assert any(p.suffix == ".safetensors" for p in PUBLISHED)
+    assert pathlib.Path("locales/ja/nodeDefs.json") in PUBLISHED
     assert pathlib.Path("run.py") not in PUBLISHED
     demo = {p.name for p in PUBLISHED if p.parts[0] == "demo" and p.suffix == ".py"}
     assert demo == {"__init__.py", "loader.py", "network.py"}
