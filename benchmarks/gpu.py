@@ -283,7 +283,7 @@ def run_engines(bench: Bench, comfyui: str) -> None:
 
 
 def run_benchmarked(bench: Bench, args: argparse.Namespace) -> None:
-    """The UNet and the ladder's steps with cudnn.benchmark: in a process that has not chosen before."""
+    """UNet and ladder with cudnn.benchmark, in a process that has not chosen before."""
     subprocess.run(
         [
             sys.executable, __file__, "--only", "unets", "ladder", "--networks", "sd-turbo",

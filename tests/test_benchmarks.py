@@ -360,3 +360,17 @@ def test_kernels_are_told_by_what_they_are_for():
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as seen:
         torch.ones(64, 64) @ torch.ones(64, 64)
     assert kinds.kind(kinds.spent(seen, 1, False)[0].name) in ("convolution, GEMM", "other")
+
+
+def test_the_floors_are_what_the_model_gives():
+    """The published arithmetic and operations of a forward, and the least time of each."""
+    import floors
+
+    works = floors.works("sd-turbo", 1)
+    flops = sum(2 * w.m * w.n * w.k * w.count * (1 + w.attention) for w in works)
+    assert len(works) == 314 and flops == pytest.approx(804e9, rel=1e-3)
+    for name, hardware in floors.KNOWN.items():
+        least = 1000 * sum(work.seconds(hardware) for work in works)
+        assert least == pytest.approx(floors.floors("sd-turbo", f"NVIDIA {name}")[1], rel=5e-3)
+    assert floors.floors("sdxl-turbo", "NVIDIA H100 80GB HBM3")[4] == pytest.approx(9.32)
+    assert floors.floors("sd15", "NVIDIA A10") == {}
