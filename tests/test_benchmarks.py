@@ -335,3 +335,42 @@ def test_a_recorded_stage_gives_what_the_autoencoder_gives(kit):
             assert torch.equal(own.vae.encode(picture), latent)
             assert torch.equal(own.vae.decode(latent), kit.vae.decode(latent))
     assert replaying.Replaying.made == before + 4
+
+
+def test_kernels_are_told_by_what_they_are_for():
+    import kinds
+
+    names = {
+        "void cudnn::ops::nchwToNhwcKernel<__half, __half, float>": "layout",
+        "sm90_xmma_fprop_implicit_gemm_f16f16_f16f32_f32_nhwckrsc_nhwc": "convolution, GEMM",
+        "nvjet_hsh_128x256_64x4_1x2_h_bz_coopA_NTT": "convolution, GEMM",
+        "void pytorch_flash::flash_fwd_kernel<Flash_fwd_kernel_traits<64>>": "attention",
+        "void at::native::RowwiseMomentsCUDAKernel<c10::Half, float, int>": "norm",
+        "_group_norm_kernel": "norm",
+        "_stream_step_kernel": "ours",
+        "Memcpy DtoH (Device -> Pinned)": "copy",
+        "void at::native::vectorized_elementwise_kernel<4, silu>": "elementwise",
+        "something": "other",
+    }
+    assert {name: kinds.kind(name) for name in names} == names
+    every = [kinds.Spent(name, 1.0, 2.0) for name in names]
+    rows = kinds.by_kind(every)
+    assert sum(row["share"] for row in rows) == pytest.approx(1)
+    assert sum(row["kernels/frame"] for row in rows) == 20
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as seen:
+        torch.ones(64, 64) @ torch.ones(64, 64)
+    assert kinds.kind(kinds.spent(seen, 1, False)[0].name) in ("convolution, GEMM", "other")
+
+
+def test_the_floors_are_what_the_model_gives():
+    """The published arithmetic and operations of a forward, and the least time of each."""
+    import floors
+
+    works = floors.works("sd-turbo", 1)
+    flops = sum(2 * w.m * w.n * w.k * w.count * (1 + w.attention) for w in works)
+    assert len(works) == 314 and flops == pytest.approx(804e9, rel=1e-3)
+    for name, hardware in floors.KNOWN.items():
+        least = 1000 * sum(work.seconds(hardware) for work in works)
+        assert least == pytest.approx(floors.floors("sd-turbo", f"NVIDIA {name}")[1], rel=5e-3)
+    assert floors.floors("sdxl-turbo", "NVIDIA H100 80GB HBM3")[4] == pytest.approx(9.32)
+    assert floors.floors("sd15", "NVIDIA A10") == {}
