@@ -39,6 +39,7 @@ PORT = 8188  # ComfyUI's own; a browser remembers for an address that its page m
 EXTRAS = {
     "onnxruntime": ["onnx", "onnxruntime"],
     "onnxruntime-gpu": ["onnx", "onnxruntime-gpu"],
+    "openvino": ["onnx", "openvino"],
     "tensorrt": ["onnx", "tensorrt"],
 }
 
