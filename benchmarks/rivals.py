@@ -292,7 +292,8 @@ class Ours:
     """The pack: picture to IMAGE, encode, stream, decode, picture, with its live nodes' functions.
 
     Args:
-        engine: a name of compiled.choice's, or "graph": the tick recorded as it is, nothing folded.
+        engine: a name of compiled.choice's, and a precision behind it as in "openvino bfloat16";
+            or "graph": the tick recorded as it is, nothing folded.
         recording: stands for CUDA graphs where there are none.
         ahead: a picture is fetched while the next frame is on its way, as in a live run.
 
@@ -390,9 +391,11 @@ def _attached(kit: Kit, engine: str, recording: Callable | None):
             return Unchanged()
         if recording is not None:  # a rehearsal
             return CudaGraph(recording) if engine == "cudagraph" else Inductor("eager")
-        return choice.make(engine, kit.device)
+        return choice.make(engine, kit.device, wish)
 
-    reason = None if engine == "graph" else choice.missing(engine, kit.device)
+    engine, _, precision = engine.partition(" ")
+    wish = choice.Wish(precision or "default")
+    reason = None if engine == "graph" else choice.missing(engine, kit.device, wish)
     if reason and recording is None:
         raise Refused(reason)
     return attach(kit.model, Attached(engine, "", make))
@@ -412,26 +415,48 @@ def kernels(on: bool, norms: bool = False):
         yield
 
 
+def _prepared(kit: Kit, engine: str, named: dict[str, Tensor]):
+    """(the engine made for a call of the UNet, that call)."""
+    from livediffusion.compiled import choice
+    from livediffusion.compiled.engine import Call, Shapes
+    from livediffusion.host.models.unet import ComfyUNet
+
+    name, _, precision = engine.partition(" ")
+    made = choice.make(name, kit.device, choice.Wish(precision or "default"))
+    asked = Call.of({**named, "timesteps": named["timesteps"].float()})
+    made.prepare(ComfyUNet(kit.model.model.diffusion_model), Shapes.of(asked))
+    return made, asked
+
+
 class Floor:
-    """The networks alone, eager: encoder, one UNet call of the mode's rows, decoder.
+    """The networks alone: encoder, one UNet call of the mode's rows, decoder.
 
     What no pipeline around them can go below; its pictures mean nothing.
+
+    Args:
+        engine: the UNet's, as for Ours.
     """
 
     title = "the networks alone"
     modes = tuple(MODES)
 
-    def __init__(self, kit: Kit, n: int, mode: str = "off", f: int = 1):
-        self.name = self.title
+    def __init__(
+        self, kit: Kit, n: int, mode: str = "off", f: int = 1, engine: str = "eager"
+    ):  # fmt: skip
+        self.name = self.title if engine == "eager" else f"{self.title}, {engine}"
         kit.load()
         self.kit, self.f = kit, f
         self.call = kit.call(rows(mode, n, f))
+        self._unet = lambda: kit.model.model.diffusion_model(**self.call)
+        if engine != "eager":
+            made, asked = _prepared(kit, engine, self.call)
+            self._unet = lambda: made(asked)
 
     @torch.inference_mode()
     def frames(self, pictures: np.ndarray) -> np.ndarray:
         kit, vae = self.kit, self.kit.vae.first_stage_model
         latents = vae.encode(up(pictures, kit) * 2 - 1)
-        out = kit.model.model.diffusion_model(**self.call)
+        out = self._unet()
         # both are needed, so nothing is left out
         return down((vae.decode(latents + out[: self.f]) / 2 + 0.5).clamp(0, 1))
 
