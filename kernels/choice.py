@@ -62,6 +62,11 @@ def capturing() -> bool:
     return torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()
 
 
+def unmapped() -> bool:
+    """Whether what torch gives out now has no memory before the first replay of a CUDA graph."""
+    return capturing() and torch.cuda.get_allocator_backend() == "cudaMallocAsync"
+
+
 def extent(tensor: Tensor) -> int:
     """Elements from the first of a tensor to its last in memory; 0 for an empty one."""
     if tensor.numel() == 0:
