@@ -20,6 +20,7 @@ from ...engine.fold import Fold
 from ...engine.linear import Linear, prepare
 from ...engine.work import Guide, Way, Work
 from ...kernels import stream_enter, stream_step
+from ...kernels.choice import graph_unfit
 from ..models.engines import REST, Attached, engine_of, reason_of
 from ..models.unet import ComfyUNet, inference_dtype
 from ..models.weights import weights_version
@@ -208,7 +209,7 @@ class Recordings:
             "captures": self.captures, "seconds": seconds,
             "pool_mb": round(pool_size() / 2**20, 1),
             "kernels": work.buffers.unfused or stream_enter.failed or stream_step.failed
-            or "triton",
+            or graph_unfit() or "triton",
         }  # fmt: skip
         return tick
 
