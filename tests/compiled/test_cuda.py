@@ -256,3 +256,30 @@ def test_other_engines(name, tmp_path, monkeypatch):
         a, b = both.run(settings(), latents(i))
         assert tiny.rms(b, a) <= max(CLOSE, 1e-5)
     assert both.attached.fell_back == 0, both.attached.reason
+
+
+def test_the_embedded_model_as_its_node_loads_it():
+    """With paged weights, where ComfyUI has them (dynamic VRAM): an engine's stay in place."""
+    import comfy.memory_management
+    from livediffusion.compiled.graph import CudaRecording
+    from livediffusion.demo import loader
+    from pairs import compiled
+    from pairs import guider as guided
+
+    base, clip, _ = loader.load()
+    if getattr(comfy.memory_management, "aimdo_enabled", False):
+        assert base.is_dynamic()
+    prompts = [clip.encode_from_tokens_scheduled(clip.tokenize(t)) for t in ("neon night", "ink")]
+    shape = base.model.latent_format.latent_channels, 32, 32
+    both = Pair(base)
+    both.graph.recorded._new = new = replaying.Replaying if REHEARSED else CudaRecording
+    both.compiled, both.attached = compiled(base, new)
+    for prompt in prompts:
+        both.guiders = guided(both.patcher), guided(both.compiled)
+        for one in both.guiders:
+            one.set_conds(prompt, prompt)
+        for i in range(12):
+            frame = torch.randn(1, *shape, generator=torch.Generator().manual_seed(i)).to(DEVICE)
+            a, b = both.run(settings(), frame)
+            assert tiny.rms(b, a) <= CLOSE, i
+    assert both.captures == 1 and both.attached.reason is None
