@@ -24,6 +24,7 @@ import pathlib
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from typing import Any
 
 BEGAN = time.monotonic()  # the imports below count, too
@@ -32,7 +33,7 @@ BEGAN = time.monotonic()  # the imports below count, too
 import engines
 from blocks import NO_TIME
 from floors import floors
-from ladder import in_channels_last, ladder
+from ladder import ladder
 from measure import Device, Report, in_turns, machine
 from sides import side_by_side
 
@@ -126,6 +127,7 @@ def options() -> argparse.Namespace:
 
 def unets(bench: Bench, kit) -> None:
     """The UNet alone, launched and as a graph, against the floor of this hardware."""
+    import rivals
     import torch
 
     gpu = torch.cuda.get_device_name() if bench.device.cuda else ""
@@ -144,29 +146,31 @@ def unets(bench: Bench, kit) -> None:
             row |= {"floor ms": known[count], "share": known[count] / graph}
         rows.append(row)
     bench.report.add(f"{kit.name}: the UNet alone", rows)
-    # the same weights once more, which other memory lies in
-    kit = in_channels_last(kit)
     for row in rows:
-        for norms, name in ((False, "channels_last ms"), (True, "with fused norms ms")):
-            row[name] = _alone(bench, kit, row["rows"], norms, eager=False)[1]
+        for last, name in enumerate(LED, 1):
+            row[name] = _alone(bench, kit, row["rows"], rivals.LAYOUT[:last], eager=False)[1]
         if "share" in row:
-            graphs = ("graph ms", "channels_last ms", "with fused norms ms")
-            row["best share"] = row["floor ms"] / min(row[name] for name in graphs)
+            row["best share"] = row["floor ms"] / min(row["graph ms"], *(row[name] for name in LED))
     bench.report.add(f"{kit.name}: the UNet alone", rows)
 
 
-def _alone(bench: Bench, kit, count: int, norms: bool = False, eager: bool = True):
+# rivals.LAYOUT, each step with those before it
+LED = ("channels_last ms", "own weights ms", "cuDNN attention ms")
+
+
+def _alone(bench: Bench, kit, count: int, layout: Sequence[str] = (), eager: bool = True):
     """Milliseconds of a call of so many rows: (launched, as a graph)."""
     import rivals
-    from livediffusion.compiled.graph import CudaRecording, fused_norms
+    from livediffusion.compiled.graph import CudaRecording
+    from livediffusion.compiled.layout import Led
 
     unet, call = kit.model.model.diffusion_model, kit.call(count)
     repeats = 5 if bench.rehearse else 100
-    with rivals.kernels(True, norms), fused_norms(unet):
+    with rivals.kernels(True, layout), Led(unet).inside():
         for _ in range(3):
-            unet(**call)
+            out = unet(**call)
         recording = (bench.recording or CudaRecording)()
-        recording.capture(lambda: unet(**call))
+        recording.capture(lambda: out.copy_(unet(**call)))
     launched = bench.device.busy(lambda: unet(**call), repeats) if eager else None
     recording.replay()
     graph = bench.device.busy(recording.replay, repeats)

@@ -24,6 +24,7 @@ from ..kernels.choice import place_unfit
 CHANNELS_LAST = True
 CUDNN_ATTENTION = True
 OWN_WEIGHTS = True
+FORCED = False  # also on a CPU and in float32, where it gains nothing: for tests
 
 _LAST = torch.channels_last
 _HALF = (torch.float16, torch.bfloat16)
@@ -64,20 +65,18 @@ class Led:
 
     Args:
         module: a UNet of convolutions [N, C, H, W], its weights where they are computed with.
-        force: also on a CPU and in float32, where it gains nothing (for tests).
 
     Attributes:
         active: whether it does anything.
         size: bytes of our own weights; 0 without.
     """
 
-    def __init__(self, module: nn.Module, force: bool = False):
+    def __init__(self, module: nn.Module):
         self._module = module
         self._weights: _Weights | None = None
-        self._force = force
-        self.active = force or (CHANNELS_LAST and _suits(module))
+        self.active = FORCED or (CHANNELS_LAST and _suits(module))
         if self.active and OWN_WEIGHTS:
-            self._weights = _weights_of(module, force)
+            self._weights = _weights_of(module)
 
     @property
     def size(self) -> int:
@@ -98,7 +97,7 @@ class Led:
         if not self.active:
             yield
             return
-        norms, silus = _norms(self._module, self._force)
+        norms, silus = _norms(self._module)
         changed: list[nn.Module] = [self._module]
         before = self._module.__dict__.get("forward")
         try:
@@ -138,12 +137,12 @@ def _convolutions(module: nn.Module) -> list[nn.Conv2d]:
     ]  # fmt: skip
 
 
-def _weights_of(module: nn.Module, force: bool) -> _Weights | None:
+def _weights_of(module: nn.Module) -> _Weights | None:
     known = _own.get(module)
     weights = None if known is None else known()
     if weights is None:
         size = sum(conv.weight.nbytes for conv in _convolutions(module))
-        if not force and torch.cuda.mem_get_info()[0] < _ROOM * size:
+        if not FORCED and torch.cuda.mem_get_info()[0] < _ROOM * size:
             return None
         weights = _Weights(module)
         _own[module] = weakref.ref(weights)
@@ -152,9 +151,7 @@ def _weights_of(module: nn.Module, force: bool) -> _Weights | None:
     return weights
 
 
-def _norms(
-    module: nn.Module, force: bool
-) -> tuple[list[tuple[nn.GroupNorm, bool]], list[nn.SiLU]]:
+def _norms(module: nn.Module) -> tuple[list[tuple[nn.GroupNorm, bool]], list[nn.SiLU]]:
     """Each GroupNorm, whether a SiLU follows it, and those that do."""
     silus: dict[nn.Module, nn.SiLU] = {}
     for several in (part for part in module.modules() if isinstance(part, nn.Sequential)):
@@ -164,7 +161,7 @@ def _norms(
     norms = [
         (part, part in silus) for part in module.modules()
         if isinstance(part, nn.GroupNorm) and part.weight is not None
-        and (force or not place_unfit(part.weight))
+        and (FORCED or not place_unfit(part.weight))
     ]  # fmt: skip
     return norms, [silus[norm] for norm, followed in norms if followed]
 
