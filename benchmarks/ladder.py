@@ -1,6 +1,5 @@
 """gpu.py's ladder: each step of ours alone, whole frames, beside what was predicted for it."""
 
-import copy
 import dataclasses
 import functools
 from collections.abc import Callable
@@ -12,7 +11,6 @@ import rivals
 from blocks import Way, in_blocks
 from rivals import LAYOUT
 from sides import able, engine, made
-from torch import Tensor
 
 
 class Rung(NamedTuple):
@@ -99,50 +97,14 @@ def _side(bench, kit, n: int, rung: Rung):
     if rung.stage:
         from livediffusion.compiled.graph import CudaRecording
 
-        kit = recorded(kit, bench.recording or CudaRecording)
+        kit = compiled_vae(kit, bench.recording or CudaRecording)
     return bench.engine(rung.engine)(kit, n, "self-negative")
 
 
-def recorded(kit, new: Callable[[], Any]):
+def compiled_vae(kit, new: Callable[[], Any]):
     """The same networks, the autoencoder as recordings."""
-    vae = copy.copy(kit.vae)
-    vae.first_stage_model = RecordedStage(kit.vae.first_stage_model, new)
+    from livediffusion.compiled.cuda_half import CudaHalf
+    from livediffusion.host.frames.compiled_vae import compiled
+
+    vae = compiled(kit.vae, lambda: CudaHalf(new), lambda text: None)
     return dataclasses.replace(kit, vae=vae)
-
-
-class RecordedStage:
-    """An autoencoder whose encode and decode are recordings, one for each shape.
-
-    Its weights must stay where they are.
-
-    Args:
-        stage: ComfyUI's first_stage_model.
-        new: makes what records.
-    """
-
-    def __init__(self, stage, new: Callable[[], Any]):
-        self._stage, self._new = stage, new
-        self._made: dict[tuple, tuple] = {}
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._stage, name)
-
-    def encode(self, x: Tensor) -> Tensor:
-        return self._run("encode", x)
-
-    def decode(self, x: Tensor) -> Tensor:
-        return self._run("decode", x)
-
-    def _run(self, what: str, x: Tensor) -> Tensor:
-        key = what, tuple(x.shape), x.stride(), x.dtype
-        if key not in self._made:
-            work, still = getattr(self._stage, what), x.clone()
-            for _ in range(2):
-                work(still)  # in which libraries set themselves up
-            recording = self._new()
-            out = recording.capture(lambda: work(still))
-            self._made[key] = still, recording, out
-        still, recording, out = self._made[key]
-        still.copy_(x)
-        recording.replay()
-        return out.clone()

@@ -55,6 +55,10 @@ class CudaGraph:
         call = Call.of(self._knobs.tensors)
         self._folded = Folded(unet.module, call.context) if call.context is not None else None
         self._led = Led(unet.module)
+
+        def work() -> None:
+            self._out.copy_(unet(call))
+
         with contextlib.ExitStack() as inside:
             inside.enter_context(self._led.inside())
             if self._folded is not None:
@@ -62,7 +66,7 @@ class CudaGraph:
             for _ in range(_WARM):
                 self._out = unet(call)
             self._recording = self._new()
-            self._recording.capture(lambda: self._out.copy_(unet(call)))
+            self._recording.capture(work)
         self.seconds = time.perf_counter() - started
 
     def __call__(self, call: Call) -> Tensor:

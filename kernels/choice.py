@@ -65,7 +65,7 @@ def graph_unfit() -> str:
         return ""
     if not triton_missing() and _triton() >= BARE:
         return ""
-    # an older one asks the driver about every pointer (launch.py)
+    # an older one asks the driver about every pointer (triton_launch.py)
     return (
         "this Triton does not take the memory that a graph gets of cudaMallocAsync: start ComfyUI "
         "with --disable-cuda-malloc"

@@ -5,7 +5,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .launch import launch
+from .triton_launch import launch
 
 BLOCK = 4096  # levels for each program; 32768 squares at most fit into 32 bits
 WARPS = 8

@@ -5,8 +5,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .launch import launch
 from .norm import memory_format
+from .triton_launch import launch
 
 BLOCK = 2048  # values that a program of the first pass takes at a time
 TILE = 2048  # values for each program of the second

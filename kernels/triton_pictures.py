@@ -9,8 +9,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .launch import launch
 from .pictures import as_rows, axes
+from .triton_launch import launch
 
 WARPS = 4
 BLOCK = 2048  # elements for each program: 16 bytes of uint8 for each thread

@@ -5,8 +5,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .launch import launch
 from .stream import SECONDS
+from .triton_launch import launch
 
 BLOCK = 1024  # values of a row that a program takes
 WARPS = 4

@@ -23,6 +23,7 @@ from ...engine.linear import Linear, prepare
 from ...engine.work import Guide, Way, Work
 from ...kernels import stream_enter, stream_step
 from ...kernels.choice import graph_unfit
+from ..models.compiler import uncompiled
 from ..models.engines import REST, Attached, engine_of, reason_of
 from ..models.unet import ComfyUNet, inference_dtype
 from ..models.weights import weights_version
@@ -195,7 +196,7 @@ class Recordings:
         before = self._calls.calls, self._calls.rows
         attached.inside = True
         try:
-            with tick.inside():
+            with uncompiled(), tick.inside():
                 # compiles and loads what the warm ticks have not run, outside of the capture
                 shape = (fold.timestep.shape[0], *work.buffers.shape)
                 guide.model(torch.zeros(shape, dtype=guide.dtype, device=work.plan.device), fold)
