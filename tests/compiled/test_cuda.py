@@ -212,7 +212,8 @@ def test_a_tiny_autoencoder_as_recordings():
         torch.manual_seed(0)
         network = TAESD().train(False)
         for weight in network.parameters():  # ComfyUI's layers leave them as they were allocated
-            torch.nn.init.normal_(weight, std=(1 / max(1, weight[0].numel())) ** 0.5 / 2)
+            fan = weight[0].numel() if weight.ndim > 1 else 100
+            torch.nn.init.normal_(weight, std=0.5 * fan**-0.5)
         network = network.to(DEVICE, dtype)
     recording = replaying.Replaying if REHEARSED else CudaRecording
     made = []
