@@ -174,7 +174,7 @@ NODES = {
     "LiveCompileVAE": (
         [
             ("vae", "VAE", None),
-            ("engine", "COMBO", None),
+            ("engine", "COMBO", "auto"),
             ("precision", "COMBO", "default"),
             ("device", "COMBO", "auto"),
         ],
