@@ -21,6 +21,7 @@ LONG = [
     "test_training", "test_nothing_installed", "test_faults", "test_guard",
 ]  # fmt: skip
 CUDA = "LIVEDIFFUSION_CUDA"  # set by benchmarks/gpu.py: the tests marked cuda, on the GPU
+PAGED = "LIVEDIFFUSION_DYNAMIC_VRAM"  # set there, too: with ComfyUI's dynamic VRAM
 
 
 def comfyui_path() -> pathlib.Path | None:
@@ -37,6 +38,20 @@ def _import_pack() -> None:
     module = importlib.util.module_from_spec(spec)
     sys.modules[ALIAS] = module
     spec.loader.exec_module(module)
+
+
+def _page_weights() -> bool:
+    """Dynamic VRAM as ComfyUI's main.py sets it up on CUDA; False where it cannot."""
+    import comfy.memory_management
+    import comfy.model_patcher
+    import comfy_aimdo.control
+
+    comfy_aimdo.control.init()
+    if not comfy_aimdo.control.init_devices([torch.cuda.current_device()]):
+        return False
+    comfy.model_patcher.CoreModelPatcher = comfy.model_patcher.ModelPatcherDynamic
+    comfy.memory_management.aimdo_enabled = True
+    return True
 
 
 # the tests' models are tiny: a second thread only waits for the first
@@ -63,6 +78,8 @@ if COMFYUI is not None and str(COMFYUI) not in sys.path:
 
     sys.argv = argv
     comfy.cli_args.args.cpu = os.environ.get(CUDA) != "cuda"
+    if PAGED in os.environ and not comfy.cli_args.args.cpu and not _page_weights():
+        raise RuntimeError("comfy-aimdo does not work here, so there is no dynamic VRAM to test")
 
 
 def pytest_configure(config):

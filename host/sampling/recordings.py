@@ -6,6 +6,7 @@ import time
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable
+from typing import Any
 
 import comfy.model_management
 import torch
@@ -13,13 +14,16 @@ from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 from torch import Tensor
 
 from ...compiled.engine import WeightsAway
-from ...compiled.graph import CudaRecording, Folded, Recording, fused_norms
+from ...compiled.graph import CudaRecording, Folded, Recording, pool_size
+from ...compiled.layout import Led
 from ...compiled.tick import RecordedTick, layout
 from ...compiled.weights import fixed
 from ...engine.fold import Fold
 from ...engine.linear import Linear, prepare
 from ...engine.work import Guide, Way, Work
 from ...kernels import stream_enter, stream_step
+from ...kernels.choice import graph_unfit
+from ..models.compiler import uncompiled
 from ..models.engines import REST, Attached, engine_of, reason_of
 from ..models.unet import ComfyUNet, inference_dtype
 from ..models.weights import weights_version
@@ -61,18 +65,27 @@ class Recordings:
     def road(self, visit: Visit) -> Way | None:
         """How this run's ticks are done, or None for as the guide says."""
         attached = self._recording_engine(visit)
-        if visit.route.road is not Road.DIRECT:
+        engine = engine_of(visit.guider.model_patcher)
+        direct = visit.route.road is Road.DIRECT
+        if not direct and engine is None:
             return None
 
+        def as_it_is(work: Work, guide: Guide) -> tuple[Tensor, Tensor | None]:
+            asked = self._direct.asked(visit, work) if direct else None
+            straight = None if asked is None else self._direct.guide(visit, work, asked)
+            return work(guide if straight is None else straight)
+
         def road(work: Work, guide: Guide) -> tuple[Tensor, Tensor | None]:
-            if attached is not None and work.full:
+            if direct and attached is not None and work.full:
                 asked = self._direct.asked(visit, work, steady=True)
                 done = None if asked is None else self._tick(visit, attached, work, asked)
                 if done is not None:
                     return done
-            asked = self._direct.asked(visit, work)
-            direct = None if asked is None else self._direct.guide(visit, work, asked)
-            return work(guide if direct is None else direct)
+            if engine is None:
+                return as_it_is(work, guide)
+            # a ring that fills or drains has as many rows once only, and in every clip again
+            with engine.passing(not work.steady):
+                return as_it_is(work, guide)
 
         return road
 
@@ -142,8 +155,10 @@ class Recordings:
                 return None
             self._seen[key] = self._seen.get(key, 0) + 1
             if self._seen[key] <= _WARM:
-                # the very call that is going to be recorded, so that libraries know its shapes
-                return work(guide)
+                # the very call that is going to be recorded, so that libraries know its shapes; a
+                # recording of the tick needs none of the UNet
+                with attached.passing(attached.name == "cudagraph"):
+                    return work(guide)
             try:
                 tick = self._record(visit, attached, work, asked, guide)
             except comfy.model_management.InterruptProcessingException:
@@ -181,7 +196,7 @@ class Recordings:
         before = self._calls.calls, self._calls.rows
         attached.inside = True
         try:
-            with tick.inside(), fused_norms(visit.model.diffusion_model):
+            with uncompiled(), tick.inside():
                 # compiles and loads what the warm ticks have not run, outside of the capture
                 shape = (fold.timestep.shape[0], *work.buffers.shape)
                 guide.model(torch.zeros(shape, dtype=guide.dtype, device=work.plan.device), fold)
@@ -195,8 +210,10 @@ class Recordings:
         seconds = round(time.perf_counter() - started, 3)
         attached.notes["ticks"] = {
             "captures": self.captures, "seconds": seconds,
+            "pool_mb": round(pool_size() / 2**20, 1),
+            **tick.told(),
             "kernels": work.buffers.unfused or stream_enter.failed or stream_step.failed
-            or "triton",
+            or graph_unfit() or "triton",
         }  # fmt: skip
         return tick
 
@@ -216,16 +233,34 @@ class _FoldedTick:
         if folds and context is not None and isinstance(model.diffusion_model, UNetModel):
             emb = self._emb(model, fold, cond)
             self._folded = Folded(model.diffusion_model, context, emb)
+        self._led = Led(model.diffusion_model) if folds else None
 
+    @contextlib.contextmanager
     def inside(self):
         """While recording."""
-        return contextlib.nullcontext() if self._folded is None else self._folded.inside()
+        with contextlib.ExitStack() as both:
+            for part in (self._led, self._folded):
+                if part is not None:
+                    both.enter_context(part.inside())
+            yield
+
+    def told(self) -> dict[str, Any]:
+        """For the live stats."""
+        if self._led is None:
+            return {}
+        return {
+            "channels_last": self._led.active,
+            "own_weights_mb": round(self._led.size / 2**20, 1),
+        }
 
     def run(self, visit: Visit, work: Work, fold: Fold, cond: dict[str, Tensor]):
         """One tick."""
         new = self.recorded.fill(work, fold, cond)
+        if self.stale and self._led is not None:
+            self._led.read()
         if self._folded is not None:
             self._refold(visit.model, fold, tuple(level for level, _ in work.plan.steps), new)
+        self.stale = False
         return self.recorded.replay(work)
 
     def _refold(self, model, fold: Fold, levels: tuple[float, ...], new: set[str]) -> None:
@@ -235,7 +270,6 @@ class _FoldedTick:
         if self.stale or "y" in new:
             self._levels.clear()
             self._now = None
-        self.stale = False
         if levels == self._now:
             return
         known = self._levels.get(levels)

@@ -233,37 +233,6 @@ def test_steady_state_makes_no_buffers_and_never_waits():
     assert all(out.isfinite().all() for out in outs)
 
 
-def test_norms_may_be_fused_while_recording(monkeypatch):
-    """The reference stands for the kernel, which needs a GPU (tests/kernels compares the two)."""
-    from livediffusion.compiled import graph
-
-    pair, calls = Pair(tiny.model()), []
-
-    def counted(*args):
-        calls.append(args[0].shape)
-        return graph.group_norm_silu.reference(*args)
-
-    for on in (False, True):
-        monkeypatch.setattr(graph, "FUSE_NORMS", on)
-        monkeypatch.setattr(graph, "place_unfit", lambda *tensors: "")
-        monkeypatch.setattr(graph, "_norm_silu", lambda norm, x: counted(
-            x, norm().num_groups, norm().weight, norm().bias, norm().eps, True
-        ))  # fmt: skip
-        pair.use(pair.patcher)
-        pair.graph.recorded.release()
-        pair.guide()
-        for i in range(8):
-            a, b = pair.run(settings(), tiny.latents(1, i))
-            assert tiny.rms(b, a) <= 1e-5, (on, i)
-        assert bool(calls) == on
-    # all but those of attention, recorded twice: the UNet alone for the first ticks, then the tick
-    norms = sum(isinstance(m, torch.nn.GroupNorm) for m in pair.patcher.model.modules())
-    attentions = sum(type(m).__name__ == "SpatialTransformer" for m in pair.patcher.model.modules())
-    assert len(calls) == 2 * (norms - attentions)
-    module = pair.patcher.model.diffusion_model
-    assert not any("forward" in vars(part) for part in module.modules())
-
-
 class Broken(replaying.Replaying):
     def capture(self, work):
         raise RuntimeError("operation not permitted when stream is capturing")
@@ -457,43 +426,3 @@ def test_buffers_of_another_size_at_the_same_place_are_another_layout():
 
     assert layout(work(4, 8, 16), fold) == layout(work(4, 8, 16), fold)
     assert layout(work(4, 8, 16), fold) != layout(work(4, 16, 8), fold)
-
-
-def test_recordings_share_memory_while_one_of_them_lives(monkeypatch):
-    """A pool that all have left cannot be captured into again."""
-    import contextlib
-    import itertools
-
-    from livediffusion.compiled.graph import CudaRecording
-
-    handles, pools = itertools.count(), []
-
-    @contextlib.contextmanager
-    def captured(graph, pool, capture_error_mode):
-        pools.append(pool)
-        yield
-
-    monkeypatch.setattr(torch.cuda, "CUDAGraph", object)
-    monkeypatch.setattr(torch.cuda, "graph", captured)
-    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: next(handles))
-    monkeypatch.setattr(torch.cuda, "current_device", lambda: device[0])
-    device, recordings = [0], [CudaRecording() for _ in range(4)]
-
-    def broken():
-        raise RuntimeError
-
-    with pytest.raises(RuntimeError):
-        recordings[0].capture(broken)
-    for one in recordings[:2]:
-        one.capture(lambda: None)
-    recordings[0].release()
-    recordings[0].capture(lambda: None)
-    device[0] = 1
-    recordings[3].capture(lambda: None)
-    device[0] = 0
-    first, shared, again, later, other = pools
-    assert shared == again == later and len({first, shared, other}) == 3
-    for one in recordings:
-        one.release()
-    recordings[2].capture(lambda: None)
-    assert pools[-1] not in pools[:-1]
