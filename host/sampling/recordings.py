@@ -150,12 +150,16 @@ class Recordings:
         if tick is None:
             if not self._may(key):
                 return None
-            self._seen[key] = self._seen.get(key, 0) + 1
-            if self._seen[key] <= _WARM:
+            seen = self._seen.setdefault(key, 0)
+            if seen < _WARM:
                 # the very call that is going to be recorded, so that libraries know its shapes; a
                 # recording of the tick needs none of the UNet
-                with attached.passing(attached.name == "cudagraph"):
-                    return work(guide)
+                alone, ran = attached.name == "cudagraph", attached.ran
+                with attached.passing(alone):
+                    done = work(guide)
+                # an engine inside the tick has to be made first
+                self._seen[key] += alone or attached.ran > ran
+                return done
             try:
                 tick = self._record(visit, attached, work, asked, guide)
             except comfy.model_management.InterruptProcessingException:
