@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..kernels.choice import graph_unfit
 from .engine import Call, Outdated, Refused, Shapes, UNet, WeightsAway
 
 # torch.compile can be told since then to refuse what would have to be compiled again
@@ -56,7 +55,7 @@ class Inductor:
         self._backend = backend
         self._compiled: Any = None
         self._doubt = False  # whether the weights may be of another kind than those compiled for
-        self.capturable = not graph_unfit()  # its kernels are Triton's
+        self.capturable = not _apart()
         self.seconds = 0.0
 
     def scope(self, shapes: Shapes) -> Hashable:
@@ -131,7 +130,7 @@ class Inductor:
 
     def describe(self) -> dict[str, Any]:
         told = {"engine": self.name, "seconds": {"compile": round(self.seconds, 3)}}
-        return told if self.capturable else {**told, "tick": f"not recorded: {graph_unfit()}"}
+        return told if self.capturable else {**told, "tick": f"not recorded as a whole: {_apart()}"}
 
     def release(self) -> None:
         self._compiled = None
@@ -144,6 +143,14 @@ def _forward(unet: UNet, names: tuple[str, ...]) -> types.FunctionType:
         return unet(Call.of(dict(zip(names, tensors, strict=True))))
 
     return _own_code(forward)
+
+
+def _apart() -> str:
+    """Why no CUDA graph can take what is compiled in; empty where one can."""
+    if torch.cuda.is_available() and torch.cuda.get_allocator_backend() == "cudaMallocAsync":
+        # what inductor launches its kernels by asks the driver about every pointer
+        return "start ComfyUI with --disable-cuda-malloc for that"
+    return ""
 
 
 def _first(error: Exception) -> str:

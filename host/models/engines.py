@@ -18,6 +18,7 @@ from comfy.patcher_extension import CallbacksMP, WrappersMP
 
 from ...compiled.engine import Call, Engine, Outdated, Refused, Shapes, WeightsAway, residuals
 from . import looks
+from .compiler import uncompiled
 from .looks import ENGINE
 from .making import Making
 from .unet import ComfyUNet
@@ -88,6 +89,7 @@ class Attached:
         self.capturable = self._template.capturable
         self.placed = self._template.placed
         self._tell = tell
+        self._note = ""
         self._base = None
         self._engines: OrderedDict[tuple, Engine] = OrderedDict()
         self._broken: OrderedDict[tuple, str] = OrderedDict()
@@ -118,9 +120,16 @@ class Attached:
     def line(self) -> str:
         """What the node says."""
         line = f"{self.name}: {self.why}"
+        if self._note:
+            line += f"; {self._note}"
         if self._making is not None:
             line += f"; compiling for {self._making.shapes}, until then the UNet itself runs"
         return line if self.reason is None else f"{line}; calls ran eager: {self.reason}"
+
+    def note(self, text: str) -> None:
+        """What an engine has found out about itself, which the node says from now on."""
+        self._note = text
+        self._tell(self.line())
 
     def apply_model(self, executor, *args, **kwargs):
         """APPLY_MODEL: learns whose weights are in use."""
@@ -333,7 +342,8 @@ class Attached:
         if making is None:
             making = Making(key, shapes, self._make(), ComfyUNet(module), self.epoch)
             if not self._beside:
-                making.now()
+                with uncompiled():
+                    making.now()
             elif self.inside or now < self._rests_until:
                 return None
             else:
