@@ -16,6 +16,7 @@ from .engine import Call, Outdated, Refused, Shapes, UNet, WeightsAway
 
 # torch.compile can be told since then to refuse what would have to be compiled again
 _STANCES = tuple(int(part) for part in torch.__version__.split(".")[:2]) >= (2, 6)
+_TICK = "torch.compile's kernels take no memory of cudaMallocAsync (--disable-cuda-malloc)"
 # the stance is the whole process's, so that a call that forbids it must not meet a compilation
 _compiling = threading.Lock()
 
