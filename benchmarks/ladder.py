@@ -35,11 +35,12 @@ class Rung(NamedTuple):
     stage: bool = False
 
 
+SHIPPED = "+ kernels: as shipped"
 LADDER = (
     Rung("eager", "eager", {1: 20.0, 4: 22.0}, kernels=False),
     Rung("graph of the tick", "graph", {1: 4.5, 4: 9.5}, kernels=False),
     Rung("+ folded constants", "cudagraph", {1: 4.2, 4: 9.2}, kernels=False),
-    Rung("+ kernels: as shipped", "cudagraph", {1: 4.0, 4: 9.0}),
+    Rung(SHIPPED, "cudagraph", {1: 4.0, 4: 9.0}),
     Rung("shipped, fused norms", "cudagraph", {1: 3.9, 4: 8.7}, norms=True),
     Rung("shipped, channels_last", "cudagraph", {1: 3.8, 4: 8.3}, last=True),
     Rung("shipped, TAESD in a graph", "cudagraph", {1: 3.2, 4: 8.2}, stage=True),
@@ -51,26 +52,40 @@ LADDER = (
 )  # fmt: skip
 # those measured with cudnn.benchmark: in a process of its own, since cuDNN keeps what it has chosen
 # for a shape, with it or without
-CONVOLVED = ("+ kernels: as shipped", "shipped, all three")
+CONVOLVED = (SHIPPED, "shipped, all three")
 
 
 def ladder(bench, kit) -> None:
-    """A table for n = 1 and one for n = 4, where one step needs no earlier one's frames."""
-    chosen = [rung for rung in LADDER if not bench.benchmark or rung.name in CONVOLVED]
-    title = "step by step, cudnn.benchmark" if bench.benchmark else "step by step"
+    """A table for n = 1 and one for n = 4; what is compiled for long has tables of its own."""
+    chosen = [rung for rung in LADDER if rung.engine != "inductor"]
+    if bench.benchmark:
+        _tables(bench, kit, "step by step, cudnn.benchmark", [*map(_named, CONVOLVED)])
+    else:
+        _tables(bench, kit, "step by step", chosen)
+
+
+def compiled(bench, kit) -> None:
+    """The steps with torch.compile, beside what is shipped."""
+    chosen = [_named(SHIPPED), *(rung for rung in LADDER if rung.engine == "inductor")]
+    _tables(bench, kit, "step by step, torch.compile", chosen, best.SECONDS)
+
+
+def _named(name: str) -> Rung:
+    return next(rung for rung in LADDER if rung.name == name)
+
+
+def _tables(bench, kit, title: str, chosen: list[Rung], needs: float = 0.0) -> None:
     last = None
     for i, n in enumerate((1, 4)):
         name = f"{kit.name}: {title}, n = {n}"
-        if bench.left <= 0:
+        if bench.left <= (0.0 if bench.rehearse else needs):
             bench.skip(name)
             continue
         with bench.report.part(name):
-            last = last or in_channels_last(kit)
+            if last is None and any(rung.last for rung in chosen):
+                last = in_channels_last(kit)
             ways, sides = {}, {}
             for rung in chosen:
-                if rung.engine == "inductor" and not bench.rehearse and bench.left < best.SECONDS:
-                    bench.skip(f"{name}: {rung.name}")
-                    continue
                 side = made(_side, bench, last if rung.last else kit, n, rung)
                 sides[rung.name] = rung, side
                 if able(side):
