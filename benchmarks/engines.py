@@ -91,24 +91,26 @@ def models(only, base, place):
     from livediffusion.host.models import engines, tensorrt
 
     device = comfy.model_management.get_torch_device()
-    for name in (*choice.ENGINES, "tensorrt"):
+    for name in (*choice.ENGINES, *api.MODULES):
         if (only and name not in only) or name == "eager":
             continue
-        if name != "tensorrt":
+        if name not in api.MODULES:
             reason = choice.missing(name, device) or without_cuda(name, device)
             make = lambda name=name: choice.make(name, device)  # noqa: E731
             yield name, reason or engines.attach(base, engines.Attached(name, "", make))
             continue
         reason = api.missing()
+        if reason is None and not api.installed(name):
+            reason = f"{name} not installed: {api.HOW[name]}"
         if reason:
             yield name, reason
             continue
         folder_paths.models_dir = str(place)
         try:
             precision = "fp16" if base.model_dtype().itemsize == 2 else "fp32"
-            asked = tensorrt.wish(base, 256, 256, 4, 77, False, precision)
+            asked = tensorrt.wish(base, 256, 256, 4, 77, False, precision, library=name)
             path = tensorrt.build(base, asked, "check", lambda *told: None)
-            sidecar = files.check(path, tensorrt.here())
+            sidecar = files.check(path, tensorrt.here)
             yield name, tensorrt.run_on(base, path, sidecar, lambda text: None)
         except Exception as error:
             yield name, f"{type(error).__name__}: {error}"

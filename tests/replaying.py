@@ -52,27 +52,28 @@ class _Recorder(TorchDispatchMode):
         return out
 
 
+_live: "weakref.WeakSet[Replaying]" = weakref.WeakSet()
+
+
 class Replaying:
     """compiled.graph.Recording on any device. Capturing leaves everything as it was."""
 
     made = 0  # recordings in this process
-    _live: "weakref.WeakSet[Replaying]" = weakref.WeakSet()
-    _last = None  # whose the pool is now
-
+    last = None  # whose the pool is now
     def capture(self, work):
         type(self).made += 1
         with _Recorder() as recorder:
-            out = work()
+            left = work()
+        assert left is None, "what was made in a capture does not outlive it"
         for tensor, before in reversed(recorder.written):
             tensor.copy_(before)
         self._steps, self._made = recorder.steps, recorder.made
-        Replaying._live.add(self)
-        return out
+        _live.add(self)
 
     def replay(self):
-        if Replaying._last is None or Replaying._last() is not self:
-            Replaying._last = weakref.ref(self)
-            for other in Replaying._live:
+        if Replaying.last is None or Replaying.last() is not self:
+            Replaying.last = weakref.ref(self)
+            for other in _live:
                 if other is not self:
                     other.overwritten()
         for func, args, kwargs, out in self._steps:
@@ -80,6 +81,7 @@ class Replaying:
                 if isinstance(old, torch.Tensor) and old.data_ptr() != new.data_ptr():
                     old.copy_(new)
 
+    @torch.inference_mode()
     def overwritten(self):
         """Another recording has used the pool."""
         for tensor in self._made:

@@ -18,6 +18,7 @@ from comfy.patcher_extension import CallbacksMP, WrappersMP
 
 from ...compiled.engine import Call, Engine, Refused, Shapes, WeightsAway, residuals
 from . import looks
+from .compiler import uncompiled
 from .looks import ENGINE
 from .unet import ComfyUNet
 from .weights import weights_version
@@ -80,6 +81,7 @@ class Attached:
         self.capturable = self._template.capturable
         self.placed = self._template.placed
         self._tell = tell
+        self._note = ""
         self._base = None
         self._engines: OrderedDict[tuple, Engine] = OrderedDict()
         self._broken: OrderedDict[tuple, str] = OrderedDict()
@@ -109,7 +111,14 @@ class Attached:
     def line(self) -> str:
         """What the node says."""
         line = f"{self.name}: {self.why}"
+        if self._note:
+            line += f"; {self._note}"
         return line if self.reason is None else f"{line}; calls ran eager: {self.reason}"
+
+    def note(self, text: str) -> None:
+        """What an engine has found out about itself, which the node says from now on."""
+        self._note = text
+        self._tell(self.line())
 
     def apply_model(self, executor, *args, **kwargs):
         """APPLY_MODEL: learns whose weights are in use."""
@@ -312,7 +321,8 @@ class Attached:
             self._engines.popitem(last=False)[1].release()
         engine = self._make()
         try:
-            engine.prepare(ComfyUNet(module), shapes)
+            with uncompiled():
+                engine.prepare(ComfyUNet(module), shapes)
         except Exception as error:
             engine.release()
             if isinstance(error, WeightsAway):

@@ -20,6 +20,8 @@ from ...engine.fold import Fold
 from ...engine.linear import Linear, prepare
 from ...engine.work import Guide, Way, Work
 from ...kernels import stream_enter, stream_step
+from ...kernels.choice import graph_unfit
+from ..models.compiler import uncompiled
 from ..models.engines import REST, Attached, engine_of, reason_of
 from ..models.unet import ComfyUNet, inference_dtype
 from ..models.weights import weights_version
@@ -192,7 +194,7 @@ class Recordings:
         before = self._calls.calls, self._calls.rows
         attached.inside = True
         try:
-            with tick.inside(), fused_norms(visit.model.diffusion_model):
+            with uncompiled(), tick.inside(), fused_norms(visit.model.diffusion_model):
                 # compiles and loads what the warm ticks have not run, outside of the capture
                 shape = (fold.timestep.shape[0], *work.buffers.shape)
                 guide.model(torch.zeros(shape, dtype=guide.dtype, device=work.plan.device), fold)
@@ -208,7 +210,7 @@ class Recordings:
             "captures": self.captures, "seconds": seconds,
             "pool_mb": round(pool_size() / 2**20, 1),
             "kernels": work.buffers.unfused or stream_enter.failed or stream_step.failed
-            or "triton",
+            or graph_unfit() or "triton",
         }  # fmt: skip
         return tick
 
