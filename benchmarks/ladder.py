@@ -166,9 +166,9 @@ class RecordedStage:
         if key not in self._made:
             work, still = getattr(self._stage, what), x.clone()
             for _ in range(2):
-                work(still)  # in which libraries set themselves up
+                out = work(still)  # in which libraries set themselves up
             recording = self._new()
-            out = recording.capture(lambda: work(still))
+            recording.capture(lambda: out.copy_(work(still)))
             self._made[key] = still, recording, out
         still, recording, out = self._made[key]
         still.copy_(x)
