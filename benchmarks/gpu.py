@@ -32,7 +32,7 @@ BEGAN = time.monotonic()  # the imports below count, too
 import engines
 from blocks import NO_TIME
 from floors import floors
-from ladder import compiled, in_channels_last, ladder
+from ladder import compiled, in_channels_last, ladder, recorded_once
 from measure import Device, Report, in_turns, machine
 from sides import CELLS, FIRST, agree, at_their_best, side_by_side
 
@@ -167,10 +167,8 @@ def _alone(bench: Bench, kit, count: int, norms: bool = False, eager: bool = Tru
     unet, call = kit.model.model.diffusion_model, kit.call(count)
     repeats = 5 if bench.rehearse else 30
     with rivals.kernels(True, norms), fused_norms(unet):
-        for _ in range(3):
-            out = unet(**call)
-        recording = (bench.recording or CudaRecording)()
-        recording.capture(lambda: out.copy_(unet(**call)))
+        new = bench.recording or CudaRecording
+        recording, _ = recorded_once(functools.partial(unet, **call), new())
     launched = bench.device.busy(lambda: unet(**call), repeats) if eager else None
     recording.replay()
     graph = bench.device.busy(recording.replay, repeats)

@@ -121,6 +121,18 @@ def _side(bench, kit, n: int, rung: Rung):
     return bench.engine(rung.engine)(kit, n, "self-negative")
 
 
+def recorded_once(work: Callable[[], Tensor], recording) -> tuple[Any, Tensor]:
+    """The recording of some work, and where a replay leaves what it gives."""
+    for _ in range(3):
+        out = work()  # in which libraries set themselves up
+
+    def again() -> None:
+        out.copy_(work())
+
+    recording.capture(again)
+    return recording, out
+
+
 def in_channels_last(kit):
     """The same networks with weights of their own, in channels_last."""
     model, vae = kit.another()
@@ -164,12 +176,10 @@ class RecordedStage:
     def _run(self, what: str, x: Tensor) -> Tensor:
         key = what, tuple(x.shape), x.stride(), x.dtype
         if key not in self._made:
-            work, still = getattr(self._stage, what), x.clone()
-            for _ in range(2):
-                out = work(still)  # in which libraries set themselves up
-            recording = self._new()
-            recording.capture(lambda: out.copy_(work(still)))
-            self._made[key] = still, recording, out
+            still = x.clone()
+            self._made[key] = still, *recorded_once(
+                functools.partial(getattr(self._stage, what), still), self._new()
+            )
         still, recording, out = self._made[key]
         still.copy_(x)
         recording.replay()
