@@ -33,6 +33,7 @@ import engines
 from blocks import NO_TIME
 from floors import floors
 from ladder import compiled, in_channels_last, ladder, recorded_once
+from live_gpu import live
 from measure import Device, Report, in_turns, machine
 from sides import CELLS, FIRST, agree, at_their_best, side_by_side
 
@@ -40,7 +41,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 NETWORKS = ("sd-turbo", "sd15", "sdxl-turbo")
 PARTS = (
     "tests", "engines", *NETWORKS, "unets", "ladder", "profile", "steady", "compiled", "scaling",
-    "cudnn",
+    "live", "cudnn",
 )  # fmt: skip
 SKIPPED = "no time for"
 MARGIN = 5.0  # seconds of the budget for what comes after the last table
@@ -330,6 +331,8 @@ def main() -> int:
     with torch.inference_mode():
         for name in NETWORKS:
             measured(bench, name, args)
+    if "live" in args.only:
+        bench.part("live", live, comfyui)
     if "cudnn" in args.only:
         bench.part("cudnn", run_benchmarked, args)
     report.told["not measured"] = list(device.missing)
