@@ -1,8 +1,8 @@
 """The sides as fast as their documentations make them without TensorRT.
 
-Ours: Live Compile and Live Compile VAE. The public class and diffusers: channels_last and torch.compile with CUDA graphs ("reduce-overhead"), for the UNet and both halves
-of the autoencoder, one compilation per shape. A copy of the networks, so that the plain sides keep
-theirs; the same weights.
+Ours: Live Compile and Live Compile VAE. The public class and diffusers: channels_last and
+torch.compile with CUDA graphs ("reduce-overhead"), for the UNet and both halves of the autoencoder,
+one compilation per shape; of a copy of the networks, so that the plain sides keep theirs.
 """
 
 import copy
