@@ -236,3 +236,28 @@ def test_what_is_compiled_is_written_when_nobody_ends_it(computer):
     assert engine._compiled._end.atexit
     del engine
     assert b"unet" in file.read_bytes()
+
+
+@pytest.mark.parametrize(("now", "order"), [(7, ["run 7"]), (0, ["9 waits", "run 9", "0 waits"])])
+def test_an_engine_runs_beside_cudas_default_stream(now, order, monkeypatch):
+    """In the order of torch's stream: on another one it runs itself, on the default one aside."""
+    from livediffusion.compiled.trt import api
+
+    seen = []
+
+    class Stream:
+        def __init__(self, handle):
+            self.cuda_stream = handle
+
+        def wait_stream(self, other):
+            assert {self.cuda_stream, other.cuda_stream} == {0, 9}
+            seen.append(f"{self.cuda_stream} waits")
+
+    class Context:
+        def execute_async_v3(self, stream_handle):
+            seen.append(f"run {stream_handle}")
+            return "done"
+
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: Stream(now))
+    assert api.run(Context(), torch.device("cuda"), Stream(9)) == "done"
+    assert seen == order
