@@ -95,7 +95,7 @@ def models(only, base, place):
         if (only and name not in only) or name == "eager":
             continue
         if name not in api.MODULES:
-            reason = choice.missing(name, device)
+            reason = choice.missing(name, device) or without_cuda(name, device)
             make = lambda name=name: choice.make(name, device)  # noqa: E731
             yield name, reason or engines.attach(base, engines.Attached(name, "", make))
             continue
@@ -116,6 +116,17 @@ def models(only, base, place):
             yield name, f"{type(error).__name__}: {error}"
 
 
+def without_cuda(name: str, device) -> str | None:
+    """Why ONNX Runtime would run on the CPU though the model does not; None where it would not."""
+    if name != "onnxruntime" or device.type != "cuda":
+        return None
+    import onnxruntime
+
+    if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
+        return None
+    return "this onnxruntime has no CUDA: pip install onnxruntime-gpu in its place"
+
+
 def main() -> int:
     args = options()
     prepare(args.comfyui)
@@ -127,6 +138,7 @@ def main() -> int:
     head = f"torch {torch.__version__}, {where or platform.machine()}"
     print(f"\n{head}\n\n{table(rows)}")
     if args.json:
+        args.json.parent.mkdir(parents=True, exist_ok=True)
         args.json.write_text(json.dumps({"on": head, "engines": rows}, indent=1), encoding="utf-8")
     return 1 if any(row.get("wrong") for row in rows) else 0
 

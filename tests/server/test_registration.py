@@ -161,7 +161,26 @@ NODES = {
     ),
     "LiveEncode": ([("pixels", "IMAGE", None), ("vae", "VAE", None)], [], ["LATENT"]),
     "LiveDecode": ([("samples", "LATENT", None), ("vae", "VAE", None)], [], ["IMAGE"]),
-    "LiveCompile": ([("model", "MODEL", None), ("engine", "COMBO", "auto")], [], ["MODEL"]),
+    "LiveCompile": (
+        [
+            ("model", "MODEL", None),
+            ("engine", "COMBO", "auto"),
+            ("precision", "COMBO", "default"),
+            ("device", "COMBO", "auto"),
+        ],
+        [],
+        ["MODEL"],
+    ),
+    "LiveCompileVAE": (
+        [
+            ("vae", "VAE", None),
+            ("engine", "COMBO", None),
+            ("precision", "COMBO", "default"),
+            ("device", "COMBO", "auto"),
+        ],
+        [],
+        ["VAE"],
+    ),
     "LiveTensorRTBuild": (
         [
             ("model", "MODEL", None),
@@ -200,7 +219,9 @@ OPTIONS = {
     ("LivePFDiff", "base"): ["euler"],
     ("LivePromptBlend", "method"): ["slerp", "lerp"],
     ("LiveSimilarityFilter", "measure"): ["centred", "cosine"],
-    ("LiveCompile", "engine"): ["auto", "cudagraph", "inductor", "onnxruntime", "eager"],
+    ("LiveCompile", "engine"): ["auto", "cudagraph", "inductor", "onnxruntime", "openvino", "eager"],
+    ("LiveCompile", "precision"): ["default", "float16", "bfloat16", "int8"],
+    ("LiveCompile", "device"): ["auto", "CPU", "GPU", "NPU"],
     ("LiveTensorRTBuild", "precision"): ["fp16", "bf16", "fp32"],
 }
 
