@@ -93,10 +93,10 @@ def models(only, base, place):
     from livediffusion.host.models import engines, tensorrt
 
     device = comfy.model_management.get_torch_device()
-    for name in (*choice.ENGINES, *ROUNDED, "tensorrt"):
+    for name in (*choice.ENGINES, *ROUNDED, *api.MODULES):
         if (only and name not in only) or name == "eager":
             continue
-        if name != "tensorrt":
+        if name not in api.MODULES:
             engine, _, precision = name.partition(" ")
             wish = choice.Wish(precision or "default")
             reason = choice.missing(engine, device, wish) or without_cuda(engine, device)
@@ -104,15 +104,17 @@ def models(only, base, place):
             yield name, reason or engines.attach(base, engines.Attached(engine, "", make))
             continue
         reason = api.missing()
+        if reason is None and not api.installed(name):
+            reason = f"{name} not installed: {api.HOW[name]}"
         if reason:
             yield name, reason
             continue
         folder_paths.models_dir = str(place)
         try:
             precision = "fp16" if base.model_dtype().itemsize == 2 else "fp32"
-            asked = tensorrt.wish(base, 256, 256, 4, 77, False, precision)
+            asked = tensorrt.wish(base, 256, 256, 4, 77, False, precision, library=name)
             path = tensorrt.build(base, asked, "check", lambda *told: None)
-            sidecar = files.check(path, tensorrt.here())
+            sidecar = files.check(path, tensorrt.here)
             yield name, tensorrt.run_on(base, path, sidecar, lambda text: None)
         except Exception as error:
             yield name, f"{type(error).__name__}: {error}"

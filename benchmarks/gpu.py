@@ -24,6 +24,7 @@ import pathlib
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from typing import Any
 
 BEGAN = time.monotonic()  # the imports below count, too
@@ -32,7 +33,7 @@ BEGAN = time.monotonic()  # the imports below count, too
 import engines
 from blocks import NO_TIME
 from floors import floors
-from ladder import in_channels_last, ladder
+from ladder import ladder
 from measure import Device, Report, in_turns, machine
 from sides import side_by_side
 
@@ -119,6 +120,8 @@ def options() -> argparse.Namespace:
                         help=f"of {', '.join(PARTS)}")  # fmt: skip
     parser.add_argument("--seconds", type=float, default=3600, help="budget (default 3600)")
     parser.add_argument("--frames", type=int, default=300, help="of each side (default 300)")
+    parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=NETWORKS,
+                        help="that unets looks at (default all)")  # fmt: skip
     parser.add_argument("--cudnn-benchmark", action="store_true",
                         help="cuDNN tries its convolutions, in the whole process")  # fmt: skip
     return parser.parse_args()
@@ -126,6 +129,7 @@ def options() -> argparse.Namespace:
 
 def unets(bench: Bench, kit) -> None:
     """The UNet alone, launched and as a graph, against the floor of this hardware."""
+    import rivals
     import torch
 
     gpu = torch.cuda.get_device_name() if bench.device.cuda else ""
@@ -144,29 +148,35 @@ def unets(bench: Bench, kit) -> None:
             row |= {"floor ms": known[count], "share": known[count] / graph}
         rows.append(row)
     bench.report.add(f"{kit.name}: the UNet alone", rows)
-    # the same weights once more, which other memory lies in
-    kit = in_channels_last(kit)
     for row in rows:
-        for norms, name in ((False, "channels_last ms"), (True, "with fused norms ms")):
-            row[name] = _alone(bench, kit, row["rows"], norms, eager=False)[1]
+        for last, name in enumerate(LED, 1):
+            row[name] = _alone(bench, kit, row["rows"], rivals.LAYOUT[:last], eager=False)[1]
         if "share" in row:
-            graphs = ("graph ms", "channels_last ms", "with fused norms ms")
-            row["best share"] = row["floor ms"] / min(row[name] for name in graphs)
+            row["best share"] = row["floor ms"] / min(row["graph ms"], *(row[name] for name in LED))
     bench.report.add(f"{kit.name}: the UNet alone", rows)
 
 
-def _alone(bench: Bench, kit, count: int, norms: bool = False, eager: bool = True):
+# rivals.LAYOUT, each step with those before it
+LED = ("channels_last ms", "own weights ms", "cuDNN attention ms")
+
+
+def _alone(bench: Bench, kit, count: int, layout: Sequence[str] = (), eager: bool = True):
     """Milliseconds of a call of so many rows: (launched, as a graph)."""
     import rivals
-    from livediffusion.compiled.graph import CudaRecording, fused_norms
+    from livediffusion.compiled.graph import CudaRecording
+    from livediffusion.compiled.layout import Led
 
     unet, call = kit.model.model.diffusion_model, kit.call(count)
-    repeats = 5 if bench.rehearse else 100
-    with rivals.kernels(True, norms), fused_norms(unet):
+    repeats = 5 if bench.rehearse else 30
+
+    def work() -> None:
+        out.copy_(unet(**call))
+
+    with rivals.kernels(True, layout), Led(unet).inside():
         for _ in range(3):
-            unet(**call)
+            out = unet(**call)
         recording = (bench.recording or CudaRecording)()
-        recording.capture(lambda: unet(**call))
+        recording.capture(work)
     launched = bench.device.busy(lambda: unet(**call), repeats) if eager else None
     recording.replay()
     graph = bench.device.busy(recording.replay, repeats)
@@ -204,31 +214,30 @@ def steady(bench: Bench, kit) -> None:
 
 
 def profile(bench: Bench, kit) -> None:
-    """The ten operations that take most of the device's time (a CPU's own time without one)."""
+    """Where the device's time goes (a CPU's own time without one): by kind, and by kernel."""
+    import kinds
     import rivals
     import torch
 
-    fed, kinds = rivals.pictures(kit), [torch.profiler.ProfilerActivity.CPU]
+    fed, activities = rivals.pictures(kit), [torch.profiler.ProfilerActivity.CPU]
     if bench.device.cuda:
-        kinds.append(torch.profiler.ProfilerActivity.CUDA)
+        activities.append(torch.profiler.ProfilerActivity.CUDA)
     frames = 3 if bench.rehearse else 20
-    for n in (1, 4):
-        side = bench.ours(kit, n, "self-negative")
-        for _ in range(bench.warm):
-            side.frames(fed)
-        with torch.profiler.profile(activities=kinds) as seen:
-            for _ in range(frames):
+    for n, last in ((1, False), (4, False), (1, True), (4, True)):
+        with rivals.kernels(True, rivals.LAYOUT if last else ()):
+            side = bench.ours(kit, n, "self-negative")
+            for _ in range(bench.warm):
                 side.frames(fed)
-            bench.device.wait()
-        which = "self_device_time_total" if bench.device.cuda else "self_cpu_time_total"
-        events = sorted(seen.key_averages(), key=lambda e: -getattr(e, which))
-        whole = sum(getattr(e, which) for e in events)
-        rows = [
-            {"operation": e.key[:70], "calls/frame": e.count / frames,
-             "ms/frame": getattr(e, which) / 1000 / frames, "share": getattr(e, which) / whole}
-            for e in events[:10]
-        ]  # fmt: skip
-        bench.report.add(f"{kit.name}: where the time goes, n = {n}", rows, which)
+            with torch.profiler.profile(activities=activities) as seen:
+                for _ in range(frames):
+                    side.frames(fed)
+                bench.device.wait()
+        name = f"{kit.name}: where the time goes, n = {n}"
+        if last:
+            name += ", channels_last and fused norms"
+        spent = kinds.spent(seen, frames, bench.device.cuda)
+        bench.report.add(f"{name}, by kind", kinds.by_kind(spent))
+        bench.report.add(f"{name}, by kernel", kinds.by_name(spent, 15))
 
 
 def scale(bench: Bench, kit) -> None:
@@ -281,10 +290,11 @@ def run_engines(bench: Bench, comfyui: str) -> None:
 
 
 def run_benchmarked(bench: Bench, args: argparse.Namespace) -> None:
-    """The ladder's steps with cudnn.benchmark: in a process that has not chosen before."""
+    """UNet and ladder with cudnn.benchmark, in a process that has not chosen before."""
     subprocess.run(
         [
-            sys.executable, __file__, "--only", "ladder", "--cudnn-benchmark",
+            sys.executable, __file__, "--only", "unets", "ladder", "--networks", "sd-turbo",
+            "--cudnn-benchmark",
             "--out", str(args.out / "cudnn"), "--seconds", str(round(bench.left)),
             "--frames", str(args.frames), *(["--rehearse"] if args.rehearse else []),
         ],
@@ -326,7 +336,7 @@ def main() -> int:
         bench.part("engines", run_engines, comfyui)
     with torch.inference_mode():
         for name in NETWORKS:
-            measured(bench, name, args.only)
+            measured(bench, name, args)
     if "cudnn" in args.only:
         bench.part("cudnn", run_benchmarked, args)
     report.told["not measured"] = list(device.missing)
@@ -339,12 +349,14 @@ def main() -> int:
     return 1 if report.failed else 0
 
 
-def measured(bench: Bench, name: str, only) -> None:
+def measured(bench: Bench, name: str, args: argparse.Namespace) -> None:
     """The parts of one network that are asked for; those first that tell most."""
-    parts = {name: side_by_side, "unets": unets}
+    parts: dict[str, Any] = {name: side_by_side}
+    if name in args.networks:
+        parts["unets"] = unets
     if name == "sd-turbo":  # what the predictions are for
         parts |= {"ladder": ladder, "steady": steady, "profile": profile, "scaling": scale}
-    asked = [part for part in parts if part in only]
+    asked = [part for part in parts if part in args.only]
     kit = None
     if asked:
         with bench.report.part(f"{name}: networks"):

@@ -8,7 +8,7 @@ Each side's docstring says what its time holds.
 import contextlib
 import inspect
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 from unittest import mock
 
@@ -20,6 +20,8 @@ from torch import Tensor
 CFG, DELTA, SEED = 1.4, 0.8, 5
 # places in LCM's grid of 50 timesteps, as StreamDiffusion names its steps
 STEPS = {1: (32,), 2: (26, 40), 4: (18, 26, 35, 45), 8: (10, 15, 20, 25, 30, 35, 40, 45)}
+# what compiled.layout may do to a recorded UNet, in the order of what it gives
+LAYOUT = ("CHANNELS_LAST", "OWN_WEIGHTS", "CUDNN_ATTENTION")
 MODES = {"off": "none", "self-negative": "self", "onetime-negative": "initialize", "full": "full"}
 STRENGTH = 0.5  # of the sides that take a strength: n of 2n steps
 
@@ -402,16 +404,17 @@ def _attached(kit: Kit, engine: str, recording: Callable | None):
 
 
 @contextlib.contextmanager
-def kernels(on: bool, norms: bool = False):
-    """Whether the pack may use its Triton kernels while this lasts, and those of norms."""
-    from livediffusion.compiled import graph
+def kernels(on: bool, layout: Sequence[str] = LAYOUT):
+    """Whether the pack may use its Triton kernels while this lasts, and what of its layout."""
+    from livediffusion.compiled import layout as led
     from livediffusion.kernels import choice
 
     switched = {} if on else {"triton_missing": lambda: "switched off by the benchmark"}
     with contextlib.ExitStack() as inside:
         if switched:
             inside.enter_context(mock.patch.multiple(choice, **switched))
-        inside.enter_context(mock.patch.object(graph, "FUSE_NORMS", norms))
+        for name in LAYOUT:
+            inside.enter_context(mock.patch.object(led, name, name in layout))
         yield
 
 

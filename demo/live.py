@@ -37,7 +37,9 @@ def options() -> argparse.Namespace:
     add.add_argument(
         "--frames", type=within(int, 1, 10_000_000), default=200, help="frames to run (default 200)"
     )
-    add.add_argument("--fps", type=within(int, 1, 120), default=60, help="the most frames a second")
+    add.add_argument(
+        "--fps", type=within(int, 1, 1000), default=60, help="the most frames a second"
+    )
     return add.parse_args()
 
 

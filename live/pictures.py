@@ -13,6 +13,7 @@ from .faults import Refused
 
 FITS = ("crop", "pad", "stretch")
 LEAST_SIDE, MOST_SIDE = 16, 4096  # pixels of a frame that a LiveCamera gives
+MOST_RATE = 1000  # frames per second that a LiveCamera may be set to: intervals are told in ms
 # of a picture that is shown: what JPEG can hold, and what is coded in a moment
 JPEG_SIDE, MOST_SHOWN = 65_500, 2**26
 _STRIP = 32  # rows that are converted at a time

@@ -322,7 +322,7 @@ class Session:
         # as the graph asked for them, settings that come by a wire included
         shapes = list(camera.shapes.values())
         pace = {
-            "interval_ms": round(pacing.capture_interval(frame, fps) * 1000),
+            "interval_ms": pacing.milliseconds(pacing.capture_interval(frame, fps)),
             "width": max((shape.width for shape in shapes), default=SIZES["width"]),
             "height": max((shape.height for shape in shapes), default=SIZES["height"]),
         }

@@ -14,6 +14,7 @@ from ..live.media.reader import Reader
 from ..live.pictures import (
     FITS,
     LEAST_SIDE,
+    MOST_RATE,
     MOST_SIDE,
     checked_shape,
     fitted,
@@ -94,8 +95,9 @@ class LiveCamera(io.ComfyNode):
                     "fps",
                     default=30,
                     min=1,
-                    max=120,
-                    tooltip="The most frames per second. A slower graph always gets the latest.",
+                    max=MOST_RATE,
+                    tooltip="The most frames per second. A slower graph always gets the latest; a "
+                    "camera that cannot give so many gives what it can.",
                 ),
                 io.Boolean.Input(
                     "mirror", default=True, tooltip="Left becomes right, as in a mirror."

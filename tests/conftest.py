@@ -55,6 +55,8 @@ if ALIAS not in sys.modules:
 
 COMFYUI = comfyui_path()
 sys.path.insert(0, str(ROOT / "tests"))
+import limits  # noqa: E402
+
 if COMFYUI is not None and str(COMFYUI) not in sys.path:
     sys.path.insert(0, str(COMFYUI))
     # ComfyUI reads its options when first imported: keep it off pytest's own arguments
@@ -71,6 +73,10 @@ if COMFYUI is not None and str(COMFYUI) not in sys.path:
     comfy.cli_args.args.cpu = os.environ.get(CUDA) != "cuda"
     if PAGED in os.environ and not comfy.cli_args.args.cpu and not _page_weights():
         raise RuntimeError("comfy-aimdo does not work here, so there is no dynamic VRAM to test")
+
+
+def pytest_configure(config):
+    config.pluginmanager.register(limits)
 
 
 def pytest_collection_modifyitems(items):

@@ -299,7 +299,7 @@ def test_what_there_is_no_time_for_is_told(tmp_path):
 
 
 def test_each_step_of_the_ladder_is_what_it_says(tmp_path, monkeypatch):
-    """Every one is recorded or told; those in channels_last and with recorded halves are that."""
+    """Every one is recorded or told; those with recorded halves have them."""
     import ladder
     from networks import published
 
@@ -315,23 +315,59 @@ def test_each_step_of_the_ladder_is_what_it_says(tmp_path, monkeypatch):
         for row, rung in zip(rows, steps, strict=True):
             assert "failed" not in row and "fell back" not in row, row
             assert row["recorded"] == (rung.engine != "eager")
-    own = ladder.in_channels_last(kit)
-    weights = [dict(k.model.model.diffusion_model.named_parameters()) for k in (kit, own)]
-    assert all(a.data_ptr() != weights[1][name].data_ptr() for name, a in weights[0].items())
-    flat = [p for p in weights[1].values() if p.ndim == 4 and min(p.shape[1:]) > 1]
-    assert flat and all(p.is_contiguous(memory_format=torch.channels_last) for p in flat)
-    bench.ours(ladder.recorded(kit, bench.recording), 1).frames(np.zeros((1, 32, 32, 3), np.uint8))
+    own = ladder.compiled_vae(kit, bench.recording)
+    bench.ours(own, 1).frames(np.zeros((1, 32, 32, 3), np.uint8))
 
 
 def test_a_recorded_stage_gives_what_the_autoencoder_gives(kit):
     import ladder
     import replaying
+    from networks import relative
 
-    own, before = ladder.recorded(kit, replaying.Replaying), replaying.Replaying.made
+    own, before = ladder.compiled_vae(kit, replaying.Replaying), replaying.Replaying.made
     for size in (SIZE, 2 * SIZE):
         for _ in range(3):
             picture = torch.rand(1, size, size, 3)
             latent = kit.vae.encode(picture)
-            assert torch.equal(own.vae.encode(picture), latent)
-            assert torch.equal(own.vae.decode(latent), kit.vae.decode(latent))
+            assert relative(own.vae.encode(picture), latent) <= 1e-5
+            assert relative(own.vae.decode(latent), kit.vae.decode(latent)) <= 1e-5
     assert replaying.Replaying.made == before + 4
+
+
+def test_kernels_are_told_by_what_they_are_for():
+    import kinds
+
+    names = {
+        "void cudnn::ops::nchwToNhwcKernel<__half, __half, float>": "layout",
+        "sm90_xmma_fprop_implicit_gemm_f16f16_f16f32_f32_nhwckrsc_nhwc": "convolution, GEMM",
+        "nvjet_hsh_128x256_64x4_1x2_h_bz_coopA_NTT": "convolution, GEMM",
+        "void pytorch_flash::flash_fwd_kernel<Flash_fwd_kernel_traits<64>>": "attention",
+        "void at::native::RowwiseMomentsCUDAKernel<c10::Half, float, int>": "norm",
+        "_group_norm_kernel": "norm",
+        "_stream_step_kernel": "ours",
+        "Memcpy DtoH (Device -> Pinned)": "copy",
+        "void at::native::vectorized_elementwise_kernel<4, silu>": "elementwise",
+        "something": "other",
+    }
+    assert {name: kinds.kind(name) for name in names} == names
+    every = [kinds.Spent(name, 1.0, 2.0) for name in names]
+    rows = kinds.by_kind(every)
+    assert sum(row["share"] for row in rows) == pytest.approx(1)
+    assert sum(row["kernels/frame"] for row in rows) == 20
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as seen:
+        torch.ones(64, 64) @ torch.ones(64, 64)
+    assert kinds.kind(kinds.spent(seen, 1, False)[0].name) in ("convolution, GEMM", "other")
+
+
+def test_the_floors_are_what_the_model_gives():
+    """The published arithmetic and operations of a forward, and the least time of each."""
+    import floors
+
+    works = floors.works("sd-turbo", 1)
+    flops = sum(2 * w.m * w.n * w.k * w.count * (1 + w.attention) for w in works)
+    assert len(works) == 314 and flops == pytest.approx(804e9, rel=1e-3)
+    for name, hardware in floors.KNOWN.items():
+        least = 1000 * sum(work.seconds(hardware) for work in works)
+        assert least == pytest.approx(floors.floors("sd-turbo", f"NVIDIA {name}")[1], rel=5e-3)
+    assert floors.floors("sdxl-turbo", "NVIDIA H100 80GB HBM3")[4] == pytest.approx(9.32)
+    assert floors.floors("sd15", "NVIDIA A10") == {}

@@ -10,6 +10,12 @@ from livediffusion.live import pacing
 from livediffusion.live.meters import Rate
 
 
+@pytest.mark.parametrize("fps", [1, 7, 24, 30, 60, 90, 120, 144, 165, 240, 360, 500, 1000])
+def test_a_camera_is_asked_for_as_many_pictures_as_the_graph_says(fps):
+    told = pacing.milliseconds(pacing.capture_interval(0.0, fps))
+    assert 1000 / told == pytest.approx(fps, rel=0.02)
+
+
 class World:
     """Sources that send at their own rates, and a graph that takes `compute` seconds."""
 

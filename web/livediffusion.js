@@ -15,26 +15,24 @@ const VERSION = '0.1.0'
 const place = (name) => new URL(`./live/${name}.mjs?v=${VERSION}`, import.meta.url).href
 const modules = [
   'camera', 'compare', 'edits', 'picker', 'plot', 'reader', 'screen', 'session', 'stage',
-  'style', 'view'
+  'style', 'view', 'words'
 ]
 const [
   { Camera }, { Compare }, { Edits }, { Picker }, { Plot }, { Reader }, { Screen },
-  { Invalid, Session, fileName }, { Stage }, { addStyle, element }, { View }
+  { Invalid, Session, fileName }, { Stage }, { addStyle, element }, { View }, { Words }
 ] = await Promise.all(modules.map((name) => import(place(name))))
 
+const words = new Words(api, () => app.extensionManager?.setting?.get?.('Comfy.Locale') ?? 'en')
+const { say } = words
+await words.load()
+
+// what the button says in each state, by its key in words.mjs
 const LABELS = {
-  idle: 'Live',
-  starting: 'Starting',
-  queued: 'Waiting',
-  live: 'Stop',
-  stopping: 'Stopping'
-}
-const TIPS = {
-  idle: 'Live: run this workflow on the camera until stopped',
-  starting: 'Loading models; click to stop',
-  queued: 'Waiting for the prompts before this one; click to stop',
-  live: 'Stop the live run',
-  stopping: 'The live run is stopping'
+  idle: 'live',
+  starting: 'starting',
+  queued: 'waiting',
+  live: 'stop',
+  stopping: 'stopping'
 }
 
 const SCHEDULES = [
@@ -43,7 +41,7 @@ const SCHEDULES = [
 const ENGINES = ['LiveCompile', 'LiveTensorRTLoader', 'LiveTensorRTBuild']
 const JUST = 3000 // ms after a graph was loaded in which a change of tab belongs to it
 
-const camera = new Camera()
+const camera = new Camera(say)
 const views = new Map() // node -> View
 const pickers = new Map() // node -> Picker
 const plots = new WeakMap() // node -> Plot
@@ -56,7 +54,7 @@ let loaded = 0 // when a graph was loaded last
 let said = ''
 let state = 'idle'
 
-reader = new Reader(app, queuePrompt)
+reader = new Reader(app, queuePrompt, say)
 const edits = new Edits(api, reader, edited, ready)
 
 function notify(severity, summary, detail) {
@@ -65,9 +63,9 @@ function notify(severity, summary, detail) {
 }
 
 const apiURL = (path) => api.apiURL(path)
-const tools = { element, addStyle, notify, upload, apiURL, Compare, Screen }
+const tools = { say, element, addStyle, notify, upload, apiURL, Compare, Screen }
 const root = () => app.rootGraph ?? app.graph
-const title = (id) => node(id)?.title ?? `node ${id}`
+const title = (id) => node(id)?.title ?? say('node', { id })
 
 /** The node of an execution id, "4" or "12:4" inside a subgraph. */
 function node(id) {
@@ -85,7 +83,7 @@ async function upload(file) {
   const body = new FormData()
   body.append('image', file)
   const reply = await api.fetchApi('/upload/image', { method: 'POST', body })
-  if (!reply.ok) throw new Error(`${file.name} was not taken: ${reply.statusText}`)
+  if (!reply.ok) throw new Error(say('notTaken', { file: file.name, reason: reply.statusText }))
   const { name, subfolder } = await reply.json()
   return subfolder ? `${subfolder}/${name}` : name
 }
@@ -94,10 +92,9 @@ async function upload(file) {
 
 function show(next, detail = {}) {
   state = next
-  const label = state === 'queued' && detail.ahead ? `Waiting (${detail.ahead})` : LABELS[state]
-  const tip = detail.ahead
-    ? `Waiting for ${detail.ahead} prompt${detail.ahead > 1 ? 's' : ''} to finish; click to stop`
-    : TIPS[state]
+  const { ahead: count } = detail
+  const label = state === 'queued' && count ? say('waitingCount', { count }) : say(LABELS[state])
+  const tip = count ? say(count > 1 ? 'aheadTip' : 'aheadOneTip', { count }) : say(`${state}Tip`)
   for (const button of document.querySelectorAll('.livediffusion-live')) {
     button.dataset.state = state
     const text = button.querySelector('span') ?? button
@@ -109,7 +106,7 @@ function show(next, detail = {}) {
 async function toggle() {
   if (state === 'stopping') return
   if (session) return session.stop()
-  const mine = (session = new Session(api, camera, place('worker')))
+  const mine = (session = new Session(api, camera, place('worker'), say))
   listen(mine)
   show('starting')
   try {
@@ -129,7 +126,7 @@ async function toggle() {
     if (here().id === opened.id) opened = here()
     edits.begin(graph.output)
     const idle = mine.idle.map(({ node }) => title(node))
-    if (idle.length) notify('info', 'Live', `Not run while live: ${idle.join(', ')}.`)
+    if (idle.length) notify('info', say('live'), say('notRun', { nodes: idle.join(', ') }))
   } catch (error) {
     complain(error)
     mine.close()
@@ -146,10 +143,10 @@ function listen(mine) {
   mine.addEventListener('state', ({ detail }) => {
     if (session !== mine) return
     if (detail.state === 'queued' && detail.ahead > 0 && state === 'starting')
-      notify('info', 'Live', `Waiting for ${detail.ahead} prompt(s) before this one.`)
+      notify('info', say('live'), say('aheadNote', { count: detail.ahead }))
     if (detail.state === 'failed' && !detail.node)
-      notify('error', 'Live', detail.reason ?? 'The live run failed.')
-    else if (detail.state === 'ended' && detail.reason) notify('info', 'Live', detail.reason)
+      notify('error', say('live'), detail.reason ?? say('failed'))
+    else if (detail.state === 'ended' && detail.reason) notify('info', say('live'), detail.reason)
     const busy = detail.state in LABELS ? detail.state : 'stopping'
     show(busy === 'queued' && !detail.ahead ? 'starting' : busy, detail)
   })
@@ -168,14 +165,16 @@ function listen(mine) {
   mine.addEventListener('problem', ({ detail }) => {
     mark([detail.node])
     // an edit that does not run, or a recording that cannot be written
-    const said = { edit: ': not changed', record: ': not recorded' }[detail.kind] ?? ''
-    notify('error', `${detail.node === null ? 'Live' : title(detail.node)}${said}`, detail.reason)
+    const of = detail.node === null ? say('live') : title(detail.node)
+    const key = { edit: 'notChangedNode', record: 'notRecorded' }[detail.kind]
+    notify('error', key ? say(key, { node: of }) : of, detail.reason)
   })
   mine.addEventListener('recorded', ({ detail }) => {
-    const { file, subfolder, seconds, left_out: lost } = detail
-    const rest = lost ? `; ${lost} frame(s) left out: the disk or the encoder is too slow` : ''
-    const said = `${fileName(file, subfolder)}, ${seconds.toFixed(1)} s${rest}`
-    notify(lost ? 'warn' : 'success', `${title(detail.node)}: recorded`, said)
+    const { left_out: count } = detail
+    const file = fileName(detail.file, detail.subfolder)
+    const told = { file, seconds: detail.seconds.toFixed(1), count }
+    const said = say(count ? 'recordedGaps' : 'recordedFile', told)
+    notify(count ? 'warn' : 'success', say('recorded', { node: title(detail.node) }), said)
   })
   mine.addEventListener('over', () => {
     if (session !== mine) return
@@ -212,7 +211,7 @@ function ready() {
   // saving a copy changes the tab too, but loads nothing
   const other = now.tab !== opened.tab && performance.now() - loaded < JUST
   if (now.id !== opened.id || other) {
-    notify('info', 'Live', 'Stopped, because another workflow was opened.')
+    notify('info', say('live'), say('otherWorkflow'))
     session.stop()
     return false
   }
@@ -236,8 +235,8 @@ async function edited(graph) {
   if (!session) return
   const kinds = new Set(Object.values(graph.output).map(({ class_type }) => class_type))
   if (!kinds.has('LiveView') || !kinds.has('LiveCamera')) {
-    const gone = kinds.has('LiveView') ? 'Live Camera' : 'Live View'
-    notify('info', 'Live has ended', `No ${gone} is left: deleted, muted or bypassed.`)
+    const gone = say(kinds.has('LiveView') ? 'LiveCamera' : 'LiveView')
+    notify('info', say('ended'), say('noneLeft', { node: gone }))
     return session.stop()
   }
   try {
@@ -248,14 +247,14 @@ async function edited(graph) {
   } catch (error) {
     if (!session) return
     // while somebody types, the same reason comes again and again
-    if (error.message !== said) complain(error, 'Not changed')
+    if (error.message !== said) complain(error, say('notChanged'))
     said = error.message
   }
 }
 
 // -- errors -------------------------------------------------------------------------------
 
-function complain(error, summary = 'Live') {
+function complain(error, summary = say('live')) {
   if (error instanceof Invalid) mark(Object.keys(error.nodes))
   notify('error', summary, error.message)
 }
@@ -289,6 +288,14 @@ function setError(found, value) {
 }
 
 // -- nodes --------------------------------------------------------------------------------
+
+/** The frontend translates what inputs are called, and not what may be chosen. */
+function nameOptions(owner) {
+  for (const widget of owner.widgets ?? []) {
+    if (widget.type !== 'combo' || !owner.comfyClass?.startsWith('Live')) continue
+    widget.options.getOptionLabel = (value) => words.option(owner.comfyClass, widget.name, value)
+  }
+}
 
 function addView(owner) {
   const view = new View(owner, tools)
@@ -374,7 +381,7 @@ async function snapshot(owner, picker) {
     const query = new URLSearchParams({ node: execution(owner), client_id: api.clientId })
     await api.fetchApi(`/livediffusion/snapshot?${query}`, { method: 'POST', body })
   } catch (error) {
-    notify('warn', 'Live Camera', error.message)
+    notify('warn', say('LiveCamera'), error.message)
   } finally {
     camera.leave(snapshot)
   }
@@ -416,7 +423,7 @@ const outputs = () =>
 // -- ComfyUI ------------------------------------------------------------------------------
 
 camera.addEventListener('lost', () => {
-  notify('error', 'Camera', 'The camera was disconnected.')
+  notify('error', say('camera'), say('disconnected'))
   session?.stop()
 })
 window.addEventListener('pagehide', () => {
@@ -434,8 +441,8 @@ app.registerExtension({
   actionBarButtons: [
     {
       icon: 'pi pi-video',
-      label: LABELS.idle,
-      tooltip: TIPS.idle,
+      label: say('live'),
+      tooltip: say('idleTip'),
       class: 'livediffusion-live',
       onClick: toggle
     }
@@ -452,7 +459,10 @@ app.registerExtension({
     keepLines()
     new Stage(tools, mode, outputs, appButton)
   },
+  // asked when the language changes, before the nodes are made anew
+  refreshComboInNodes: () => words.load().then(() => show(state)),
   nodeCreated(owner) {
+    nameOptions(owner)
     if (owner.comfyClass === 'LiveView') addView(owner)
     if (owner.comfyClass === 'LiveCamera') addPicker(owner)
     if (SCHEDULES.includes(owner.comfyClass)) addPlot(owner)

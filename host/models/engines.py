@@ -18,6 +18,7 @@ from comfy.patcher_extension import CallbacksMP, WrappersMP
 
 from ...compiled.engine import Call, Engine, Refused, Shapes, WeightsAway, residuals
 from . import looks
+from .compiler import uncompiled
 from .looks import ENGINE
 from .unet import ComfyUNet
 from .weights import weights_version
@@ -320,7 +321,8 @@ class Attached:
             self._engines.popitem(last=False)[1].release()
         engine = self._make()
         try:
-            engine.prepare(ComfyUNet(module), shapes)
+            with uncompiled():
+                engine.prepare(ComfyUNet(module), shapes)
         except Exception as error:
             engine.release()
             if isinstance(error, WeightsAway):

@@ -26,10 +26,14 @@ def test_the_camera_follows_the_size_and_rate_of_the_graph(spare):
     page.live()
     # the smallest that is large enough, and whole: 320 x 240 is not, 640 x 480 is
     assert page.get(MODE) == [640, 480, 20, "none"]
+    # what it cannot give is said on the node
+    note = "document.querySelector('.livediffusion-screen:not(.livediffusion-compare) "\
+        ".livediffusion-note').textContent"
+    page.wait(f"{note} === 'The camera gives 20 fps, not 30'")
     opened = page.get("window.live.tracks.length")
     for (width, height, fps), mode in (
         ((384, 512, 10), [1280, 720, 10, "none"]),  # upright, of a camera that lies
-        ((64, 64, 30), [320, 240, 20, "none"]),
+        ((64, 64, 240), [320, 240, 20, "none"]),
     ):
         page.get("""(() => { const { widgets } = app.graph.getNodeById(1);
             [widgets[2].value, widgets[3].value, widgets[5].value] = a })()""",
@@ -37,6 +41,8 @@ def test_the_camera_follows_the_size_and_rate_of_the_graph(spare):
         page.wait(f"window.live.views()[0].width === {width}")
         page.wait(f"String({MODE}) === {','.join(map(str, mode))!r}")
         page.wait(f"{FRAMES} > {page.get(FRAMES) + 3}")
+        said = f"The camera gives {mode[2]} fps, not {fps}" if mode[2] < fps else ""
+        page.wait(f"{note} === {said!r}")
     # it was never asked for again, and one track is read at a time
     assert page.get("window.live.tracks.length") == opened + 2
     assert page.get("window.live.cameras()") == 2

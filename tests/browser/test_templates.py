@@ -62,6 +62,10 @@ RUN = """(() => {
 })()"""
 
 
+# what its schema refuses is told on the page
+TOLD = "window.live.toasts().filter((said) => /schema|valid version|link/i.test(said))"
+
+
 @pytest.fixture
 def wide(page, site):
     """The page at the size of a small notebook, with files to be shown."""
@@ -79,6 +83,17 @@ def wide(page, site):
     page.page.set_viewport_size(before)
     page.nodes2(False)
     minimap(page, False)
+    validated(page, False)
+
+
+def validated(page, on):
+    """Whether the frontend looks at each workflow that it opens."""
+    page.get("app.extensionManager.setting.set('Comfy.Validation.Workflows', a)", on)
+
+
+def refusals(page):
+    """What the frontend says of a workflow that is not as its schema has it."""
+    return page.get(TOLD) + [said for _, said, _ in page.noise if "zod" in said.lower()]
 
 
 def minimap(page, on):
@@ -110,10 +125,18 @@ def test_a_template_opens_readable_and_has_room_for_what_a_run_shows(wide, reque
     wrong = {}
     # on, unless the user has put it away
     minimap(wide, True)
+    validated(wide, True)
+    # that it would be told
+    bad = {**tools.through(), "last_link_id": None}
+    wide.get("app.loadGraphData(a)", bad)
+    wide.wait(f"({TOLD}).length")
+    wide.get("window.live.untoast()")
+    wide.wait(f"!({TOLD}).length")
     for name in TEMPLATES:
         graph = json.loads((tools.ROOT / "workflows" / f"{name}.json").read_text("utf-8"))
         wide.get("app.loadGraphData(a, true, true, null, { openSource: 'template' })", graph)
         boxes = settled(wide, BOXES)
+        wrong[name, "schema"] = refusals(wide)
         wide.wait("document.querySelector('.minimap-main-container')")
         wrong[name, "before"] = lying(boxes)
         wrong[name, "map"] = [
@@ -131,18 +154,3 @@ def test_a_template_opens_readable_and_has_room_for_what_a_run_shows(wide, reque
             wide.page.screenshot(path=f"{shot}-{name}.png")
         wide.nodes2(False)
     assert not {place: what for place, what in wrong.items() if what}
-
-
-def test_a_template_is_what_the_frontend_calls_a_workflow():
-    """Its schema takes no null where a number, a word or nothing is meant."""
-
-    def nulls(value, path):
-        if isinstance(value, dict):
-            return [p for key, v in value.items() for p in nulls(v, (*path, key))]
-        if isinstance(value, list):
-            return [p for key, v in enumerate(value) for p in nulls(v, (*path, key))]
-        return [path] if value is None and path[-1] not in ("link", "links") else []
-
-    for name in TEMPLATES:
-        graph = json.loads((tools.ROOT / "workflows" / f"{name}.json").read_text("utf-8"))
-        assert not nulls(graph, (name,))

@@ -13,7 +13,7 @@ pytestmark = [pytest.mark.comfy, pytest.mark.slow]
 TESTS = pathlib.Path(__file__).resolve().parents[1]
 SCRIPT = """
 import json, sys
-for name in ("tensorrt", "triton", "onnx", "onnxruntime", "openvino"):
+for name in ("tensorrt", "tensorrt_rtx", "triton", "onnx", "onnxruntime", "openvino"):
     sys.modules[name] = None  # importing it fails, and it is not found
 sys.argv = sys.argv[:1]
 import conftest, tiny, torch, asyncio

@@ -1,9 +1,11 @@
 """The pack in a running ComfyUI: its nodes as saved workflows know them, and good manners."""
 
+import importlib.util
 import pathlib
 import re
 
 import pytest
+import torch
 
 pytestmark = [pytest.mark.comfy, pytest.mark.server]
 
@@ -172,7 +174,7 @@ NODES = {
     "LiveCompileVAE": (
         [
             ("vae", "VAE", None),
-            ("engine", "COMBO", None),
+            ("engine", "COMBO", "auto"),
             ("precision", "COMBO", "default"),
             ("device", "COMBO", "auto"),
         ],
@@ -192,7 +194,7 @@ NODES = {
             ("dynamic_size", "BOOLEAN", False),
             ("refit", "BOOLEAN", False),
         ],
-        [],
+        [("library", "COMBO", "auto"), ("targets", "COMBO", "this GPU")],
         ["STRING"],
     ),
     "LiveTensorRTLoader": (
@@ -258,16 +260,19 @@ def test_inputs_and_outputs_are_the_saved_format(info, name):
 
 
 def test_the_loader_says_what_to_install(info):
-    """This machine has no TensorRT: the list of engines is what to do about it."""
+    """This machine has no TensorRT, or no GPU: the list of engines is what to do about it."""
     (said,) = info["LiveTensorRTLoader"]["input"]["required"]["engine"][1]["options"]
-    assert said.startswith("tensorrt not installed: pip install tensorrt")
+    if importlib.util.find_spec("tensorrt_rtx") is None:
+        assert said.startswith("tensorrt not installed: pip install tensorrt")
+    elif not torch.cuda.is_available():
+        assert said == "TensorRT needs an NVIDIA GPU, and torch sees none here"
 
 
 def test_optional_packages_stay_out_until_a_node_needs_them(server):
     names = {name.partition(".")[0] for name in server.start_up["modules"]}
     assert "torch" in names
     # triton comes with torchvision, which ComfyUI imports
-    assert not names & {"tensorrt", "onnx", "onnxruntime"}
+    assert not names & {"tensorrt", "tensorrt_rtx", "onnx", "onnxruntime"}
 
 
 def test_a_skipped_picture_is_not_asked_for(info):

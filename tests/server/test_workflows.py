@@ -114,6 +114,22 @@ def test_is_refused_for_missing_files_only(info, server, path):
             assert error["extra_info"]["input_name"] in THEIRS, (graph[node], error)
 
 
+def test_comfyui_finds_the_words_of_every_language(server):
+    """It puts the files of a language together, and its page asks for them all at once."""
+    told = server.json("/i18n")
+    folders = [path for path in (ROOT / "locales").iterdir() if path.is_dir()]
+    assert folders
+    for folder in folders:
+        main, nodes, commands = (
+            json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
+            for name in ("main", "nodeDefs", "commands")
+        )
+        found = told[folder.name]
+        assert found["livediffusion"] == main["livediffusion"]
+        assert found["nodeDefs"] == nodes
+        assert found["commands"] == commands
+
+
 def test_clip_stylise_runs(info, server, comfyui, tmp_path):
     import av
     import filming

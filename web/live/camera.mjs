@@ -2,17 +2,10 @@
 
 const CHOICE = 'livediffusion.camera'
 
-const WORDS = {
-  NotAllowedError:
-    'The browser does not allow this page to use the camera. Allow it with the camera symbol in the address bar, then press Live again.',
-  NotFoundError: 'No camera was found. Connect one, or set the Live Camera to a file.',
-  NotReadableError:
-    'The camera is in use by another program. Close that program, then press Live again.',
-  OverconstrainedError: 'The chosen camera is gone. Choose another one on the Live Camera.',
-  AbortError: 'The camera stopped before it gave a picture. Try again.'
-}
-const INSECURE =
-  'The camera needs https or localhost. Open ComfyUI as http://localhost or start it with --tls-keyfile and --tls-certfile.'
+// by name, what getUserMedia throws: words.mjs has a sentence for each
+const FAILURES = [
+  'NotAllowedError', 'NotFoundError', 'NotReadableError', 'OverconstrainedError', 'AbortError'
+]
 
 // a smaller picture serves nobody: the Live Camera shows it to be looked at
 const LEAST = { width: 320, height: 180, fps: 1 }
@@ -46,20 +39,22 @@ export function constraints({ width, height, fps }) {
   }
 }
 
-/** The reason why a camera does not open, in plain words. */
-export function reason(error) {
-  return WORDS[error?.name] ?? `The camera does not open: ${error?.message ?? error}`
-}
-
 export class Camera extends EventTarget {
   stream = null
   video = null
   users = new Map() // to the wishes of each
   takes = 0 // how often pictures began to come in another way: whoever reads them taps anew
+  #say
   #opening = null
   #taps = new Set()
   #asked = null
   #fitting = null
+
+  /** @param say see words.mjs */
+  constructor(say) {
+    super()
+    this.#say = say
+  }
 
   /** Device id chosen by the user on this computer; '' for the browser's choice. */
   get choice() {
@@ -78,12 +73,20 @@ export class Camera extends EventTarget {
     }
   }
 
+  /** Pictures per second that the open camera gives; 0 where the browser does not say. */
+  get rate() {
+    return this.track?.getSettings?.().frameRate ?? 0
+  }
+
   /** Cameras by name; the browser tells names only once it has allowed a camera. */
   async devices() {
     const all = (await navigator.mediaDevices?.enumerateDevices?.()) ?? []
     return all
       .filter((device) => device.kind === 'videoinput')
-      .map((device, i) => ({ id: device.deviceId, label: device.label || `Camera ${i + 1}` }))
+      .map(({ deviceId, label }, i) => ({
+        id: deviceId,
+        label: label || this.#say('cameraNumber', { number: i + 1 })
+      }))
   }
 
   /** Whether the camera opens without a question to the user. */
@@ -103,7 +106,7 @@ export class Camera extends EventTarget {
    * @throws Error with plain words
    */
   async use(user, wishes) {
-    if (!window.isSecureContext || !navigator.mediaDevices) throw new Error(INSECURE)
+    if (!window.isSecureContext || !navigator.mediaDevices) throw new Error(this.#say('insecure'))
     // known from the start: who leaves while the browser still asks gets no light afterwards
     this.users.set(user, wishes)
     try {
@@ -155,7 +158,7 @@ export class Camera extends EventTarget {
     try {
       stream = await navigator.mediaDevices.getUserMedia({ video, audio: false })
     } catch (error) {
-      if (error?.name !== 'OverconstrainedError' || !this.choice) throw new Error(reason(error))
+      if (error?.name !== 'OverconstrainedError' || !this.choice) throw this.#failure(error)
       // the camera chosen last time is not connected now
       localStorage.removeItem(CHOICE)
       return this.#open()
@@ -178,9 +181,15 @@ export class Camera extends EventTarget {
       // closed or replaced meanwhile
       if (this.stream !== stream) return
       this.#close()
-      throw new Error(reason(error))
+      throw this.#failure(error)
     }
     if (this.stream === stream) this.#began()
+  }
+
+  /** The reason why a camera does not open, in plain words. */
+  #failure(error) {
+    if (FAILURES.includes(error?.name)) return new Error(this.#say(error.name))
+    return new Error(this.#say('cameraFails', { reason: error?.message ?? error }))
   }
 
   #close() {

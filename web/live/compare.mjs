@@ -6,9 +6,9 @@ export const SIDE = 'side by side'
 export const LINE = 'line'
 
 const CHOICES = [
-  [OFF, 'Output only'],
-  [SIDE, 'Compare: input beside output'],
-  [LINE, 'Compare: input and output on either side of a line that you drag']
+  [OFF, 'compareOff'],
+  [SIDE, 'compareSide'],
+  [LINE, 'compareLine']
 ]
 const MIDDLE = 0.5
 
@@ -19,13 +19,14 @@ export class Compare {
 
   /**
    * @param node a LiveView
-   * @param element see style.mjs
+   * @param tools say(key), element()
    * @param changed called after each change
    */
-  constructor(node, element, changed) {
+  constructor(node, { say, element }, changed) {
     this.#node = node
     this.#changed = changed
-    this.#buttons = CHOICES.map(([mode, title]) => {
+    this.#buttons = CHOICES.map(([mode, key]) => {
+      const title = say(key)
       const onclick = () => this.choose(mode)
       const made = element('button', { title, onclick, className: 'livediffusion-choice' })
       made.dataset.mode = mode
@@ -35,7 +36,7 @@ export class Compare {
     /** The three buttons, for the page. */
     this.switch = element('div', { className: 'livediffusion-switch' }, ...this.#buttons)
     this.switch.setAttribute('role', 'group')
-    this.switch.setAttribute('aria-label', 'Compare with the input')
+    this.switch.setAttribute('aria-label', say('compare'))
     this.#mark()
   }
 

@@ -10,27 +10,28 @@ export class Picker {
   /**
    * @param node a LiveCamera
    * @param camera see camera.mjs
-   * @param tools element(), notify(severity, summary, detail), upload(file)
+   * @param tools say(key, values), element(), notify(severity, summary, detail), upload(file)
    */
   constructor(node, camera, tools) {
-    const { element } = tools
+    const { say, element } = tools
     this.node = node
     this.camera = camera
     this.tools = tools
     this.select = element('select', {
-      title: 'The camera of this computer. Not part of the workflow.',
+      title: say('cameraTip'),
       onchange: () => this.#choose()
     })
     this.button = element('button', {
-      textContent: 'Try',
-      title: 'Open the camera to see its picture; again to close it.',
+      textContent: say('try'),
+      title: say('tryTip'),
       onclick: () => this.toggle()
     })
     this.canvas = element('canvas', { width: 320, height: 180 })
     this.hint = element('div', { className: 'livediffusion-hint' })
+    this.note = element('div', { className: 'livediffusion-note' })
     this.upload = element('button', {
-      textContent: 'Upload a video or animated picture',
-      title: "Into ComfyUI's input folder.",
+      textContent: say('uploadFile'),
+      title: say('uploadTip'),
       onclick: () => this.#upload()
     })
     const line = element(
@@ -40,7 +41,13 @@ export class Picker {
       this.button,
       this.upload
     )
-    const screen = element('div', { className: 'livediffusion-screen' }, this.canvas, this.hint)
+    const screen = element(
+      'div',
+      { className: 'livediffusion-screen' },
+      this.canvas,
+      this.note,
+      this.hint
+    )
     const box = element('div', { className: 'livediffusion-box' }, line, screen)
     // the first Nodes 2.0 gave a widget no more height than its contents need
     box.style.minHeight = `${SIZE - MARGINS}px`
@@ -51,7 +58,7 @@ export class Picker {
       getMaxHeight: () => SIZE * 2
     })
     this.widget.serialize = false
-    this.widget.label = 'camera'
+    this.widget.label = say('cameraWidget')
     camera.addEventListener('opened', this.#opened)
     camera.addEventListener('closed', this.#closed)
     navigator.mediaDevices?.addEventListener?.('devicechange', this.#list)
@@ -72,7 +79,7 @@ export class Picker {
     this.select.hidden = this.button.hidden = !browser
     this.upload.hidden = browser
     if (!browser && this.#trying) this.toggle()
-    if (!this.#timer) this.hint.textContent = browser ? 'The camera is off' : 'Plays while live'
+    if (!this.#timer) this.hint.textContent = this.tools.say(browser ? 'cameraOff' : 'playsLive')
   }
 
   get #widgets() {
@@ -98,13 +105,13 @@ export class Picker {
       if (this.#trying) this.camera.leave(this)
       else await this.camera.use(this, [this.wish])
     } catch (error) {
-      this.tools.notify('error', 'Camera', error.message)
+      this.tools.notify('error', this.tools.say('camera'), error.message)
     }
     this.#label()
   }
 
   async #upload() {
-    const { element, notify } = this.tools
+    const { say, element, notify } = this.tools
     const input = element('input', { type: 'file', accept: 'video/*,image/*' })
     input.onchange = async () => {
       try {
@@ -115,7 +122,7 @@ export class Picker {
         file.callback?.(name)
         document.dispatchEvent(new Event('change'))
       } catch (error) {
-        notify('error', 'Upload', error.message)
+        notify('error', say('upload'), error.message)
       }
     }
     input.click()
@@ -125,15 +132,15 @@ export class Picker {
     try {
       await this.camera.choose(this.select.value)
     } catch (error) {
-      this.tools.notify('error', 'Camera', error.message)
+      this.tools.notify('error', this.tools.say('camera'), error.message)
       this.select.value = this.camera.choice
     }
   }
 
   #list = async () => {
-    const { element } = this.tools
+    const { say, element } = this.tools
     const devices = (await this.camera.devices()).filter((device) => device.id)
-    const options = [{ id: '', label: 'Default camera' }, ...devices]
+    const options = [{ id: '', label: say('defaultCamera') }, ...devices]
     this.select.replaceChildren(
       ...options.map(({ id, label }) => element('option', { value: id, textContent: label }))
     )
@@ -145,6 +152,7 @@ export class Picker {
     this.#list()
     this.#label()
     this.hint.textContent = ''
+    this.#remark()
     clearInterval(this.#timer)
     this.#timer = setInterval(() => this.#paint(), EVERY)
   }
@@ -153,12 +161,20 @@ export class Picker {
     clearInterval(this.#timer)
     this.#timer = 0
     this.#label()
+    this.note.textContent = ''
     this.canvas.getContext('2d').clearRect(0, 0, this.canvas.width, this.canvas.height)
     this.show()
   }
 
   #label() {
-    this.button.textContent = this.#trying ? 'Off' : 'Try'
+    this.button.textContent = this.tools.say(this.#trying ? 'off' : 'try')
+  }
+
+  // nothing is demanded of a camera, so one that cannot gives less, and it is said here
+  #remark() {
+    const [given, wanted] = [Math.round(this.camera.rate), this.wish.fps]
+    const slower = this.usesBrowser && given && given < wanted
+    this.note.textContent = slower ? this.tools.say('cameraSlower', { given, wanted }) : ''
   }
 
   #paint() {

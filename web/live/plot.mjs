@@ -29,10 +29,11 @@ function shape(tag, attributes, text) {
 export class Plot {
   /**
    * @param node a node that gives SIGMAS
-   * @param tools element()
+   * @param tools say(key, values), element()
    */
   constructor(node, tools) {
     this.node = node
+    this.say = tools.say
     this.element = tools.element
     this.box = this.element('div', { className: 'livediffusion-box livediffusion-plot' })
     this.lines = 0
@@ -42,7 +43,7 @@ export class Plot {
       getMinHeight: () => this.height
     })
     this.widget.serialize = false
-    this.widget.label = 'steps'
+    this.widget.label = this.say('steps')
   }
 
   get height() {
@@ -57,7 +58,7 @@ export class Plot {
     const [least, high] = [Math.log(Math.min(...above)), Math.log(Math.max(...above)) + 0.01]
     const low = least - 0.15 * (high - least)
     const svg = shape('svg', { viewBox: `0 0 ${WIDTH} ${HEIGHT}`, role: 'img' })
-    const named = { 'noise levels': levels, ...others }
+    const named = { [this.say('noiseLevels')]: levels, ...others }
     svg.append(shape('title', {}, Object.keys(named).join(', ')))
     for (const level of [Math.max(...above), Math.min(...above), 0]) {
       const [[, y]] = places([level, 0], low, high)
@@ -75,7 +76,8 @@ export class Plot {
     svg.append(shape('polyline', { points: own.join(' '), class: 'livediffusion-own' }))
     own.forEach(([x, y], k) => {
       const dot = shape('circle', { cx: x, cy: y, r: 3, class: 'livediffusion-dot' })
-      dot.append(shape('title', {}, `step ${k}: ${short(levels[k])}`))
+      const step = this.say('step', { step: k, level: short(levels[k]) })
+      dot.append(shape('title', {}, step))
       svg.append(dot)
     })
     const legend = this.element('div', { className: 'livediffusion-legend' })

@@ -14,6 +14,7 @@ const PLACE = new Set(['pos', 'size', 'order', 'bounding'])
 export class Reader {
   #app
   #queuePrompt
+  #say
   #wish = null
   #reading = null
   #runs = new Set()
@@ -21,9 +22,11 @@ export class Reader {
   /**
    * @param app ComfyUI's app, whose queuePrompt leads to queue() below
    * @param queuePrompt what app.queuePrompt was before
+   * @param say see words.mjs
    */
-  constructor(app, queuePrompt) {
+  constructor(app, queuePrompt, say) {
     this.#app = app
+    this.#say = say
     this.#queuePrompt = queuePrompt
   }
 
@@ -70,7 +73,7 @@ export class Reader {
     }
     // a pack that lets nothing through is left out
     const graph = await (wish.graph ?? this.#graph())
-    if (!graph?.output) throw new Error('ComfyUI did not give the graph.')
+    if (!graph?.output) throw new Error(this.#say('noGraph'))
     return graph
   }
 

@@ -10,15 +10,17 @@ const STEPS = {
 const SLACK = 4 // px that a press may wander and is no drag yet
 
 export class Screen {
+  #say
   #compare
   #compared = false
   #drag = null
 
   /**
-   * @param element see style.mjs
+   * @param tools say(key, values), element()
    * @param compare see compare.mjs
    */
-  constructor(element, compare) {
+  constructor({ say, element }, compare) {
+    this.#say = say
     this.#compare = compare
     const part = (name, canvas, text) => {
       const label = element('span', { className: 'livediffusion-label', textContent: text })
@@ -28,15 +30,15 @@ export class Screen {
     this.input = element('canvas', { width: 1, height: 1 })
     this.line = element('div', { className: 'livediffusion-divider', tabIndex: 0 })
     this.line.setAttribute('role', 'slider')
-    this.line.setAttribute('aria-label', 'Line between input and output')
+    this.line.setAttribute('aria-label', say('line'))
     this.line.setAttribute('aria-valuemin', 0)
     this.line.setAttribute('aria-valuemax', 100)
     this.line.onkeydown = (event) => this.#key(event)
     this.stage = element(
       'div',
       { className: 'livediffusion-stage' },
-      part('output', this.output, 'Output'),
-      part('input', this.input, 'Input'),
+      part('output', this.output, say('output')),
+      part('input', this.input, say('input')),
       this.line
     )
     this.stage.onpointerdown = (event) => this.#press(event)
@@ -81,7 +83,8 @@ export class Screen {
     this.stage.style.setProperty('--aspect', width / height)
     this.stage.style.setProperty('--at', `${100 * at}%`)
     this.line.setAttribute('aria-valuenow', percent)
-    this.line.setAttribute('aria-valuetext', `${percent} % input, ${100 - percent} % output`)
+    const shares = { input: percent, output: 100 - percent }
+    this.line.setAttribute('aria-valuetext', this.#say('lineAt', shares))
   }
 
   get #movable() {

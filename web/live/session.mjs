@@ -1,12 +1,15 @@
 // One live run as the page drives it: start, edits, stop, and what comes back.
 
 export class Invalid extends Error {
-  /** @param answer what ComfyUI's /prompt would answer: error and node_errors */
-  constructor(answer) {
+  /**
+   * @param answer what ComfyUI's /prompt would answer: error and node_errors
+   * @param say see words.mjs
+   */
+  constructor(answer, say) {
     const details = Object.values(answer.node_errors ?? {})
       .flatMap((node) => node.errors)
       .map((error) => [error.message, error.details].filter(Boolean).join(': '))
-    const message = answer.error?.message ?? String(answer.error ?? 'The server refused the graph.')
+    const message = answer.error?.message ?? String(answer.error ?? say('refused'))
     super([message, ...details.filter((detail) => detail !== message)].join('\n'))
     this.nodes = answer.node_errors ?? {}
   }
@@ -42,6 +45,7 @@ export class Session extends EventTarget {
   #begun = null
   #reading = null
   #tap = null
+  #say
   #ended = false
   state = 'starting'
 
@@ -49,10 +53,12 @@ export class Session extends EventTarget {
    * @param api ComfyUI's api
    * @param camera see camera.mjs
    * @param workerUrl of worker.mjs
+   * @param say see words.mjs
    */
-  constructor(api, camera, workerUrl) {
+  constructor(api, camera, workerUrl, say) {
     super()
     this.#api = api
+    this.#say = say
     this.#camera = camera
     this.#worker = new Worker(workerUrl, { type: 'module' })
     this.#worker.onmessage = ({ data }) => this.#hear(data)
@@ -214,7 +220,7 @@ export class Session extends EventTarget {
 
   #closed(code) {
     if (code !== 4410 && !this.#ended)
-      this.#told('failed', { reason: 'The connection to ComfyUI broke.' })
+      this.#told('failed', { reason: this.#say('broke') })
     this.#ended = true
     this.close()
   }
@@ -237,7 +243,7 @@ export class Session extends EventTarget {
       body: JSON.stringify(body)
     })
     const answer = await reply.json().catch(() => ({ error: { message: reply.statusText } }))
-    if (!reply.ok) throw new Invalid(answer)
+    if (!reply.ok) throw new Invalid(answer, this.#say)
     return answer
   }
 }

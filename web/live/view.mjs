@@ -1,21 +1,15 @@
 // The Live View's screen: pictures, one line of figures, a window of its own, an address for OBS.
 
-const IDLE = 'Press Live'
-const UNKNOWN = 'The input shows while live'
 const SIZE = 220
 const MARGINS = 20 // px that the canvas leaves around a widget, of its height
 
 const OFF = 'off'
 const figure = (value, digits = 0) => (value == null ? '-' : value.toFixed(digits))
 
-/** What the line below the picture says. */
-export function figures(stats) {
-  const latency = stats.latency_ms?.p50
-  return (
-    `${figure(stats.fps, 1)} fps, ${figure(latency)} ms, ` +
-    `${stats.skipped} skipped, ${stats.dropped} dropped`
-  )
-}
+/** What the line below the picture is filled with. */
+const figures = ({ fps, latency_ms, skipped, dropped }) => ({
+  fps: figure(fps, 1), latency: figure(latency_ms?.p50), skipped, dropped
+})
 
 export class View {
   #session = null
@@ -31,32 +25,34 @@ export class View {
 
   /**
    * @param node a LiveView
-   * @param tools element(), addStyle(document), notify(severity, summary, detail), Compare, Screen
+   * @param tools say(key, values), element(), addStyle(document), notify(severity, summary,
+   *   detail), Compare, Screen
    */
   constructor(node, tools) {
-    const { element, Compare, Screen } = tools
+    const { say, element, Compare, Screen } = tools
     this.node = node
     this.tools = tools
-    this.compare = new Compare(node, element, () => this.#compared())
-    this.screen = new Screen(element, this.compare)
+    this.compare = new Compare(node, tools, () => this.#compared())
+    this.screen = new Screen(tools, this.compare)
     this.canvas = this.screen.output
-    this.hint = element('div', { className: 'livediffusion-hint', textContent: IDLE })
+    this.hint = element('div', { className: 'livediffusion-hint' })
+    this.hint.textContent = say('pressLive')
     this.note = element('div', { className: 'livediffusion-note' })
     this.screen.root.append(this.note, this.hint)
     this.line = element('span', { className: 'livediffusion-figures' })
     this.popButton = element('button', {
-      textContent: 'Window',
-      title: 'Show the pictures in a window of their own. Double click there for full screen.',
+      textContent: say('window'),
+      title: say('windowTip'),
       onclick: () => this.popOut()
     })
     this.copyButton = element('button', {
-      textContent: 'Copy URL',
-      title: 'Copy the address of these pictures as an MJPEG stream, for OBS and browsers.',
+      textContent: say('copyUrl'),
+      title: say('copyUrlTip'),
       disabled: true,
       onclick: () => this.copy()
     })
     this.saveButton = element('button', {
-      textContent: 'Snapshot',
+      textContent: say('snapshot'),
       onclick: () => this.save()
     })
     this.#savable(false)
@@ -83,7 +79,7 @@ export class View {
       getMinHeight: () => SIZE
     })
     this.widget.serialize = false
-    this.widget.label = 'picture'
+    this.widget.label = say('picture')
     document.addEventListener('visibilitychange', this.#hidden)
   }
 
@@ -102,7 +98,7 @@ export class View {
     this.#mjpeg = place.mjpeg
     this.copyButton.disabled = false
     this.#savable(true)
-    if (!this.canvas.dataset.source) this.hint.textContent = 'Waiting for the first picture'
+    if (!this.canvas.dataset.source) this.hint.textContent = this.#say('firstPicture')
   }
 
   detach() {
@@ -113,7 +109,7 @@ export class View {
     this.#savable(false)
     for (const picture of this.#waiting.splice(0)) close(picture)
     this.#remark()
-    if (this.canvas.dataset.frames === '0') this.hint.textContent = IDLE
+    if (this.canvas.dataset.frames === '0') this.hint.textContent = this.#say('pressLive')
   }
 
   get index() {
@@ -121,12 +117,15 @@ export class View {
   }
 
   stats(stats) {
-    this.line.textContent = figures(stats)
-    this.line.title =
-      `frames through the graph per second; from capture to here (median); ` +
-      `${stats.frames} frames, ${stats.calls} UNet calls, ${stats.refused} refused` +
-      (stats.roads ?? []).map(({ road, why }) => `; sampled ${road}${why ? ` (${why})` : ''}`).join('')
+    const sampled = ({ road, why }) => this.#say('sampled', { road }) + (why ? ` (${why})` : '')
+    this.line.textContent = this.#say('figures', figures(stats))
+    this.line.title = [
+      this.#say('figuresTip', stats),
+      ...(stats.roads ?? []).map(sampled)
+    ].join('; ')
   }
+
+  #say = (key, values) => this.tools.say(key, values)
 
   /** A picture has come: on the screen with its next refresh. */
   take(picture) {
@@ -186,7 +185,7 @@ export class View {
 
   #remark() {
     const lacking = this.compare.mode !== OFF && !this.screen.compared
-    const text = lacking && !this.#session && !this.hint.textContent ? UNKNOWN : ''
+    const text = lacking && !this.#session && !this.hint.textContent ? this.#say('inputUnknown') : ''
     if (this.note.textContent !== text) this.note.textContent = text
   }
 
@@ -203,15 +202,14 @@ export class View {
     if (this.#popup && !this.#popup.closed) return this.#popup.focus()
     const popup = window.open('', `livediffusion-${this.node.id}`, 'popup,width=640,height=640')
     if (!popup) {
-      const detail = 'The browser blocked the window. Allow pop-ups for this page.'
-      return this.tools.notify('warn', 'Live View', detail)
+      return this.tools.notify('warn', this.#say('LiveView'), this.#say('windowBlocked'))
     }
     this.#popup = popup
-    this.#window = new this.tools.Screen(this.tools.element, this.compare)
+    this.#window = new this.tools.Screen(this.tools, this.compare)
     const { root } = this.#window
     const { document: page } = popup
     this.tools.addStyle(page)
-    page.title = 'Live View'
+    page.title = this.#say('LiveView')
     page.body.style.cssText = 'margin:0;background:#000;overflow:hidden'
     root.classList.add('livediffusion-window')
     page.body.replaceChildren(root)
@@ -223,18 +221,16 @@ export class View {
 
   #savable(on) {
     this.saveButton.disabled = !on
-    this.saveButton.title = on
-      ? 'Write this picture, with the workflow in it, to the output folder as a PNG.'
-      : 'While live only. To keep the pictures of an ordinary run, add a Save Image node.'
+    this.saveButton.title = this.#say(on ? 'snapshotTip' : 'snapshotOffTip')
   }
 
   /** Write the picture of this moment to a file. */
   async save() {
     if (!this.#session) return
     try {
-      this.tools.notify('success', 'Snapshot', await this.#session.save(this.#id))
+      this.tools.notify('success', this.#say('snapshot'), await this.#session.save(this.#id))
     } catch (error) {
-      this.tools.notify('error', 'Snapshot', error.message)
+      this.tools.notify('error', this.#say('snapshot'), error.message)
     }
   }
 
@@ -242,10 +238,10 @@ export class View {
     const url = new URL(this.tools.apiURL(this.#mjpeg), location.href).href
     try {
       await navigator.clipboard.writeText(url)
-      this.tools.notify('success', 'MJPEG address copied', url)
+      this.tools.notify('success', this.#say('addressCopied'), url)
     } catch {
       // without https or localhost there is no clipboard: show it to be copied by hand
-      this.tools.notify('info', 'MJPEG address', url)
+      this.tools.notify('info', this.#say('address'), url)
     }
   }
 

@@ -8,6 +8,8 @@ const CAMERA = 1
 const COMPARED = 3
 const JPEG = 1
 const MOST_AWAY = 2
+const EARLY = 8 // ms, or a quarter of the interval where that is less
+const LOOK = 4 // ms between two looks whether a picture is due; browsers make less into this
 const AGAIN = 250 // ms between two attempts to reach a run whose connection broke
 const GIVE_UP = 2000
 const FINAL = new Set([1000, 4409, 4410])
@@ -113,7 +115,7 @@ function wanted(at) {
 async function send(frame, width, height) {
   const captured = now()
   // a camera's own rhythm is kept: the next picture may come a little early
-  due = captured + pace - 8
+  due = captured + pace - Math.min(EARLY, pace / 4)
   encoding = true
   try {
     const scale = Math.min(1, Math.max(cover.width / width, cover.height / height))
@@ -160,7 +162,7 @@ function ask() {
     if (asked || !wanted(now())) return
     asked = true
     postMessage({ type: 'want' })
-  }, 8)
+  }, LOOK)
 }
 
 function off() {

@@ -1,0 +1,141 @@
+// What the page says, in the frontend's language.
+//
+// English is here, as JSON, so that tests can read it; other languages are in locales/<language>/ at
+// the pack's top, where ComfyUI looks for them: main.json has this table under "livediffusion", and
+// nodeDefs.json what options are called, which ComfyUI itself does not translate. {name} is filled in.
+
+const ENGLISH = {
+  "live": "Live",
+  "starting": "Starting",
+  "waiting": "Waiting",
+  "waitingCount": "Waiting ({count})",
+  "stop": "Stop",
+  "stopping": "Stopping",
+  "idleTip": "Live: run this workflow on the camera until stopped",
+  "startingTip": "Loading models; click to stop",
+  "queuedTip": "Waiting for the prompts before this one; click to stop",
+  "aheadOneTip": "Waiting for 1 prompt to finish; click to stop",
+  "aheadTip": "Waiting for {count} prompts to finish; click to stop",
+  "liveTip": "Stop the live run",
+  "stoppingTip": "The live run is stopping",
+  "aheadNote": "Waiting for {count} prompt(s) before this one.",
+  "node": "node {id}",
+  "notTaken": "{file} was not taken: {reason}",
+  "notRun": "Not run while live: {nodes}.",
+  "failed": "The live run failed.",
+  "notChangedNode": "{node}: not changed",
+  "notRecorded": "{node}: not recorded",
+  "recorded": "{node}: recorded",
+  "recordedFile": "{file}, {seconds} s",
+  "recordedGaps": "{file}, {seconds} s; {count} frame(s) left out: the disk or the encoder is too slow",
+  "otherWorkflow": "Stopped, because another workflow was opened.",
+  "ended": "Live has ended",
+  "noneLeft": "No {node} is left: deleted, muted or bypassed.",
+  "notChanged": "Not changed",
+  "disconnected": "The camera was disconnected.",
+  "LiveCamera": "Live Camera",
+  "LiveView": "Live View",
+  "refused": "The server refused the graph.",
+  "broke": "The connection to ComfyUI broke.",
+  "noGraph": "ComfyUI did not give the graph.",
+  "camera": "Camera",
+  "cameraWidget": "camera",
+  "cameraNumber": "Camera {number}",
+  "defaultCamera": "Default camera",
+  "cameraTip": "The camera of this computer. Not part of the workflow.",
+  "cameraOff": "The camera is off",
+  "cameraSlower": "The camera gives {given} fps, not {wanted}",
+  "NotAllowedError": "The browser does not allow this page to use the camera. Allow it with the camera symbol in the address bar, then press Live again.",
+  "NotFoundError": "No camera was found. Connect one, or set the Live Camera to a file.",
+  "NotReadableError": "The camera is in use by another program. Close that program, then press Live again.",
+  "OverconstrainedError": "The chosen camera is gone. Choose another one on the Live Camera.",
+  "AbortError": "The camera stopped before it gave a picture. Try again.",
+  "cameraFails": "The camera does not open: {reason}",
+  "insecure": "The camera needs https or localhost. Open ComfyUI as http://localhost or start it with --tls-keyfile and --tls-certfile.",
+  "try": "Try",
+  "off": "Off",
+  "tryTip": "Open the camera to see its picture; again to close it.",
+  "upload": "Upload",
+  "uploadFile": "Upload a video or animated picture",
+  "uploadTip": "Into ComfyUI's input folder.",
+  "playsLive": "Plays while live",
+  "pressLive": "Press Live",
+  "firstPicture": "Waiting for the first picture",
+  "inputUnknown": "The input shows while live",
+  "figures": "{fps} fps, {latency} ms, {skipped} skipped, {dropped} dropped",
+  "figuresTip": "frames through the graph per second; from capture to here (median); {frames} frames, {calls} UNet calls, {refused} refused",
+  "sampled": "sampled {road}",
+  "picture": "picture",
+  "window": "Window",
+  "windowTip": "Show the pictures in a window of their own. Double click there for full screen.",
+  "windowBlocked": "The browser blocked the window. Allow pop-ups for this page.",
+  "copyUrl": "Copy URL",
+  "copyUrlTip": "Copy the address of these pictures as an MJPEG stream, for OBS and browsers.",
+  "addressCopied": "MJPEG address copied",
+  "address": "MJPEG address",
+  "snapshot": "Snapshot",
+  "snapshotTip": "Write this picture, with the workflow in it, to the output folder as a PNG.",
+  "snapshotOffTip": "While live only. To keep the pictures of an ordinary run, add a Save Image node.",
+  "compare": "Compare with the input",
+  "compareOff": "Output only",
+  "compareSide": "Compare: input beside output",
+  "compareLine": "Compare: input and output on either side of a line that you drag",
+  "line": "Line between input and output",
+  "lineAt": "{input} % input, {output} % output",
+  "input": "Input",
+  "output": "Output",
+  "steps": "steps",
+  "noiseLevels": "noise levels",
+  "step": "step {step}: {level}"
+}
+
+const ALL = '/i18n' // ComfyUI's route: what every pack has in its locales folder, by language
+
+export class Words {
+  #api
+  #language
+  #loading = null
+  #all = {}
+
+  /**
+   * @param api ComfyUI's api
+   * @param language gives the frontend's language, "en" or another
+   */
+  constructor(api, language) {
+    this.#api = api
+    this.#language = language
+  }
+
+  /** Have the words of the frontend's language at hand; English needs nothing. */
+  async load() {
+    if (this.#language() === 'en') return
+    try {
+      this.#all = await (this.#loading ??= this.#fetch())
+    } catch (error) {
+      this.#loading = null
+      console.warn('LiveDiffusion speaks English:', error)
+    }
+  }
+
+  /** A text of the table, with its places filled in. */
+  say = (key, values = {}) =>
+    (this.#mine.livediffusion?.[key] ?? ENGLISH[key]).replace(/\{(\w+)\}/g, (place, name) =>
+      String(values[name] ?? place)
+    )
+
+  /** What an option of a node's input is called; itself where it has no other name. */
+  option(node, input, value) {
+    const { options } = this.#mine.nodeDefs?.[node]?.inputs?.[input] ?? {}
+    return options?.[value] ?? value
+  }
+
+  get #mine() {
+    return this.#all[this.#language()] ?? {}
+  }
+
+  async #fetch() {
+    const reply = await this.#api.fetchApi(ALL)
+    if (!reply.ok) throw new Error(reply.statusText)
+    return reply.json()
+  }
+}
