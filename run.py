@@ -25,6 +25,7 @@ import webbrowser
 from launch import setup
 from launch.console import Stop, ended, say, watched
 from launch.server import PACK, base, server
+from launch.stages import Stages
 
 ROOT = pathlib.Path(__file__).resolve().parent
 PRIMARY, ALSO = "0.33.0", ("0.25.0", "0.8.0")
@@ -33,6 +34,8 @@ BETWEEN = [
     "tests/host/test_registry.py", "tests/host/test_live.py", "tests/host/test_paths.py",
     "tests/nodes", "tests/live", "tests/test_frames.py", "tests/test_clients.py",
 ]  # fmt: skip
+# minutes that a stage of the tests may take, and all of them: three times what they take
+STAGE, STAGES = 25, 60
 DEMO = f"/?template=live_webcam&source={PACK}"
 PORT = 8188  # ComfyUI's own; a browser remembers for an address that its page may use the camera
 # what `engines` can install, by the name of the engine it is for
@@ -40,6 +43,7 @@ EXTRAS = {
     "onnxruntime": ["onnx", "onnxruntime"],
     "onnxruntime-gpu": ["onnx", "onnxruntime-gpu"],
     "tensorrt": ["onnx", "tensorrt"],
+    "tensorrt-rtx": ["onnx", "tensorrt_rtx"],
 }
 
 
@@ -156,7 +160,8 @@ def evaluate(args: argparse.Namespace, rest: list[str]) -> int:
 def test(args: argparse.Namespace, rest: list[str]) -> int:
     """Lint, then the suite on one ComfyUI; without --comfyui, on the older ones first, in short.
 
-    Tests that look at the clock run alone, after the others have run on every core.
+    Tests that look at the clock run alone, after the others have run on every core. A stage that
+    does not end in time is ended, and the next begins.
     """
     versions = [args.comfyui]
     if args.comfyui == PRIMARY and not rest and not os.environ.get("COMFYUI_PATH"):
@@ -167,17 +172,21 @@ def test(args: argparse.Namespace, rest: list[str]) -> int:
         return code
     cores = ["-n", str(min(os.cpu_count() or 1, 8)), "--dist", "loadfile"]
     parts = [("", [])] if rest else [("not alone", cores), ("alone", [])]
+    # who asks for tests of their own knows how long they take
+    minutes = (float("inf"),) * 2 if rest else (STAGE, STAGES)
+    stages = Stages(*(60 * limit for limit in minutes))
     for version in reversed(versions):
         path = {"COMFYUI_PATH": str(setup.find_comfyui(version))}
         for which, how in parts:
-            say(f"- tests on ComfyUI {version}" + (f", {which}" if which else ""))
+            what = f"tests on ComfyUI {version}" + (f", {which}" if which else "")
+            say(f"- {what}")
             short = "comfy and not server and not slow" if version != args.comfyui else ""
             mark = " and ".join(part for part in (which, short) if part)
             some = BETWEEN if short and version != versions[-1] else []
-            code = subprocess.run(
-                [str(tools / "pytest"), *(["-m", mark] if mark else []), *how, *some, *rest],
+            code = stages.run(
+                what, [str(tools / "pytest"), *(["-m", mark] if mark else []), *how, *some, *rest],
                 cwd=ROOT, env={**os.environ, **path},
-            ).returncode or code  # fmt: skip
+            ) or code  # fmt: skip
     return code
 
 

@@ -91,27 +91,40 @@ def models(only, base, place):
     from livediffusion.host.models import engines, tensorrt
 
     device = comfy.model_management.get_torch_device()
-    for name in (*choice.ENGINES, "tensorrt"):
+    for name in (*choice.ENGINES, *api.MODULES):
         if (only and name not in only) or name == "eager":
             continue
-        if name != "tensorrt":
-            reason = choice.missing(name, device)
+        if name not in api.MODULES:
+            reason = choice.missing(name, device) or without_cuda(name, device)
             make = lambda name=name: choice.make(name, device)  # noqa: E731
             yield name, reason or engines.attach(base, engines.Attached(name, "", make))
             continue
         reason = api.missing()
+        if reason is None and not api.installed(name):
+            reason = f"{name} not installed: {api.HOW[name]}"
         if reason:
             yield name, reason
             continue
         folder_paths.models_dir = str(place)
         try:
             precision = "fp16" if base.model_dtype().itemsize == 2 else "fp32"
-            asked = tensorrt.wish(base, 256, 256, 4, 77, False, precision)
+            asked = tensorrt.wish(base, 256, 256, 4, 77, False, precision, library=name)
             path = tensorrt.build(base, asked, "check", lambda *told: None)
-            sidecar = files.check(path, tensorrt.here())
+            sidecar = files.check(path, tensorrt.here)
             yield name, tensorrt.run_on(base, path, sidecar, lambda text: None)
         except Exception as error:
             yield name, f"{type(error).__name__}: {error}"
+
+
+def without_cuda(name: str, device) -> str | None:
+    """Why ONNX Runtime would run on the CPU though the model does not; None where it would not."""
+    if name != "onnxruntime" or device.type != "cuda":
+        return None
+    import onnxruntime
+
+    if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
+        return None
+    return "this onnxruntime has no CUDA: pip install onnxruntime-gpu in its place"
 
 
 def main() -> int:
@@ -125,6 +138,7 @@ def main() -> int:
     head = f"torch {torch.__version__}, {where or platform.machine()}"
     print(f"\n{head}\n\n{table(rows)}")
     if args.json:
+        args.json.parent.mkdir(parents=True, exist_ok=True)
         args.json.write_text(json.dumps({"on": head, "engines": rows}, indent=1), encoding="utf-8")
     return 1 if any(row.get("wrong") for row in rows) else 0
 

@@ -2,11 +2,12 @@
 
     COMFYUI_PATH=... python benchmarks/gpu.py [--only PART ...] [--seconds S] [--rehearse]
 
-Tests marked cuda, every engine against eager, then published SD-Turbo, SD1.5 and SDXL-Turbo
-configurations with random weights at 512 x 512: all sides in turns in this process, the UNet alone
-against its floor, each step of ours with its prediction, what a steady stream asks of host and
-memory, where the time goes, scaling. Prints tables and writes JSON after each part; a side or a
-part that fails is told by name and the others go on.
+Tests marked cuda, as torch and as ComfyUI sets CUDA up; every engine against eager; then published
+SD-Turbo, SD1.5 and SDXL-Turbo configurations with random weights at 512 x 512: all sides in blocks
+in this process, the UNet alone against its floor, each step of ours with its prediction, what a
+steady stream asks of host and memory, where the time goes, scaling. Prints tables and writes JSON
+after each cell; a side or a part that fails is told by name and the others go on. It ends within
+--seconds, and tells by name what there was no time for.
 
 Needs torch with CUDA, ComfyUI, diffusers, streamdiffusion, pytest and hypothesis; onnxruntime-gpu
 and tensorrt are used where they are. `--rehearse` runs all of it on a CPU, with tiny configurations
@@ -23,51 +24,25 @@ import pathlib
 import subprocess
 import sys
 import time
-from typing import Any, NamedTuple
+from typing import Any
 
+BEGAN = time.monotonic()  # the imports below count, too
+
+# ruff: noqa: E402
 import engines
-import measure
-from measure import Device, Report
+from blocks import NO_TIME
+from floors import floors
+from ladder import in_channels_last, ladder
+from measure import Device, Report, in_turns, machine
+from sides import side_by_side
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 NETWORKS = ("sd-turbo", "sd15", "sdxl-turbo")
-PARTS = ("tests", "engines", *NETWORKS, "unets", "ladder", "steady", "profile", "scaling")
-# (n, mode, frames per slot)
-CELLS = (
-    (1, "off", 1), (2, "off", 1), (4, "off", 1), (4, "self-negative", 1),
-    (4, "onetime-negative", 1), (4, "full", 1), (1, "off", 4), (4, "off", 4),
+PARTS = (
+    "tests", "engines", *NETWORKS, "unets", "ladder", "steady", "profile", "scaling", "cudnn",
 )  # fmt: skip
-# milliseconds of one UNet forward at 512 x 512 by rows, the project's model of the hardware:
-# for each matmul-type operation the larger of its arithmetic and its bytes, everything else free,
-# with whole waves of tiles; H200: 790 TFLOP/s, 4.3 TB/s; 4090: 165.2 TFLOP/s, 1.008 TB/s, fp16
-_SD = {"H200": {1: 1.71, 2: 2.74, 3: 3.54, 4: 4.59, 8: 8.75},
-       "4090": {1: 7.93, 2: 12.7, 3: 16.5, 4: 21.3, 8: 40.7}}  # fmt: skip
-_SDXL = {"H200": {1: 3.17, 2: 5.61, 4: 9.24}, "4090": {1: 14.7, 2: 26.0, 4: 42.8}}
-FLOORS = {"sd15": _SD, "sd-turbo": _SD, "sdxl-turbo": _SDXL}
-
-
-# a whole SD-Turbo frame on an H200 as predicted before anything was measured, ms at n = 1 and 4:
-# (name, engine, with the pack's kernels, predictions)
-class Rung(NamedTuple):
-    """One more step than the rung before."""
-
-    name: str
-    engine: str
-    predicted: dict[int, float]  # ms on an H200 by n: performance notes 6.1, and ours for the last
-    kernels: bool = True
-    norms: bool = False
-    ahead: bool = False
-
-
-LADDER = (
-    Rung("eager", "eager", {1: 20.0, 4: 22.0}, kernels=False),
-    Rung("+ graph of the tick", "graph", {1: 4.5, 4: 9.5}, kernels=False),
-    Rung("+ folded constants", "cudagraph", {1: 4.2, 4: 9.2}, kernels=False),
-    Rung("+ kernels", "cudagraph", {1: 4.0, 4: 9.0}),
-    Rung("+ compile", "inductor", {1: 3.0, 4: 7.2}),
-    Rung("+ fused norms, not compiled", "cudagraph", {1: 3.9, 4: 8.7}, norms=True),
-    Rung("+ two frames in flight, not compiled", "cudagraph", {1: 3.6, 4: 8.6}, ahead=True),
-)
+SKIPPED = "no time for"
+MARGIN = 3.0  # seconds of the budget for what comes after the last table
 
 
 @dataclasses.dataclass
@@ -78,6 +53,7 @@ class Bench:
         frames, warm: of each side, measured and before that.
         deadline: of the command (time.monotonic).
         recording: stands for CUDA graphs in a rehearsal.
+        benchmark: cudnn.benchmark is on.
     """
 
     report: Report
@@ -87,10 +63,26 @@ class Bench:
     deadline: float
     rehearse: bool
     recording: Any = None
+    benchmark: bool = False
 
     @property
     def left(self) -> float:
+        """Seconds."""
         return max(0.0, self.deadline - time.monotonic())
+
+    def part(self, name: str, work, *arguments) -> None:
+        """A part, where there is time for it."""
+        if self.left <= 0:
+            self.skip(name)
+            return
+        with self.report.part(name):
+            work(self, *arguments)
+
+    def skip(self, name: str) -> None:
+        """There was no time for it."""
+        print(f"\n{name}: {NO_TIME}", flush=True)
+        self.report.told.setdefault(SKIPPED, []).append(name)
+        self.report.write()
 
     @functools.cached_property
     def ours(self):
@@ -127,135 +119,61 @@ def options() -> argparse.Namespace:
                         help=f"of {', '.join(PARTS)}")  # fmt: skip
     parser.add_argument("--seconds", type=float, default=3600, help="budget (default 3600)")
     parser.add_argument("--frames", type=int, default=300, help="of each side (default 300)")
+    parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=NETWORKS,
+                        help="that unets looks at (default all)")  # fmt: skip
+    parser.add_argument("--cudnn-benchmark", action="store_true",
+                        help="cuDNN tries its convolutions, in the whole process")  # fmt: skip
     return parser.parse_args()
-
-
-def sides(bench: Bench, kit, n: int, mode: str, f: int) -> dict[str, Any]:
-    """Every side that knows the mode, or the error that making it gave, by name."""
-    import rivals
-
-    makers = [rivals.Public, rivals.AutoPipeline, rivals.ComfySampler, rivals.ComfyQueue,
-              rivals.Floor]  # fmt: skip
-    made = {}
-    for make in makers:
-        if mode in make.modes:
-            made[make.title] = _made(make, kit, n, mode, f)
-    for engine in ("eager", "graph", "cudagraph"):
-        made[f"LiveDiffusion, {engine}"] = _made(bench.engine(engine), kit, n, mode, f)
-    return made
-
-
-def _made(make, *how):
-    try:
-        return make(*how)
-    except Exception as error:
-        return error
-
-
-def _engine(side) -> dict[str, Any]:
-    """What its engine has to tell: ticks recorded, and why it did not run."""
-    told = {
-        "recorded": getattr(side, "captures", None),
-        "fell back": getattr(side, "fallback", None),
-    }
-    return {name: value for name, value in told.items() if value is not None}
-
-
-def side_by_side(bench: Bench, kit, cells) -> None:
-    """Milliseconds per frame of every side, in each cell."""
-    import rivals
-
-    rows = []
-    for i, (n, mode, f) in enumerate(cells):
-        made = sides(bench, kit, n, mode, f)
-        able = {name: side for name, side in made.items() if not isinstance(side, Exception)}
-        fed = rivals.pictures(kit, f)
-        ways = {name: functools.partial(side.frames, fed) for name, side in able.items()}
-        share = bench.left / (len(cells) - i)
-        times = measure.in_turns(ways, bench.device, bench.frames, bench.warm, share)
-        base = times.get(rivals.Public.title)
-        for name, side in made.items():
-            row = {"n": n, "mode": mode, "F": f, "side": name}
-            if name not in times:
-                rows.append({**row, "failed": measure.short(side)})
-                continue
-            own = times[name]
-            if own.failed is None:
-                row["ms/frame"] = own.median / f
-                if base is not None and base.failed is None:
-                    row["x public"] = base.median / own.median
-                row["MiB"] = bench.device.peak(ways[name])
-                row["p99/p50"] = own.p99 / own.median
-            rows.append({**row, **own.row(), **_engine(side)})
-            if hasattr(side, "close"):
-                side.close()
-        made = able = ways = None  # so that the next cell finds the memory free
-    bench.report.add(f"{kit.name}: side by side", rows, f"{kit.size} x {kit.size}, {kit.dtype}")
 
 
 def unets(bench: Bench, kit) -> None:
     """The UNet alone, launched and as a graph, against the floor of this hardware."""
     import torch
-    from livediffusion.compiled.graph import CudaRecording
 
     gpu = torch.cuda.get_device_name() if bench.device.cuda else ""
-    floors = next((t for name, t in FLOORS[kit.name].items() if name in gpu), {})
-    if not floors:
-        bench.device.missing["share of the floor (known for H200 and 4090)"] = None
-    unet, rows, first = kit.model.model.diffusion_model, [], None
+    known = floors(kit.name, gpu)
+    if not known:
+        bench.device.missing["share of the floor (known for H200, H100 and 4090)"] = None
     kit.load()
-    repeats = 5 if bench.rehearse else 100
+    rows: list[dict[str, Any]] = []
+    first = None
     for count in (1, 2, 3, 4, 8):
-        call = kit.call(count)
-        for _ in range(3):
-            unet(**call)
-        recording = (bench.recording or CudaRecording)()
-        recording.capture(lambda call=call: unet(**call))
-        recording.replay()
-        row = {
-            "rows": count,
-            "eager ms": bench.device.busy(lambda call=call: unet(**call), repeats),
-            "graph ms": bench.device.busy(recording.replay, repeats),
-        }
-        recording.release()
-        first = first or row["graph ms"]
-        row["graph / (rows x one row)"] = row["graph ms"] / (count * first)
-        if count in floors:
-            row |= {"floor ms": floors[count], "share": floors[count] / row["graph ms"]}
+        eager, graph = _alone(bench, kit, count)
+        first = first or graph
+        row = {"rows": count, "eager ms": eager, "graph ms": graph,
+               "graph / (rows x one row)": graph / (count * first)}  # fmt: skip
+        if count in known:
+            row |= {"floor ms": known[count], "share": known[count] / graph}
         rows.append(row)
+    bench.report.add(f"{kit.name}: the UNet alone", rows)
+    # the same weights once more, which other memory lies in
+    kit = in_channels_last(kit)
+    for row in rows:
+        for norms, name in ((False, "channels_last ms"), (True, "with fused norms ms")):
+            row[name] = _alone(bench, kit, row["rows"], norms, eager=False)[1]
+        if "share" in row:
+            graphs = ("graph ms", "channels_last ms", "with fused norms ms")
+            row["best share"] = row["floor ms"] / min(row[name] for name in graphs)
     bench.report.add(f"{kit.name}: the UNet alone", rows)
 
 
-def ladder(bench: Bench, kit) -> None:
-    """Each step alone, whole frames, beside what was predicted for it."""
+def _alone(bench: Bench, kit, count: int, norms: bool = False, eager: bool = True):
+    """Milliseconds of a call of so many rows: (launched, as a graph)."""
     import rivals
+    from livediffusion.compiled.graph import CudaRecording, fused_norms
 
-    fed, rows = rivals.pictures(kit), []
-
-    def way(side, rung):
-        def work():
-            with rivals.kernels(rung.kernels, rung.norms):
-                return side.frames(fed)
-
-        return work
-
-    for n in (1, 4):
-        ways, made = {}, {}
-        for rung in LADDER:
-            side = _made(bench.engine(rung.engine), kit, n, "self-negative")
-            made[rung.name] = side
-            if not isinstance(side, Exception):
-                side.ahead = rung.ahead
-                ways[rung.name] = way(side, rung)
-        times = measure.in_turns(ways, bench.device, bench.frames, bench.warm, bench.left / 2)
-        for name, _, predicted, *_ in LADDER:
-            row = {"n": n, "step": name, "predicted for an H200": predicted[n]}
-            if name in times:
-                row |= {**times[name].row(), **_engine(made[name])}
-            else:
-                row["failed"] = measure.short(made[name])
-            rows.append(row)
-    bench.report.add(f"{kit.name}: step by step", rows, "self-negative")
+    unet, call = kit.model.model.diffusion_model, kit.call(count)
+    repeats = 5 if bench.rehearse else 30
+    with rivals.kernels(True, norms), fused_norms(unet):
+        for _ in range(3):
+            unet(**call)
+        recording = (bench.recording or CudaRecording)()
+        recording.capture(lambda: unet(**call))
+    launched = bench.device.busy(lambda: unet(**call), repeats) if eager else None
+    recording.replay()
+    graph = bench.device.busy(recording.replay, repeats)
+    recording.release()
+    return launched, graph
 
 
 def steady(bench: Bench, kit) -> None:
@@ -276,7 +194,7 @@ def steady(bench: Bench, kit) -> None:
                 "frame": functools.partial(side.frames, fed),
             }
             for what, work in works.items():
-                times = measure.in_turns({what: work}, device, bench.frames, 3, bench.left / 8)
+                times = in_turns({what: work}, device, bench.frames, 3, bench.left / 8)
                 rows.append({
                     "n": n, "mode": mode, "side": side.name, "of": what,
                     "host ms": device.host(work, repeats), "device ms": device.busy(work, repeats),
@@ -288,31 +206,31 @@ def steady(bench: Bench, kit) -> None:
 
 
 def profile(bench: Bench, kit) -> None:
-    """The ten operations that take most of the device's time (a CPU's own time without one)."""
+    """Where the device's time goes (a CPU's own time without one): by kind, and by kernel."""
+    import kinds
     import rivals
     import torch
 
-    fed, kinds = rivals.pictures(kit), [torch.profiler.ProfilerActivity.CPU]
+    fed, activities = rivals.pictures(kit), [torch.profiler.ProfilerActivity.CPU]
     if bench.device.cuda:
-        kinds.append(torch.profiler.ProfilerActivity.CUDA)
+        activities.append(torch.profiler.ProfilerActivity.CUDA)
     frames = 3 if bench.rehearse else 20
-    for n in (1, 4):
-        side = bench.ours(kit, n, "self-negative")
-        for _ in range(bench.warm):
-            side.frames(fed)
-        with torch.profiler.profile(activities=kinds) as seen:
-            for _ in range(frames):
+    for n, last in ((1, False), (4, False), (1, True), (4, True)):
+        own = in_channels_last(kit) if last else kit
+        with rivals.kernels(True, norms=last):
+            side = bench.ours(own, n, "self-negative")
+            for _ in range(bench.warm):
                 side.frames(fed)
-            bench.device.wait()
-        which = "self_device_time_total" if bench.device.cuda else "self_cpu_time_total"
-        events = sorted(seen.key_averages(), key=lambda e: -getattr(e, which))
-        whole = sum(getattr(e, which) for e in events)
-        rows = [
-            {"operation": e.key[:70], "calls/frame": e.count / frames,
-             "ms/frame": getattr(e, which) / 1000 / frames, "share": getattr(e, which) / whole}
-            for e in events[:10]
-        ]  # fmt: skip
-        bench.report.add(f"{kit.name}: where the time goes, n = {n}", rows, which)
+            with torch.profiler.profile(activities=activities) as seen:
+                for _ in range(frames):
+                    side.frames(fed)
+                bench.device.wait()
+        name = f"{kit.name}: where the time goes, n = {n}"
+        if last:
+            name += ", channels_last and fused norms"
+        spent = kinds.spent(seen, frames, bench.device.cuda)
+        bench.report.add(f"{name}, by kind", kinds.by_kind(spent))
+        bench.report.add(f"{name}, by kernel", kinds.by_name(spent, 15))
 
 
 def scale(bench: Bench, kit) -> None:
@@ -338,12 +256,19 @@ def scale(bench: Bench, kit) -> None:
     bench.report.add(f"{kit.name}: memory", [dataclasses.asdict(own) for own in held])
 
 
-def run_tests(bench: Bench) -> None:
-    how = "rehearse" if bench.rehearse else "cuda"
-    subprocess.run(
+def run_tests(bench: Bench, comfy_as_on_cuda: bool) -> None:
+    """The tests marked cuda, as torch comes or as ComfyUI sets it up on CUDA."""
+    env = {**os.environ, "LIVEDIFFUSION_CUDA": "rehearse" if bench.rehearse else "cuda"}
+    if comfy_as_on_cuda:
+        env |= {"LIVEDIFFUSION_DYNAMIC_VRAM": "1"}
+        if not bench.rehearse:
+            env |= {"PYTORCH_CUDA_ALLOC_CONF": "backend:cudaMallocAsync"}
+    done = subprocess.run(
         [sys.executable, "-m", "pytest", "-m", "cuda", "tests/compiled", "tests/kernels"],
-        cwd=ROOT, env={**os.environ, "LIVEDIFFUSION_CUDA": how}, check=True,
+        cwd=ROOT, env=env, timeout=bench.left or None,
     )  # fmt: skip
+    if done.returncode:
+        raise RuntimeError(f"pytest ended with {done.returncode}")
 
 
 def run_engines(bench: Bench, comfyui: str) -> None:
@@ -352,6 +277,19 @@ def run_engines(bench: Bench, comfyui: str) -> None:
             sys.executable, str(ROOT / "benchmarks" / "engines.py"), "--comfyui", comfyui,
             "--json", str(bench.report.path.with_name("engines.json")),
             *(["--ticks", "8", "--only", "onnxruntime"] if bench.rehearse else []),
+        ],
+        check=True,
+    )  # fmt: skip
+
+
+def run_benchmarked(bench: Bench, args: argparse.Namespace) -> None:
+    """UNet and ladder with cudnn.benchmark, in a process that has not chosen before."""
+    subprocess.run(
+        [
+            sys.executable, __file__, "--only", "unets", "ladder", "--networks", "sd-turbo",
+            "--cudnn-benchmark",
+            "--out", str(args.out / "cudnn"), "--seconds", str(round(bench.left)),
+            "--frames", str(args.frames), *(["--rehearse"] if args.rehearse else []),
         ],
         check=True,
     )  # fmt: skip
@@ -373,46 +311,52 @@ def main() -> int:
     if not (args.rehearse or device.cuda):
         print("There is no CUDA device; --rehearse runs on a CPU.", file=sys.stderr)
         return 2
-    report = Report(args.out / "gpu.json", measure.machine())
+    torch.backends.cudnn.benchmark = args.cudnn_benchmark
+    report = Report(args.out / "gpu.json", machine())
     print(", ".join(f"{name} {value}" for name, value in report.told["on"].items()), flush=True)
-    frames, warm = (4, 12) if args.rehearse else (args.frames, 30)
-    deadline = time.monotonic() + args.seconds
+    frames, warm = (4, 8) if args.rehearse else (args.frames, 12)
+    deadline = BEGAN + args.seconds - min(MARGIN, args.seconds / 20)
     bench = Bench(report, device, frames, warm, deadline, args.rehearse)
+    bench.benchmark = args.cudnn_benchmark
     if args.rehearse:
         import replaying
 
         bench.recording = replaying.Replaying
     if "tests" in args.only:
-        with report.part("tests"):
-            run_tests(bench)
+        for name, as_on_cuda in (("tests", False), ("tests, cudaMallocAsync", True)):
+            bench.part(name, run_tests, as_on_cuda)
     if "engines" in args.only:
-        with report.part("engines"):
-            run_engines(bench, comfyui)
-    deep = {"unets": unets, "ladder": ladder, "steady": steady, "profile": profile,
-            "scaling": scale}  # fmt: skip
-    asked = [name for name in deep if name in args.only]
+        bench.part("engines", run_engines, comfyui)
     with torch.inference_mode():
         for name in NETWORKS:
-            # SD-Turbo is what the predictions are for
-            inner = [part for part in asked if name == "sd-turbo" or part == "unets"]
-            if not inner and name not in args.only:
-                continue
-            kit = None
-            with report.part(f"{name}: networks"):
-                kit = bench.kit(name)
-            for part in inner if kit is not None else []:
-                with report.part(f"{name}: {part}"):
-                    deep[part](bench, kit)
-            if kit is not None and name in args.only:
-                with report.part(f"{name}: side by side"):
-                    side_by_side(bench, kit, CELLS)
-            del kit
+            measured(bench, name, args)
+    if "cudnn" in args.only:
+        bench.part("cudnn", run_benchmarked, args)
     report.told["not measured"] = list(device.missing)
     report.write()
     if device.missing:
         print(f"\nnot measured here: {'; '.join(device.missing)}")
+    if SKIPPED in report.told:
+        print(f"\nno time for: {'; '.join(report.told[SKIPPED])}")
     print(f"\n{report.path}; seconds: {report.seconds}; failed: {report.failed or 'nothing'}")
     return 1 if report.failed else 0
+
+
+def measured(bench: Bench, name: str, args: argparse.Namespace) -> None:
+    """The parts of one network that are asked for; those first that tell most."""
+    parts: dict[str, Any] = {name: side_by_side}
+    if name in args.networks:
+        parts["unets"] = unets
+    if name == "sd-turbo":  # what the predictions are for
+        parts |= {"ladder": ladder, "steady": steady, "profile": profile, "scaling": scale}
+    asked = [part for part in parts if part in args.only]
+    kit = None
+    if asked:
+        with bench.report.part(f"{name}: networks"):
+            kit = bench.kit(name)
+    for part in asked if kit is not None else []:
+        title = "side by side" if part == name else part
+        bench.part(f"{name}: {title}", parts[part], kit)
 
 
 if __name__ == "__main__":

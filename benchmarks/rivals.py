@@ -295,6 +295,9 @@ class Ours:
         engine: a name of compiled.choice's, or "graph": the tick recorded as it is, nothing folded.
         recording: stands for CUDA graphs where there are none.
         ahead: a picture is fetched while the next frame is on its way, as in a live run.
+
+    Attributes:
+        prepared: frames that went on with what was prepared for the frame before.
     """
 
     modes = tuple(MODES)
@@ -308,7 +311,7 @@ class Ours:
 
         self.name = f"LiveDiffusion, {engine}"
         self.kit, self.stream = kit, Stream(f)
-        self.ahead, self._flying = ahead, []
+        self.ahead, self._flying, self.prepared = ahead, [], 0
         if recording is not None:
             self.stream.recorded._new = recording
         self.model = kit.model if engine == "eager" else _attached(kit, engine, recording)
@@ -338,12 +341,31 @@ class Ours:
 
     def step(self, latents: Tensor) -> Tensor:
         """Latents as the autoencoder gives them, to latents as it takes them."""
-        return self.stream.run(self.guider, latents, self.settings)
+        before = self.stream._kept
+        out = self.stream.run(self.guider, latents, self.settings)
+        self.prepared += before is not None and self.stream._kept is before
+        return out
+
+    def flow(self, pictures: np.ndarray) -> np.ndarray:
+        """As a live run does it: the picture is fetched while the next frame is on its way."""
+        before, self.ahead = self.ahead, True
+        try:
+            return self.frames(pictures)
+        finally:
+            self.ahead = before
 
     @property
     def captures(self) -> int:
         """Ticks that were recorded."""
         return self.stream.recorded.captures
+
+    @property
+    def counts(self) -> dict[str, Callable[[], int]]:
+        """Running counts, for blocks.in_blocks."""
+        counts = {"prepared": lambda: self.prepared}
+        if self.attached is not None:
+            counts["by the engine"] = lambda: self.attached.ran
+        return counts
 
     @property
     def fallback(self) -> str | None:

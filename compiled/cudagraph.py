@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from .engine import Call, Shapes, UNet
-from .graph import CudaRecording, Folded, Knobs, Recording, fused_norms
+from .graph import CudaRecording, Folded, Knobs, Recording, fused_norms, pool_size
 from .weights import fixed
 
 _WARM = 2  # runs before recording, in which libraries set themselves up
@@ -54,17 +54,17 @@ class CudaGraph:
         call = Call.of(self._knobs.tensors)
         self._folded = Folded(unet.module, call.context) if call.context is not None else None
         for _ in range(_WARM):
-            unet(call)
+            self._out = unet(call)
         self._recording = self._new()
 
-        def work() -> Tensor:
+        def work() -> None:
             with contextlib.ExitStack() as inside:
                 inside.enter_context(fused_norms(unet.module))
                 if self._folded is not None:
                     inside.enter_context(self._folded.inside())
-                return unet(call)
+                self._out.copy_(unet(call))
 
-        self._out = self._recording.capture(work)
+        self._recording.capture(work)
         self.seconds = time.perf_counter() - started
 
     def __call__(self, call: Call) -> Tensor:
@@ -80,7 +80,11 @@ class CudaGraph:
         self._stale = True
 
     def describe(self) -> dict[str, Any]:
-        return {"engine": self.name, "seconds": {"capture": round(self.seconds, 3)}}
+        return {
+            "engine": self.name,
+            "seconds": {"capture": round(self.seconds, 3)},
+            "pool_mb": round(pool_size() / 2**20, 1),
+        }
 
     def release(self) -> None:
         if self._recording is not None:

@@ -138,6 +138,13 @@ class UNet(Protocol):
             Refused: the weights are not all there, or it is no UNet.
         """
 
+    def copied(self) -> "UNet":
+        """With weights of its own, as they are now, for a thread of its own.
+
+        Raises:
+            Refused: the weights are not all there, or it is no UNet.
+        """
+
 
 class Engine(Protocol):
     """One way to run a UNet.

@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import itertools
+import traceback
 import weakref
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 
 from ..kernels import group_norm_silu
 from ..kernels.choice import place_unfit
+from .engine import Refused
 
 # whether recordings take GroupNorm and SiLU as one kernel: benchmarks/gpu.py measures both ways,
 # and no GPU has been at hand to say which is faster
@@ -21,8 +23,8 @@ FUSE_NORMS = False
 class Recording(Protocol):
     """Work that was recorded once and is repeated on the same tensors."""
 
-    def capture(self, work: Callable[[], Any]) -> Any:
-        """Record; returns what `work` returned: tensors that every replay writes anew."""
+    def capture(self, work: Callable[[], None]) -> None:
+        """Record. What `work` makes is gone when it returns; results go to tensors of before."""
 
     def replay(self) -> None:
         """Do it, on the values that its tensors have now."""
@@ -35,45 +37,112 @@ class _Pool:
 
     A pool that all its graphs have left cannot be captured into again (CUDACachingAllocator), so
     its handle goes with the last recording that holds it.
+
+    Attributes:
+        size: bytes that captures have asked the device for.
     """
 
     def __init__(self) -> None:
         self.handle = torch.cuda.graph_pool_handle()
+        self.stream = torch.cuda.Stream()
+        self.size = 0
+
+    def warm(self) -> None:
+        """Have cuBLAS take the workspaces it keeps for this stream, outside of any capture."""
+        with torch.cuda.stream(self.stream):
+            for dtype in (torch.float32, torch.float16):
+                some = torch.zeros(16, 16, dtype=dtype, device="cuda")
+                torch.nn.functional.linear(some, some, some[0]).mm(some)
 
 
 _pools: weakref.WeakValueDictionary[int, _Pool] = weakref.WeakValueDictionary()  # by device
 
 
+def pool_size() -> int:
+    """Bytes that all recordings of this process hold together."""
+    return sum(pool.size for pool in list(_pools.values()))
+
+
 class CudaRecording:
     """A torch.cuda.CUDAGraph. Capturing does no work, so the first replay is the first run.
 
-    All recordings of a device share a pool of memory. A recording's intermediate results may thus
-    lie where another's do. That is right because no two run at the same time: ComfyUI runs one
-    prompt at a time, in one thread, and replays go to that thread's current stream. And nothing in
-    the pool is read by another recording, whatever the order: what a replay reads of before (knobs,
-    the ring, weights, what is folded) was made outside of any capture, and a result is the
-    tensor that `capture` returned, whose memory is nobody else's while it is held. Who drops it, as
-    a tick does whose rows end in the ring, has read it before the next replay is launched.
+    All recordings of a device share a pool of memory. Whatever a recording writes, its result
+    too, may thus lie where another's intermediate results do. That is right because no two run at
+    the same time: ComfyUI runs one prompt at a time, in one thread, and replays go to that thread's
+    current stream. And nothing in the pool outlives the next replay: what a replay reads of
+    before (knobs, the ring, weights, what is folded) was made outside of any capture, and results
+    are written to what was made before it. Nor may anything that is made during a capture be kept.
+
+    On cudaMallocAsync, which ComfyUI sets, that is a matter of life: the driver knows what was
+    allocated in a capture from the first replay on. To free it before, or after a capture that
+    broke, is an error in a destructor, which ends the process.
     """
+
+    _broke = ""  # how a capture failed for good
 
     def __init__(self) -> None:
         self._graph: Any = None
         self._pool: _Pool | None = None
 
-    def capture(self, work: Callable[[], Any]) -> Any:
-        pool = _pools.setdefault(torch.cuda.current_device(), _Pool())
+    def capture(self, work: Callable[[], None]) -> None:
+        """See Recording.
+
+        Raises:
+            Refused: a capture has failed in a way that cudaMallocAsync does not get over.
+        """
+        if CudaRecording._broke:
+            raise Refused(
+                f"a recording has failed ({CudaRecording._broke}), and with cudaMallocAsync no "
+                "other can be made: start ComfyUI with --disable-cuda-malloc"
+            )
+        device = torch.cuda.current_device()
+        pool = _pools.get(device) or _Pool()
+        _pools[device] = pool
         graph = torch.cuda.CUDAGraph()
+        pool.warm()
         # thread_local: pictures are encoded and decoded in other threads meanwhile
-        with torch.cuda.graph(graph, pool.handle, capture_error_mode="thread_local"):
-            out = work()
+        with torch.cuda.graph(
+            graph, pool.handle, stream=pool.stream, capture_error_mode="thread_local"
+        ):
+            before = _reserved()
+            try:
+                work()
+            except BaseException as error:
+                _let_go(error)
+                raise
+            grown = _reserved() - before
+        pool.size += grown
         self._graph, self._pool = graph, pool
-        return out
 
     def replay(self) -> None:
         self._graph.replay()
 
     def release(self) -> None:
         self._graph = self._pool = None
+
+
+_lost: list[BaseException] = []  # and with them what must never be freed
+
+
+def _driver_allocates() -> bool:
+    return torch.cuda.get_allocator_backend() == "cudaMallocAsync"
+
+
+def _reserved() -> int:
+    """Bytes that torch's own allocator has; of a graph's memory the driver tells it nothing."""
+    return 0 if _driver_allocates() else torch.cuda.memory_reserved()
+
+
+def _let_go(error: BaseException) -> None:
+    """Free what a failed capture has made, which the frames of its error hold, while it lasts.
+
+    An error of CUDA's own has spoilt the capture, and nothing can be freed any more.
+    """
+    if not _driver_allocates() or not isinstance(error, RuntimeError):
+        traceback.clear_frames(error.__traceback__)
+        return
+    CudaRecording._broke = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
+    _lost.append(error)
 
 
 class Knobs:

@@ -80,7 +80,25 @@ def export(
     }
     if call.residuals:
         _fitting(plain, Call.of(example))
-    path = pathlib.Path(path)
+    weights = _write(onnx, traced, example, pathlib.Path(path), dynamic, external, named)
+    return Exported(path, weights)
+
+
+def export_network(module: torch.nn.Module, x: Tensor, path: pathlib.Path) -> Exported:
+    """Write a network of one tensor, named "x", to an ONNX file, in the shape and dtype of `x`.
+
+    Raises:
+        Refused: `onnx` is not installed.
+    """
+    _write(needed(), module, {"x": x}, path, frozenset(), EXTERNAL, False)
+    return Exported(path)
+
+
+def _write(
+    onnx, traced: torch.nn.Module, example: dict[str, Tensor], path: pathlib.Path,
+    dynamic: frozenset[str], external: int, named: bool,
+) -> dict[str, tuple[str, bool]]:  # fmt: skip
+    """Trace it, and have the file checked; returns which weight is which if that is asked for."""
     raw = path.with_name(f"{path.name}.raw")
     raw.mkdir()
     try:
@@ -102,8 +120,10 @@ def export(
         for left in raw.iterdir():
             left.unlink()
         raw.rmdir()
-    onnx.checker.check_model(str(path), full_check=True)
-    return Exported(path, weights)
+    # ONNX has bfloat16 in convolutions from opset 22 on, TensorRT in every opset
+    full = all(tensor.dtype != torch.bfloat16 for tensor in example.values())
+    onnx.checker.check_model(str(path), full_check=full)
+    return weights
 
 
 def needed() -> Any:

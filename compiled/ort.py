@@ -13,13 +13,27 @@ from torch import Tensor
 from .engine import Call, Refused, Shapes, UNet
 from .onnx_export import ROWS, SIZE, TOKENS, Exported, export, needed
 
+_NO_CUDA = (
+    "this onnxruntime has no CUDA: pip uninstall onnxruntime, then pip install onnxruntime-gpu"
+)
 _HOW = "pip install onnx onnxruntime (onnxruntime-gpu for CUDA)"
 
 
-def missing() -> str | None:
-    """What to install, or None where it can be used. Imports nothing."""
+def missing(device: torch.device | None = None) -> str | None:
+    """What to install, or None where it can be used, on a device if one is given.
+
+    Imports nothing.
+    """
     absent = [p for p in ("onnx", "onnxruntime") if importlib.util.find_spec(p) is None]
-    return f"{' and '.join(absent)} not installed: {_HOW}" if absent else None
+    if absent:
+        return f"{' and '.join(absent)} not installed: {_HOW}"
+    if device is None or device.type == "cpu":
+        return None
+    if device.type != "cuda":
+        return f"ONNX Runtime is used on CPU and CUDA, not on {device.type}"
+    places = importlib.util.find_spec("onnxruntime").submodule_search_locations or ()
+    libraries = (pathlib.Path(place, "capi").glob("*providers_cuda*") for place in places)
+    return None if any(map(any, libraries)) else _NO_CUDA
 
 
 class OnnxRuntime:
@@ -83,19 +97,14 @@ class OnnxRuntime:
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         kind, _, index = device.partition(":")
         providers: list[Any] = ["CPUExecutionProvider"]
+        if reason := missing(torch.device(device)):
+            raise Refused(reason)
         if kind == "cuda":
-            if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
-                raise Refused(
-                    "this onnxruntime has no CUDA: pip uninstall onnxruntime, then "
-                    "pip install onnxruntime-gpu"
-                )
             own = {
                 "device_id": int(index or 0),
                 "user_compute_stream": str(torch.cuda.current_stream(device).cuda_stream),
             }
             providers.insert(0, ("CUDAExecutionProvider", own))
-        elif kind != "cpu":
-            raise Refused(f"ONNX Runtime is used on CPU and CUDA, not on {kind}")
         self._session = onnxruntime.InferenceSession(
             str(exported.path), options, providers=providers
         )

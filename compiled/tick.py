@@ -48,7 +48,11 @@ class RecordedTick:
         )
         weights = fold.at(mine["dial"], mine.get("base"))
         held = guide({name: mine[name] for name in knobs})
-        recording.capture(lambda: held.carry_out(still, weights))
+
+        def once() -> None:
+            held.carry_out(still, weights)  # whose rows end in the ring
+
+        recording.capture(once)
 
     @property
     def tensors(self) -> dict[str, Tensor]:

@@ -107,14 +107,16 @@ class Ring:
         if entry_noise is None and noise is not None:
             entry_noise = noise.slot(0)
         f = self.frames_per_slot
+        leaves = any(p.finishes for p in places)
         # else somebody looks at the predictions
-        finishes = any(p.finishes for p in places) and not self._predictions
+        finishes = leaves and not self._predictions
         full = (
             finishes
             and source is not None
             and all(p is not None and p.count == f for p in self._places)
         )
-        work = Work(self.buffers, source, entry_noise, plan, places, finishes, full)
+        steady = leaves and source is not None
+        work = Work(self.buffers, source, entry_noise, plan, places, finishes, full, steady)
         try:
             after, denoised = work(guide) if road is None else road(work, guide)
         except BaseException:

@@ -54,6 +54,7 @@ class Work:
         places: in the plan's order.
         finishes: frames leave after this tick, and nobody looks at predictions.
         full: they do, F enter, and every place holds F.
+        steady: frames enter and frames leave, so the next tick has as many rows.
         recorded: this is recorded, so Python sees it once only.
     """
 
@@ -64,6 +65,7 @@ class Work:
     places: list[Place]
     finishes: bool
     full: bool
+    steady: bool
     recorded: bool = False
 
     def __call__(self, guide: "Guide") -> tuple[Tensor, Tensor | None]:

@@ -54,7 +54,19 @@ def place_unfit(*tensors: Tensor) -> str:
         return "the tensors are on different devices"
     if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
         return "the kernels have no gradient"
-    return triton_missing() or gpu_unfit(device.index)
+    return triton_missing() or gpu_unfit(device.index) or (capturing() and graph_unfit()) or ""
+
+
+@functools.cache
+def graph_unfit() -> str:
+    """Why no Triton kernel can be captured into a CUDA graph; empty when one can."""
+    if torch.cuda.is_available() and torch.cuda.get_allocator_backend() == "cudaMallocAsync":
+        # Triton asks the driver about each pointer, which knows these from the first replay on
+        return (
+            "Triton does not take the memory that a graph gets of cudaMallocAsync: start ComfyUI "
+            "with --disable-cuda-malloc"
+        )
+    return ""
 
 
 def capturing() -> bool:

@@ -27,6 +27,8 @@ TEST = [
 ]  # fmt: skip
 # the baseline some tests compare with; it pins an old diffusers, so its needs are named here
 TEST_NO_DEPS = ["streamdiffusion==0.1.1", "diffusers", "importlib_metadata", "zipp"]
+# what some tests run where it can be had; 95 MB, Linux and Windows
+TEST_OPTIONAL = ["tensorrt_rtx==1.7.1.116"]
 # NVIDIA's bindings without the libraries, which the tests compare with what is used of them
 BINDINGS = {
     "10.0.1": "tensorrt_cu12_bindings",
@@ -155,6 +157,7 @@ def environment(comfyui: pathlib.Path, test: bool) -> pathlib.Path:
             watched(baseline, "installing the baseline", home / "base.log")
             tested.touch()
         if test:
+            optional(pip, home)
             for version, package in BINDINGS.items():
                 bindings(pip, version, package, home)
     return python
@@ -175,6 +178,19 @@ def create(home: pathlib.Path) -> None:
             f"{sys.executable} cannot make a virtual environment with pip: install its venv module "
             "(Debian and Ubuntu: apt install python3-venv) and try again."
         ) from None
+
+
+def optional(pip: list[str], home: pathlib.Path) -> None:
+    """What tests are skipped without."""
+    there = home / f".optional-{key(*TEST_OPTIONAL)}"
+    if there.is_file() or sys.platform != "linux" or platform.machine() != "x86_64":
+        return
+    try:
+        named = ", ".join(TEST_OPTIONAL)
+        watched([*pip, *TEST_OPTIONAL], f"fetching {named} (95 MB)", home / "optional.log")
+        there.touch()
+    except Stop as reason:  # not for this Python, or no network: their tests are skipped
+        say(f"  {str(reason).splitlines()[0]}")
 
 
 def bindings(pip: list[str], version: str, package: str, home: pathlib.Path) -> None:

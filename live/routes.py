@@ -3,10 +3,10 @@
 import asyncio
 import contextlib
 import logging
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
-from aiohttp import WSMsgType, web
+from aiohttp import WSMessage, WSMsgType, web
 
 from ..trust import boundary
 from ..trust.schema import BadData
@@ -20,6 +20,8 @@ from .wire import LARGEST, NotTaken, Packet
 
 BROKEN = 1011  # the code that a page comes back after
 _AWAITED = 0.5  # seconds between two looks for a run that an open stream waits for
+_ASKED = 2.0  # seconds without a message after which a listener is asked whether it is there
+_UNANSWERED = 5  # times that it is asked before it is taken to be gone
 
 _log = logging.getLogger(__name__)
 
@@ -99,7 +101,7 @@ class _Api:
         if not owner and len(session.viewers) >= boundary.MOST_LISTENERS:
             raise web.HTTPTooManyRequests(text="This live run has too many listeners.")
         # larger messages than a frame may be are refused by us, one by one, not by closing
-        socket = web.WebSocketResponse(max_msg_size=4 * LARGEST, heartbeat=2.0, compress=False)
+        socket = web.WebSocketResponse(max_msg_size=4 * LARGEST, autoping=False, compress=False)
         await socket.prepare(request)
         if session.over:
             # it may end before its page can listen, and the page is to know why
@@ -115,7 +117,7 @@ class _Api:
             return socket
         sender = asyncio.create_task(_send(socket, viewer))
         try:
-            async for message in socket:
+            async for message in _messages(socket, request):
                 if message.type is WSMsgType.BINARY and owner:
                     session.receive(viewer, message.data)
                 elif message.type is WSMsgType.TEXT:
@@ -192,6 +194,40 @@ class _Api:
             ],
             "idle": [{"node": n, "type": cut.graph[n]["class_type"]} for n in cut.idle],
         }
+
+
+async def _messages(
+    socket: web.WebSocketResponse, request: web.Request
+) -> AsyncIterator[WSMessage]:
+    """What a listener sends, until it leaves or answers no more.
+
+    Its silence is counted in looks, not in seconds: while the server itself stands still, what has
+    come waits unread, and whoever sent it is not gone. aiohttp's own heartbeat closes after half
+    its interval, whoever was busy.
+    """
+    unanswered = 0
+    while True:
+        try:
+            message = await socket.receive(_ASKED)
+        except asyncio.TimeoutError:
+            if unanswered == _UNANSWERED:
+                # it reads no farewell either
+                if request.transport is not None:
+                    request.transport.abort()
+                return
+            unanswered += 1
+            # the question is on its way at once; who does not read holds up what waits behind it
+            with contextlib.suppress(asyncio.TimeoutError, ConnectionError):
+                await asyncio.wait_for(socket.ping(), _ASKED)
+            continue
+        unanswered = 0
+        if message.type in (WSMsgType.BINARY, WSMsgType.TEXT):
+            yield message
+        elif message.type is WSMsgType.PING:
+            with contextlib.suppress(ConnectionError):
+                await socket.pong(message.data)
+        elif message.type is not WSMsgType.PONG:
+            return
 
 
 async def _send(socket: web.WebSocketResponse, viewer: Viewer) -> None:

@@ -30,7 +30,7 @@ from .viewer import Viewer
 from .wire import NotTaken, Packet, unpacked
 from .workers import Workers
 
-OWNER_MISSED = 2.0  # seconds without its page after which a run ends
+OWNER_MISSED = 2.0  # seconds without its page after which a run ends, counted in looks after it
 OWNER_EXPECTED = 15.0  # seconds that the page has to come for the first time
 TAKEN_OVER, OVER = 4409, 4410  # codes that a listener's socket is closed with
 _FINISH = 3.0  # seconds that a run's recordings have to be whole before its listeners leave
@@ -72,7 +72,7 @@ class Session:
         self._tasks: set[asyncio.Task] = set()
         self.viewers: set[Viewer] = set()
         self.owner: Viewer | None = None
-        self._owner_gone = time.monotonic() + OWNER_EXPECTED - OWNER_MISSED
+        self._patience = OWNER_EXPECTED
         self._started = time.monotonic()
         self._last: dict[str, Any] | None = None
         self._camera_rate, self._latency = Rate(), Spread()
@@ -207,7 +207,7 @@ class Session:
         """A listener is gone."""
         self.viewers.discard(viewer)
         if viewer is self.owner:
-            self.owner, self._owner_gone = None, time.monotonic()
+            self.owner, self._patience = None, OWNER_MISSED
 
     def receive(self, viewer: Viewer, message: bytes) -> None:
         """A camera frame from the owner; a bad one is counted and answered with the reason."""
@@ -305,7 +305,8 @@ class Session:
         while not self.over:
             await asyncio.sleep(_ROUND)
             even = not even
-            if self.owner is None and time.monotonic() - self._owner_gone > OWNER_MISSED:
+            self._patience -= 0 if self.owner else _ROUND
+            if self._patience < 0:
                 self.stop("The page that started it is gone.")
             if even:
                 self._tell(self.stats())

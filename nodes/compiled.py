@@ -1,11 +1,15 @@
 """Compiled UNets as nodes."""
 
 import json
+import pathlib
 
+import folder_paths
 from server import PromptServer
 
-from ..compiled.choice import AUTO, ENGINES, chosen, make
+from ..compiled.choice import AUTO, ENGINES, Wish, chosen, make, make_faster
 from ..compiled.engine import Refused
+from ..compiled.ov import api as openvino
+from ..compiled.precision import DEFAULT, PRECISIONS
 from ..host.models.engines import Attached, attach, without
 from .compat import io, newer
 
@@ -29,8 +33,11 @@ class LiveCompile(io.ComfyNode):
                     default=AUTO,
                     tooltip="auto: the best that works here without a long build. cudagraph: "
                     "NVIDIA, ready in a second. inductor: torch.compile, minutes once. "
-                    "onnxruntime: also on a CPU. eager: as it is.",
+                    "onnxruntime: also on a CPU. openvino: Intel and AMD processors, Intel GPUs "
+                    "and NPUs. eager: as it is.",
                 ),
+                precision_input(),
+                device_input(),
             ],
             outputs=[io.Model.Output(display_name="model")],
             hidden=[io.Hidden.unique_id],
@@ -38,19 +45,58 @@ class LiveCompile(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, model, engine) -> io.NodeOutput:
-        device = model.load_device
-        try:
-            name, why = chosen(engine, device)
-        except Refused as refused:
-            raise ValueError(f"engine: {engine} cannot be used here. {refused}") from refused
+    def execute(cls, model, engine, precision=DEFAULT, device=openvino.AUTO) -> io.NodeOutput:
+        place = model.load_device
         tell = teller(cls.hidden.unique_id)
-        if name == "eager":
+        wish = Wish(precision, device, kept_folder(), lambda text: attached.note(text))
+        try:
+            name, why = chosen(engine, place, wish)
+        except Refused as refused:
+            raise ValueError(refusal(engine, refused)) from refused
+        if name == "eager" and precision == DEFAULT:
             tell(f"{name}: {why}")
             return io.NodeOutput(without(model), ui=engine_ui({"engine": name, "why": why}))
-        attached = Attached(name, why, lambda: make(name, device), tell)
+        # auto never changes a picture, so it measures float32 only
+        measured = engine == AUTO and name == "openvino" and precision == DEFAULT
+        how = make_faster if measured else make
+        attached = Attached(name, why, lambda: how(name, place, wish), tell)
         tell(attached.line())
         return io.NodeOutput(attach(model, attached), ui=engine_ui(attached.stats()))
+
+
+def precision_input():
+    """The input of a node that compiles."""
+    return io.Combo.Input(
+        "precision",
+        options=list(PRECISIONS),
+        default=DEFAULT,
+        tooltip="default: the model's own, float32 on a CPU. bfloat16: faster on a processor that "
+        "multiplies it; openvino and eager. float16: GPU and NPU of openvino. int8: openvino; "
+        "look at the picture. The node tells the error.",
+    )
+
+
+def device_input():
+    """The input of a node that compiles."""
+    return io.Combo.Input(
+        "device",
+        options=[openvino.AUTO, *openvino.DEVICES],
+        default=openvino.AUTO,
+        tooltip="Of openvino. auto: the processor.",
+    )
+
+
+def kept_folder() -> pathlib.Path:
+    """Where compiled networks and measurements are kept."""
+    return pathlib.Path(folder_paths.get_user_directory()) / "livediffusion" / "openvino"
+
+
+def refusal(engine: str, refused: Refused) -> str:
+    """The message of a refusal, which begins with the input it is about."""
+    text = str(refused)
+    if text.startswith(("device:", "precision:")):
+        return f"{text}."
+    return f"engine: {engine} cannot be used here. {text}"
 
 
 def teller(node: str | None):

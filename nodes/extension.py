@@ -6,6 +6,7 @@ from .compat import ComfyExtension, io, quick
 class LiveDiffusionExtension(ComfyExtension):
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         from .compiled import LiveCompile
+        from .compiled_vae import LiveCompileVAE
         from .conditioning import LivePromptBlend
         from .frames import LiveDecode, LiveEncode, LiveSimilarityFilter
         from .learning import LiveLearnedSteps, LiveSearchedSteps
@@ -34,6 +35,7 @@ class LiveDiffusionExtension(ComfyExtension):
             LiveDecode,
             LiveDemoModel,
             LiveCompile,
+            LiveCompileVAE,
             LiveTensorRTBuild,
             LiveTensorRTLoader,
             LiveRun,

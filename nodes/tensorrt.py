@@ -7,7 +7,7 @@ from typing import Any
 import comfy.utils
 
 from ..compiled.engine import Refused
-from ..compiled.trt import api, files
+from ..compiled.trt import api, files, targets
 from ..compiled.trt.building import PRECISIONS
 from ..host.models import tensorrt
 from ..trust.boundary import inside
@@ -40,8 +40,8 @@ class LiveTensorRTBuild(io.ComfyNode):
             display_name="Live TensorRT Build",
             category="live/models",
             description=(
-                "Builds a TensorRT engine of the model's UNet, its LoRAs baked in. Takes minutes "
-                "once; an engine that is there already is not built again."
+                "Builds an engine of the model's UNet with TensorRT or TensorRT for RTX, its LoRAs "
+                "baked in. Takes minutes once; an engine that is there is not built again."
             ),
             inputs=[
                 io.Model.Input("model", tooltip="With the LoRAs that are to be baked in."),
@@ -91,28 +91,49 @@ class LiveTensorRTBuild(io.ComfyNode):
                     tooltip="LoRAs may be changed later, with the model wired into the loader; "
                     "slower.",
                 ),
+                io.Combo.Input(
+                    "library",
+                    options=[api.AUTO, *api.MODULES],
+                    default=api.AUTO,
+                    optional=True,
+                    tooltip="auto: tensorrt-rtx where it is installed and runs on the GPU, else "
+                    "tensorrt.",
+                ),
+                io.Combo.Input(
+                    "targets",
+                    options=list(targets.SETS),
+                    default=targets.HERE,
+                    optional=True,
+                    tooltip="GPUs that the engine is for. Others than this one: tensorrt-rtx, also "
+                    "on a computer without a GPU.",
+                ),
             ],
             outputs=[io.String.Output(display_name="engine")],
             hidden=[io.Hidden.unique_id],
             is_output_node=True,
-            **newer(search_aliases=["trt", "nvidia"]),
+            **newer(search_aliases=["trt", "rtx", "nvidia"]),
         )
 
     @classmethod
     def execute(
         cls, model, width, height, rows, context_tokens, controlnet, precision, name,
-        dynamic_size, refit,
+        dynamic_size, refit, library=api.AUTO, targets=targets.HERE,
     ) -> io.NodeOutput:  # fmt: skip
         if not (isinstance(name, str) and re.fullmatch(r"(?!\.)[\w .+-]{1,100}", name)):
             raise ValueError(
                 f"name: {name!r:.80} cannot begin a file name. Use letters, digits, - and _."
             )
         asked = tensorrt.wish(
-            model, width, height, rows, context_tokens, controlnet, precision, dynamic_size, refit
-        )
+            model, width, height, rows, context_tokens, controlnet, precision, dynamic_size, refit,
+            library, targets,
+        )  # fmt: skip
+        tell = teller(cls.hidden.unique_id)
+        tell(f"{asked.library.name}: {asked.why}")
         label = f"{name}_{width}x{height}_r{rows}_t{context_tokens}_{precision}"
-        path = tensorrt.build(model, asked, label, _reporter(teller(cls.hidden.unique_id)))
-        return io.NodeOutput(path.name, ui=engine_ui({"engine": path.name}))
+        path = tensorrt.build(model, asked, label, _reporter(tell))
+        told = {"engine": path.name, "library": asked.library.name, "why": asked.why}
+        tell(f"{path.name}: {asked.library.name}, {asked.why}")
+        return io.NodeOutput(path.name, ui=engine_ui(told))
 
 
 class LiveTensorRTLoader(io.ComfyNode):
@@ -162,29 +183,30 @@ class LiveTensorRTLoader(io.ComfyNode):
     def execute(cls, engine, rebuild=False, model=None) -> io.NodeOutput:
         if rebuild and model is None:
             raise ValueError("rebuild: no model to build from. Wire one, or switch rebuild off.")
-        try:
-            here = tensorrt.here()
-        except Refused as refused:
-            raise ValueError(f"engine: {refused}") from refused
+        reason = api.missing()
+        if reason:
+            raise ValueError(f"engine: {reason}")
         path = _path(engine)
         tell = teller(cls.hidden.unique_id)
         try:
-            sidecar = files.check(path, here)
+            sidecar = files.check(path, tensorrt.here)
+        except Refused as refused:
+            raise ValueError(f"engine: {refused}") from refused
         except files.Unfit as unfit:
             if not rebuild:
                 raise ValueError(
                     f"engine: {engine} {unfit}. Queue Live TensorRT Build again, or wire the model "
                     "and switch rebuild on."
                 ) from unfit
-            path, sidecar = _rebuilt(path, model, here, tell)
+            path, sidecar = _rebuilt(path, model, tell)
         if model is None:
             return io.NodeOutput(tensorrt.load(path, sidecar, tell))
         if rebuild and not tensorrt.fits(model, sidecar):
-            path, sidecar = _rebuilt(path, model, here, tell)
+            path, sidecar = _rebuilt(path, model, tell)
         return io.NodeOutput(tensorrt.run_on(model, path, sidecar, tell))
 
 
-def _rebuilt(path: pathlib.Path, model, here: dict, tell) -> tuple[pathlib.Path, files.Sidecar]:
+def _rebuilt(path: pathlib.Path, model, tell) -> tuple[pathlib.Path, files.Sidecar]:
     """The engine that `path` would be if it were built here and now."""
     try:
         asked = tensorrt.again(files.read(path), model)
@@ -194,7 +216,7 @@ def _rebuilt(path: pathlib.Path, model, here: dict, tell) -> tuple[pathlib.Path,
         ) from unfit
     label = path.name.removesuffix(files.SUFFIX).rpartition("-")[0] or "unet"
     built = tensorrt.build(model, asked, label, _reporter(tell))
-    return built, files.check(built, here)
+    return built, files.check(built, tensorrt.here)
 
 
 def _reporter(tell):

@@ -66,3 +66,18 @@ def patched(patcher, strength):
     change = torch.ones_like(clone.model.state_dict()[key])
     clone.add_patches({key: ("diff", (change,))}, strength)
     return clone
+
+
+def sampled_once(model, rows=2, size=8):
+    """One call of a stock sampler, on the model's device."""
+    import comfy.samplers
+    import tiny
+
+    guider = comfy.samplers.CFGGuider(model)
+    guider.set_conds(tiny.conditioning(1), tiny.conditioning(2))
+    guider.set_cfg(1.0)
+    noise = torch.randn(rows, 4, size, size, generator=torch.Generator().manual_seed(0))
+    return guider.sample(
+        noise, torch.zeros_like(noise), comfy.samplers.ksampler("euler"),
+        torch.tensor((10.0, 0.0)), disable_pbar=True,
+    )  # fmt: skip

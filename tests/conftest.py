@@ -14,6 +14,7 @@ ALIAS = "livediffusion"
 CACHE = pathlib.Path.home() / ".cache" / "livediffusion" / "comfyui"
 PRIMARY = "0.33.0"
 CUDA = "LIVEDIFFUSION_CUDA"  # set by benchmarks/gpu.py: the tests marked cuda, on the GPU
+PAGED = "LIVEDIFFUSION_DYNAMIC_VRAM"  # set there, too: with ComfyUI's dynamic VRAM
 
 
 def comfyui_path() -> pathlib.Path | None:
@@ -32,6 +33,20 @@ def _import_pack() -> None:
     spec.loader.exec_module(module)
 
 
+def _page_weights() -> bool:
+    """Dynamic VRAM as ComfyUI's main.py sets it up on CUDA; False where it cannot."""
+    import comfy.memory_management
+    import comfy.model_patcher
+    import comfy_aimdo.control
+
+    comfy_aimdo.control.init()
+    if not comfy_aimdo.control.init_devices([torch.cuda.current_device()]):
+        return False
+    comfy.model_patcher.CoreModelPatcher = comfy.model_patcher.ModelPatcherDynamic
+    comfy.memory_management.aimdo_enabled = True
+    return True
+
+
 # the tests' models are tiny: a second thread only waits for the first
 torch.set_num_threads(1)
 
@@ -40,6 +55,8 @@ if ALIAS not in sys.modules:
 
 COMFYUI = comfyui_path()
 sys.path.insert(0, str(ROOT / "tests"))
+import limits  # noqa: E402
+
 if COMFYUI is not None and str(COMFYUI) not in sys.path:
     sys.path.insert(0, str(COMFYUI))
     # ComfyUI reads its options when first imported: keep it off pytest's own arguments
@@ -54,6 +71,12 @@ if COMFYUI is not None and str(COMFYUI) not in sys.path:
 
     sys.argv = argv
     comfy.cli_args.args.cpu = os.environ.get(CUDA) != "cuda"
+    if PAGED in os.environ and not comfy.cli_args.args.cpu and not _page_weights():
+        raise RuntimeError("comfy-aimdo does not work here, so there is no dynamic VRAM to test")
+
+
+def pytest_configure(config):
+    config.pluginmanager.register(limits)
 
 
 def pytest_collection_modifyitems(items):

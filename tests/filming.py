@@ -4,6 +4,7 @@ import functools
 import os
 import struct
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
 
 import av
@@ -35,6 +36,23 @@ def corners(picture):
     return np.array([picture[y * h // 4, x * w // 4] for y, x in places], float)
 
 
+def apart(function):
+    """Run in a thread of its own.
+
+    SVT-AV1, where it may, gives the thread that opens it real-time priority (SCHED_FIFO, 99), and
+    keeps it so. All that such a thread starts inherits that: servers, a browser with a hundred
+    threads, of which two that wait for a third by looking again and again stop the machine.
+    """
+
+    @functools.wraps(function)
+    def run(*args, **kwargs):
+        with ThreadPoolExecutor(1) as pool:
+            return pool.submit(function, *args, **kwargs).result()
+
+    return run
+
+
+@apart
 def film(path, codec="mpeg4", pixels="yuv420p", size=(48, 32), times=None, frames=5, rate=10,
          format=None, options=None, container=None, last=None, sound=None, metadata=None,
          turn=0, offset=0.0):  # fmt: skip

@@ -3,7 +3,12 @@
 As with a real graph, no Python runs at a replay, operations read and write the memory they were
 recorded with, wherever the tensors have gone since, and waiting for a value is an error while
 recording.
+
+And as with graphs that share a pool, a replay writes over whatever the others have made: what was
+not copied out of a recording is NaN once another one has run.
 """
+
+import weakref
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -16,11 +21,17 @@ class Waited(RuntimeError):
     """What was recorded asks the host for a value, or brings one from it."""
 
 
+def tensors(tree):
+    return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, torch.Tensor)]
+
+
 class _Recorder(TorchDispatchMode):
     def __init__(self):
         super().__init__()
         self.steps = []
         self.written = []
+        self.made = []  # what lies in the pool
+        self._own = set()
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         if any(name in str(func) for name in _WAITS):
@@ -29,34 +40,58 @@ class _Recorder(TorchDispatchMode):
             if argument.alias_info is not None and argument.alias_info.is_write:
                 self.written.append((value, value.clone()))
         out = func(*args, **(kwargs or {}))
+        given = {t.untyped_storage().data_ptr() for t in tensors((args, kwargs))}
+        for tensor in tensors(out):
+            at = tensor.untyped_storage().data_ptr()
+            if at not in given and at not in self._own:
+                self._own.add(at)
+                self.made.append(tensor.detach())
         step = args, kwargs or {}, out
         # aliases: a tensor whose data is set later has other memory then
         self.steps.append((func, *tree_map_only(torch.Tensor, torch.Tensor.detach, step)))
         return out
 
 
+_live: "weakref.WeakSet[Replaying]" = weakref.WeakSet()
+
+
 class Replaying:
     """compiled.graph.Recording on any device. Capturing leaves everything as it was."""
 
     made = 0  # recordings in this process
-
+    last = None  # whose the pool is now
     def capture(self, work):
         type(self).made += 1
         with _Recorder() as recorder:
-            out = work()
+            left = work()
+        assert left is None, "what was made in a capture does not outlive it"
         for tensor, before in reversed(recorder.written):
             tensor.copy_(before)
-        self._steps = recorder.steps
-        return out
+        self._steps, self._made = recorder.steps, recorder.made
+        _live.add(self)
 
     def replay(self):
+        if Replaying.last is None or Replaying.last() is not self:
+            Replaying.last = weakref.ref(self)
+            for other in _live:
+                if other is not self:
+                    other.overwritten()
         for func, args, kwargs, out in self._steps:
             for old, new in zip(tree_leaves(out), tree_leaves(func(*args, **kwargs)), strict=True):
                 if isinstance(old, torch.Tensor) and old.data_ptr() != new.data_ptr():
                     old.copy_(new)
 
+    @torch.inference_mode()
+    def overwritten(self):
+        """Another recording has used the pool."""
+        for tensor in self._made:
+            kind = torch.finfo if tensor.is_floating_point() else torch.iinfo
+            if tensor.dtype is not torch.bool:
+                tensor.fill_(torch.nan if kind is torch.finfo else kind(tensor.dtype).max)
+
     def release(self):
         self._steps = None
+        self._made = ()
 
 
 def watch(monkeypatch, parts, seen):

@@ -17,28 +17,66 @@ import onnx
 import onnxruntime
 
 MAGIC = b"double"
-KINDS = {"tensor(float)": "FLOAT", "tensor(float16)": "HALF"}
-NUMPY = {"FLOAT": np.float32, "HALF": np.float16}
+NUMPY = {"FLOAT": np.float32, "HALF": np.float16, "BF16": np.uint16}
+WIDE, NARROW = onnx.TensorProto.FLOAT, onnx.TensorProto.BFLOAT16
+SM = {"NONE": 0, "CURRENT": 1, "SM75": 75, "SM80": 80, "SM86": 86, "SM89": 89, "SM120": 120,
+      "SM121": 121}  # fmt: skip
 
 
-def make(version="10.16.1.11", gpu="Double GPU"):
-    """A module that stands for tensorrt.
+def widened(model):
+    """A bfloat16 model in float32, its weights' values kept: ONNX Runtime has no bfloat16."""
+    model = onnx.ModelProto.FromString(model.SerializeToString())
+
+    def wide(tensor):
+        if tensor.data_type == NARROW:
+            array = onnx.numpy_helper.to_array(tensor).astype(np.float32)
+            tensor.CopyFrom(onnx.numpy_helper.from_array(array, tensor.name))
+
+    graph = model.graph
+    for tensor in graph.initializer:
+        wide(tensor)
+    for value in (*graph.input, *graph.output, *graph.value_info):
+        if value.type.tensor_type.elem_type == NARROW:
+            value.type.tensor_type.elem_type = WIDE
+    for node in graph.node:
+        for attribute in node.attribute:
+            wide(attribute.t)
+            if node.op_type == "Cast" and attribute.i == NARROW:
+                attribute.i = WIDE
+    return model
+
+
+def plan(model, **head):
+    """An engine of the double: version, gpu, profile, targets, refit, then the ONNX file."""
+    told = json.dumps(head).encode()
+    return MAGIC + len(told).to_bytes(4, "big") + told + model.SerializeToString()
+
+
+def make(version="10.16.1.11", gpu="Double GPU", rtx=False):
+    """A module that stands for tensorrt, or for tensorrt_rtx on a GPU of capability `here`.
 
     Its `trouble` may hold "parse", "build", "deserialize", "context", "address", "execute" to make
     that fail, and "raise" to make a build raise; `built` counts builds, `flags` keeps those of the
     last one, `steps` is how many steps a build reports.
     """
     major, minor = (int(part) for part in version.split(".")[:2])
-    trt = types.ModuleType("tensorrt")
+    trt = types.ModuleType("tensorrt_rtx" if rtx else "tensorrt")
     trt.__version__, trt.trouble, trt.built, trt.flags, trt.steps = version, set(), 0, set(), 8
     trt.loaded = 0
     trt.timing = []  # of each build: the bytes of the timing cache that it started with
+    trt.here, trt.targets, trt.configs = "8.9", [], []
+    if rtx:  # in most things it is as TensorRT 11
+        major, minor = 11, 4
 
-    class Logger:
-        WARNING = 2
-
-        def __init__(self, min_severity=2):
+    class ILogger:
+        def __init__(self):
             pass
+
+        def log(self, severity, msg):
+            raise NotImplementedError
+
+    class Logger(ILogger):
+        INTERNAL_ERROR, ERROR, WARNING = range(3)
 
     class TensorIOMode(enum.Enum):
         NONE = 0
@@ -97,6 +135,7 @@ def make(version="10.16.1.11", gpu="Double GPU"):
             return ITimingCache(bytes(serialized_timing_cache))
 
         def set_timing_cache(self, cache, ignore_mismatch):
+            assert not rtx, "a timing cache does nothing there, and asks for a GPU"
             fits = cache.data in (b"", f"timing {version} {gpu}".encode())
             if fits or ignore_mismatch:
                 self.cache = cache
@@ -138,15 +177,14 @@ def make(version="10.16.1.11", gpu="Double GPU"):
                 return None
             trt.built += 1
             trt.flags = network.flags | config.flags
-            trt.timing.append(config.cache.data)
+            trt.timing.append(config.cache and config.cache.data)
+            trt.targets.append(getattr(config, "capabilities", None))
             model = onnx.load(str(network.path))
             shapes = config.profiles[0].shapes if config.profiles else {}
-            head = {
-                "version": version, "gpu": gpu, "profile": shapes,
-                "refit": sorted(network.refittable),
-            }  # fmt: skip
-            head = json.dumps(head).encode()
-            return MAGIC + len(head).to_bytes(4, "big") + head + model.SerializeToString()
+            return plan(
+                model, version=version, gpu=gpu, profile=shapes, targets=trt.targets[-1],
+                refit=sorted(network.refittable),
+            )  # fmt: skip
 
     class OnnxParser:
         def __init__(self, network, logger):
@@ -191,7 +229,14 @@ def make(version="10.16.1.11", gpu="Double GPU"):
             if "execute" in trt.trouble or self.infer_shapes():
                 return False
             fed = {name: self.array(name).copy() for name in self.engine.inputs}
-            self.array("out")[:] = self.engine.session.run(None, fed)[0]
+            for name, array in fed.items():
+                if self.engine.kinds[name] == "BF16":
+                    fed[name] = (array.astype(np.uint32) << 16).view(np.float32)
+            out = self.engine.session.run(None, fed)[0]
+            if self.engine.kinds["out"] == "BF16":
+                bits = out.view(np.uint32)
+                out = ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
+            self.array("out")[:] = out
             return True
 
         def array(self, name):
@@ -212,11 +257,17 @@ def make(version="10.16.1.11", gpu="Double GPU"):
             options = onnxruntime.SessionOptions()
             options.log_severity_level = 3
             self.session = onnxruntime.InferenceSession(
-                self.model.SerializeToString(), options, providers=["CPUExecutionProvider"]
-            )
+                widened(self.model).SerializeToString(), options,
+                providers=["CPUExecutionProvider"],
+            )  # fmt: skip
             self.inputs = {i.name: i.shape for i in self.session.get_inputs()}
-            ends = [*self.session.get_inputs(), *self.session.get_outputs()]
-            self.kinds = {end.name: KINDS[end.type] for end in ends}
+            graph, number = self.model.graph, onnx.TensorProto.DataType.Name
+            self.kinds = {
+                end.name: {"FLOAT16": "HALF", "BFLOAT16": "BF16"}.get(
+                    number(end.type.tensor_type.elem_type), "FLOAT"
+                )
+                for end in (*graph.input, *graph.output)
+            }
 
         def span(self, name):
             static = self.inputs[name]
@@ -246,6 +297,8 @@ def make(version="10.16.1.11", gpu="Double GPU"):
             size = int.from_bytes(data[len(MAGIC) : at], "big")
             head = json.loads(data[at : at + size])
             if (head["version"], head["gpu"]) != (version, gpu):
+                return None
+            if rtx and f"SM{trt.here.replace('.', '')}" not in head["targets"]:
                 return None
             trt.loaded += 1
             return ICudaEngine(head, onnx.load_from_string(data[at + size :]))
@@ -278,12 +331,110 @@ def make(version="10.16.1.11", gpu="Double GPU"):
             return True
 
     for thing in (
-        Logger, TensorIOMode, DataType, BuilderFlag, NetworkDefinitionCreationFlag, Builder,
-        INetworkDefinition, IOptimizationProfile, ITimingCache, IBuilderConfig, OnnxParser,
+        ILogger, Logger, TensorIOMode, DataType, BuilderFlag, NetworkDefinitionCreationFlag,
+        Builder, INetworkDefinition, IOptimizationProfile, ITimingCache, IBuilderConfig, OnnxParser,
         IExecutionContext, ICudaEngine, Runtime, Weights, Refitter,
     ):  # fmt: skip
         setattr(trt, thing.__name__, thing)
     trt.IHostMemory = bytes
+    if rtx:
+        compiling(trt)
     if major >= 10:
         trt.IProgressMonitor = IProgressMonitor
     return trt
+
+
+def compiling(trt):
+    """Give the double what TensorRT for RTX alone has: several GPUs, kernels compiled late."""
+    trt.ComputeCapability = enum.IntEnum("ComputeCapability", SM)
+    trt.CudaGraphStrategy = enum.Enum("CudaGraphStrategy", ["DISABLED", "WHOLE_GRAPH_CAPTURE"])
+    trt.DynamicShapesKernelSpecializationStrategy = enum.Enum(
+        "DynamicShapesKernelSpecializationStrategy", ["LAZY", "EAGER", "NONE"]
+    )
+
+    class IRuntimeCache:
+        def __init__(self):
+            self.kernels = set()
+
+        def deserialize(self, blob):
+            told = json.loads(bytes(blob))
+            fits = (told["version"], told["gpu"]) == (trt.__version__, trt.here)
+            self.kernels |= set(told["kernels"]) if fits else set()
+            return fits
+
+        def serialize(self):
+            told = {"version": trt.__version__, "gpu": trt.here, "kernels": sorted(self.kernels)}
+            return json.dumps(told).encode()
+
+    class IRuntimeConfig:
+        cuda_graph_strategy = trt.CudaGraphStrategy.DISABLED
+        dynamic_shapes_kernel_specialization_strategy = None
+        cache = None
+
+        def create_runtime_cache(self):
+            return IRuntimeCache()
+
+        def set_runtime_cache(self, cache):
+            self.cache = cache
+            return True
+
+    class IBuilderConfig(trt.IBuilderConfig):
+        def __init__(self):
+            super().__init__()
+            self.capabilities = []
+
+        @property
+        def num_compute_capabilities(self):
+            return len(self.capabilities)
+
+        @num_compute_capabilities.setter
+        def num_compute_capabilities(self, number):
+            self.capabilities = ["CURRENT"] * number
+
+        def set_compute_capability(self, compute_capability, index):
+            fits = 0 <= index < len(self.capabilities) and compute_capability > 1
+            if fits:
+                self.capabilities[index] = compute_capability.name
+            return fits
+
+    class Builder(trt.Builder):
+        def create_builder_config(self):
+            return IBuilderConfig()
+
+    class IExecutionContext(trt.IExecutionContext):
+        cache = None
+
+        def execute_async_v3(self, stream_handle):
+            done = super().execute_async_v3(stream_handle)
+            if done and self.cache is not None:
+                kernel = f"unet for {self.shapes['x']}"
+                trt.compiled += kernel not in self.cache.kernels
+                self.cache.kernels.add(kernel)
+            return done
+
+    class ICudaEngine(trt.ICudaEngine):
+        def create_runtime_config(self):
+            return IRuntimeConfig()
+
+        def create_execution_context(self, runtime_config=None):
+            if "context" in trt.trouble:
+                return None
+            context = IExecutionContext(self)
+            if runtime_config is not None:
+                trt.configs.append(runtime_config)
+                context.cache = runtime_config.cache
+            return context
+
+    class Runtime(trt.Runtime):
+        def deserialize_cuda_engine(self, serialized_engine):
+            engine = super().deserialize_cuda_engine(serialized_engine)
+            if engine is not None:
+                engine.__class__ = ICudaEngine
+            return engine
+
+    trt.compiled = 0  # kernels that no runtime cache had
+    for thing in (
+        IRuntimeCache, IRuntimeConfig, IBuilderConfig, Builder, IExecutionContext, ICudaEngine,
+        Runtime,
+    ):  # fmt: skip
+        setattr(trt, thing.__name__, thing)

@@ -152,26 +152,225 @@ def test_turns(capsys, tmp_path):
     assert "odd FAILED: ValueError: no such thing" in capsys.readouterr().out
 
 
-def test_the_gpu_command_rehearsed(tmp_path):
-    """Side by side: every side runs or is told by name, and ticks are recorded."""
+def test_blocks():
+    """Each side runs by itself for a block; the rounds alternate; time that is up is told."""
+    import blocks
+    import measure
+
+    calls, done = [], {"a": 0}
+
+    def of(name):
+        def frame():
+            calls.append(name)
+            done["a"] += name == "a"
+
+        return blocks.Way(frame, frame, {"done": lambda: done["a"]} if name == "a" else {})
+
+    def broken():
+        raise ValueError("no such thing")
+
+    ways = {"a": of("a"), "broken": blocks.Way(broken, broken), "b": of("b")}
+    times = blocks.in_blocks(ways, measure.Device("cpu"), 2 * 17, 2)
+    a, b = ["a"] * (2 * (2 + 17)), ["b"] * (2 * (2 + 17))
+    assert calls == [*"aabb", *a, *b, *b, *a]
+    row = times["a"].row()
+    assert row["frames"] == 34 and row["done"] == "68 of 68"
+    assert len(times["b"].medians) == len(times["b"].flowing) == 2
+    assert times["broken"].row() == {"failed": "ValueError: no such thing"}
+    none = blocks.in_blocks({"a": of("a")}, measure.Device("cpu"), 34, 2, 0.0, 0.0)
+    assert none["a"].row() == {"failed": blocks.NO_TIME}
+    one = blocks.in_blocks({"a": of("a")}, measure.Device("cpu"), 340, 2, 0.0)
+    assert one["a"].row()["frames"] == 17
+
+
+def test_the_first_warning_of_torch_is_no_wait(monkeypatch):
+    import warnings
+
+    import measure
+
+    def mode(to):
+        if to == "warn":
+            warnings.warn(
+                "Synchronization debug mode is a prototype feature and does not yet detect all "
+                "synchronizing operations", stacklevel=1,
+            )  # fmt: skip
+
+    monkeypatch.setattr(torch.cuda, "set_sync_debug_mode", mode)
+    device = measure.Device("cuda")
+    assert device.syncs(lambda: None) == 0
+    told = "called a synchronizing CUDA operation"
+    assert device.syncs(lambda: [warnings.warn(told, stacklevel=1) for _ in range(3)]) == 3
+
+
+def test_onnx_runtime_without_cuda_is_missing_on_a_gpu(monkeypatch):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    import engines
+
+    gpu, offers = torch.device("cuda"), ["CPUExecutionProvider"]
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: offers)
+    assert "onnxruntime-gpu" in engines.without_cuda("onnxruntime", gpu)
+    assert engines.without_cuda("onnxruntime", torch.device("cpu")) is None
+    assert engines.without_cuda("cudagraph", gpu) is None
+    offers.append("CUDAExecutionProvider")
+    assert engines.without_cuda("onnxruntime", gpu) is None
+
+
+def test_our_frames_stay_prepared_in_blocks(kit):
+    """Clones of one model that take turns frame by frame are loaded for each frame."""
+    import blocks
+    import measure
+    import replaying
+    import rivals
+    import sides
+
+    fed, device = rivals.pictures(kit), measure.Device("cpu")
+    made = {
+        "eager": rivals.Ours(kit, 1),
+        "graph": rivals.Ours(kit, 1, engine="graph", recording=replaying.Replaying),
+    }
+    others = {"theirs": rivals.ComfySampler(kit, 1)}
+    ways = {name: sides.way(side, fed) for name, side in {**made, **others}.items()}
+    times = blocks.in_blocks(ways, device, 6, 4)
+    assert times["eager"].row()["prepared"] == times["graph"].row()["prepared"] == "12 of 12"
+    assert times["graph"].row()["by the engine"] == "12 of 12"
+    before = made["graph"].prepared
+    measure.in_turns({name: way.frame for name, way in ways.items()}, device, 6, 0)
+    assert made["graph"].prepared == before
+
+
+def a_bench(tmp_path, **more):
     import gpu
     import measure
     import replaying
+
+    report = measure.Report(tmp_path / "gpu.json", measure.machine())
+    told = {"deadline": float("inf"), "rehearse": True, "recording": replaying.Replaying, **more}
+    return gpu.Bench(report, measure.Device("cpu"), 2, 6, **told)
+
+
+def told(tmp_path):
+    return json.loads((tmp_path / "gpu.json").read_text())
+
+
+def test_the_gpu_command_rehearsed(tmp_path, monkeypatch):
+    """Side by side: every side runs or is told by name, and ticks are recorded."""
+    import best
+    import sides
     from networks import published
 
     kit = published("sdxl-turbo", SIZE, tiny=True)
-    report = measure.Report(tmp_path / "gpu.json", measure.machine())
-    device = measure.Device("cpu")
-    bench = gpu.Bench(report, device, 3, 6, float("inf"), True, replaying.Replaying)
+    # tracing takes half a minute; --rehearse does it
+    monkeypatch.setattr(best, "compiled", lambda kit, backend: kit)
+    bench = a_bench(tmp_path)
     cells = [(2, "self-negative", 1), (2, "off", 2)]
-    gpu.side_by_side(bench, kit, cells)
-    rows = json.loads((tmp_path / "gpu.json").read_text())[f"{kit.name}: side by side"]
-    found = {(row["n"], row["mode"], row["F"], row["side"]): row for row in rows}
-    assert len(found) == len(rows) == 5 + 8
+    sides.side_by_side(bench, kit, cells)
+    written = told(tmp_path)
+    agreed = written[f"{kit.name}: our latents against the public class's"]
+    assert [(row["n"], row["mode"]) for row in agreed] == [(2, "self-negative"), (2, "off")]
+    assert all(row["relative RMS"] < 1e-4 for row in agreed)
+    names = [f"{kit.name}: side by side, n = {n}, {mode}, F = {f}" for n, mode, f in cells]
+    names.append(f"{kit.name}: others at their best, n = 2, self-negative, F = 1")
+    rows = [{"cell": name, **row} for name in names for row in written[name]]
+    found = {(row["cell"], row["side"]): row for row in rows}
+    assert len(found) == len(rows) == 5 + 8 + 3
     # its documented argument for it does not work with several steps
     failed = {key for key, row in found.items() if "failed" in row}
-    assert failed == {(2, "off", 2, "streamdiffusion 0.1.1")}
-    for (*_, side), row in found.items():
+    assert failed == {(names[1], "streamdiffusion 0.1.1")}
+    for (_, side), row in found.items():
         if side in ("LiveDiffusion, graph", "LiveDiffusion, cudagraph"):
             assert row["recorded"] == 1 and "fell back" not in row
-    assert device.missing
+            assert row["by the engine"] == row["prepared"] == "4 of 4"
+    assert bench.device.missing and not bench.report.failed
+
+
+def test_what_there_is_no_time_for_is_told(tmp_path):
+    import gpu
+    import sides
+    from networks import published
+
+    kit = published("sd15", SIZE, tiny=True)
+    bench = a_bench(tmp_path, deadline=0.0)
+    sides.side_by_side(bench, kit, sides.CELLS)
+    bench.part("profile", gpu.profile, kit)
+    written = told(tmp_path)
+    skipped = written[gpu.SKIPPED]
+    assert len(skipped) == len(sides.CELLS) + sides.BEST + 1 and skipped[-1] == "profile"
+    assert not [name for name in written if "side by side" in name]
+
+
+def test_each_step_of_the_ladder_is_what_it_says(tmp_path, monkeypatch):
+    """Every one is recorded or told; those in channels_last and with recorded halves are that."""
+    import ladder
+    from networks import published
+
+    kit = published("sd-turbo", SIZE, tiny=True)
+    bench = a_bench(tmp_path)
+    # torch.compile traces for long; --rehearse does it
+    steps = [rung for rung in ladder.LADDER if rung.engine != "inductor"]
+    monkeypatch.setattr(ladder, "LADDER", steps)
+    ladder.ladder(bench, kit)
+    for n in (1, 4):
+        rows = told(tmp_path)[f"{kit.name}: step by step, n = {n}"]
+        assert [row["step"] for row in rows] == [rung.name for rung in steps]
+        for row, rung in zip(rows, steps, strict=True):
+            assert "failed" not in row and "fell back" not in row, row
+            assert row["recorded"] == (rung.engine != "eager")
+    own = ladder.in_channels_last(kit)
+    weights = [dict(k.model.model.diffusion_model.named_parameters()) for k in (kit, own)]
+    assert all(a.data_ptr() != weights[1][name].data_ptr() for name, a in weights[0].items())
+    flat = [p for p in weights[1].values() if p.ndim == 4 and min(p.shape[1:]) > 1]
+    assert flat and all(p.is_contiguous(memory_format=torch.channels_last) for p in flat)
+    bench.ours(ladder.recorded(kit, bench.recording), 1).frames(np.zeros((1, 32, 32, 3), np.uint8))
+
+
+def test_a_recorded_stage_gives_what_the_autoencoder_gives(kit):
+    import ladder
+    import replaying
+
+    own, before = ladder.recorded(kit, replaying.Replaying), replaying.Replaying.made
+    for size in (SIZE, 2 * SIZE):
+        for _ in range(3):
+            picture = torch.rand(1, size, size, 3)
+            latent = kit.vae.encode(picture)
+            assert torch.equal(own.vae.encode(picture), latent)
+            assert torch.equal(own.vae.decode(latent), kit.vae.decode(latent))
+    assert replaying.Replaying.made == before + 4
+
+
+def test_kernels_are_told_by_what_they_are_for():
+    import kinds
+
+    names = {
+        "void cudnn::ops::nchwToNhwcKernel<__half, __half, float>": "layout",
+        "sm90_xmma_fprop_implicit_gemm_f16f16_f16f32_f32_nhwckrsc_nhwc": "convolution, GEMM",
+        "nvjet_hsh_128x256_64x4_1x2_h_bz_coopA_NTT": "convolution, GEMM",
+        "void pytorch_flash::flash_fwd_kernel<Flash_fwd_kernel_traits<64>>": "attention",
+        "void at::native::RowwiseMomentsCUDAKernel<c10::Half, float, int>": "norm",
+        "_group_norm_kernel": "norm",
+        "_stream_step_kernel": "ours",
+        "Memcpy DtoH (Device -> Pinned)": "copy",
+        "void at::native::vectorized_elementwise_kernel<4, silu>": "elementwise",
+        "something": "other",
+    }
+    assert {name: kinds.kind(name) for name in names} == names
+    every = [kinds.Spent(name, 1.0, 2.0) for name in names]
+    rows = kinds.by_kind(every)
+    assert sum(row["share"] for row in rows) == pytest.approx(1)
+    assert sum(row["kernels/frame"] for row in rows) == 20
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as seen:
+        torch.ones(64, 64) @ torch.ones(64, 64)
+    assert kinds.kind(kinds.spent(seen, 1, False)[0].name) in ("convolution, GEMM", "other")
+
+
+def test_the_floors_are_what_the_model_gives():
+    """The published arithmetic and operations of a forward, and the least time of each."""
+    import floors
+
+    works = floors.works("sd-turbo", 1)
+    flops = sum(2 * w.m * w.n * w.k * w.count * (1 + w.attention) for w in works)
+    assert len(works) == 314 and flops == pytest.approx(804e9, rel=1e-3)
+    for name, hardware in floors.KNOWN.items():
+        least = 1000 * sum(work.seconds(hardware) for work in works)
+        assert least == pytest.approx(floors.floors("sd-turbo", f"NVIDIA {name}")[1], rel=5e-3)
+    assert floors.floors("sdxl-turbo", "NVIDIA H100 80GB HBM3")[4] == pytest.approx(9.32)
+    assert floors.floors("sd15", "NVIDIA A10") == {}

@@ -41,6 +41,7 @@ REQUEST = Limits(bytes=20 * 2**20, depth=100, items=500_000)
 MESSAGE = Limits(bytes=4096, depth=4, items=64)
 SIDECAR = Limits(bytes=4 * 2**20, depth=8, items=100_000)
 RESULT = Limits(bytes=2**20, depth=8, items=20_000)
+RUNTIME_CACHE = 2**28  # bytes of what was compiled for an engine; more costs more than it saves
 
 MOST_RUNS = 16  # live runs of a server that wait or run
 MOST_RUNS_OF_ONE = 8  # of them, of one page
@@ -133,7 +134,11 @@ _MADE = record(
         "inputs": items(_KEY, 1, 64),
         "profile": table(_KEY, fields(_SHAPE, _SHAPE, _SHAPE), 64),
         "flags": items(_KEY, 0, 16),
-    }
+    },
+    {
+        "library": one_of("tensorrt", "tensorrt-rtx"),
+        "targets": items(text(8, r"\d{1,2}\.\d"), 0, 16),
+    },
 )
 ENGINE = record(
     {

@@ -1,26 +1,34 @@
-"""The door to TensorRT: whether it is here, on which GPU, and what of it is used.
+"""The door to TensorRT and TensorRT for RTX: which is here, on which GPU, and what of it is used.
 
-Only names common to 8.5 ... 11.4 are used; what is younger or gone is asked for before
-(docs/engines.md). Importing this module imports nothing of TensorRT.
+Only names common to TensorRT 8.5 ... 11.4 and TensorRT for RTX 1.7 are used; what is younger or
+gone is asked for before (docs/engines.md). Importing this module imports nothing of either.
 """
 
 import importlib
 import importlib.util
+import logging
 import sys
+import weakref
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from ..engine import Refused
+from . import targets
 
-HOW = (
-    "pip install tensorrt (Linux and Windows, NVIDIA GPUs; about 2 GB), then restart ComfyUI; "
-    "docs/engines.md says more"
-)
+AUTO, TRT, RTX = "auto", "tensorrt", "tensorrt-rtx"
+MODULES = {TRT: "tensorrt", RTX: "tensorrt_rtx"}
+HOW = {
+    TRT: "pip install tensorrt (Linux and Windows, NVIDIA GPUs; about 2 GB)",
+    RTX: "pip install tensorrt_rtx (Linux and Windows, GeForce RTX and its like; 95 MB)",
+}
+_THEN = "then restart ComfyUI; docs/engines.md says more"
 
 # every function that is called, with its parameters, as the bindings' docstrings give them
 CALLED = {
-    "Logger": ("min_severity",),
+    "ILogger": (),
+    "ILogger.log": ("severity", "msg"),
     "Builder": ("logger",),
     "Builder.create_network": ("flags",),
     "Builder.create_builder_config": (),
@@ -28,10 +36,6 @@ CALLED = {
     "Builder.build_serialized_network": ("network", "config"),
     "IBuilderConfig.set_flag": ("flag",),
     "IBuilderConfig.add_optimization_profile": ("profile",),
-    "IBuilderConfig.create_timing_cache": ("serialized_timing_cache",),
-    "IBuilderConfig.set_timing_cache": ("cache", "ignore_mismatch"),
-    "IBuilderConfig.get_timing_cache": (),
-    "ITimingCache.serialize": (),
     "IOptimizationProfile.set_shape": ("input", "min", "opt", "max"),
     "OnnxParser": ("network", "logger"),
     "OnnxParser.parse_from_file": ("model",),
@@ -53,8 +57,35 @@ CALLED = {
     "Refitter.refit_cuda_engine": (),
     "Weights": ("a",),
 }
+# of TensorRT alone: in TensorRT for RTX they do nothing, ask for a GPU, and are to go
+CALLED_TIMING = {
+    "IBuilderConfig.create_timing_cache": ("serialized_timing_cache",),
+    "IBuilderConfig.set_timing_cache": ("cache", "ignore_mismatch"),
+    "IBuilderConfig.get_timing_cache": (),
+    "ITimingCache.serialize": (),
+}
+# of TensorRT for RTX alone
+CALLED_RTX = {
+    "IBuilderConfig.set_compute_capability": ("compute_capability", "index"),
+    "ICudaEngine.create_runtime_config": (),
+    "ICudaEngine.create_execution_context": ("runtime_config",),
+    "IRuntimeConfig.create_runtime_cache": (),
+    "IRuntimeConfig.set_runtime_cache": ("cache",),
+    "IRuntimeCache.deserialize": ("blob",),
+    "IRuntimeCache.serialize": (),
+}
+READ_RTX = (
+    "ComputeCapability",
+    "IBuilderConfig.num_compute_capabilities",
+    "IRuntimeConfig.cuda_graph_strategy",
+    "IRuntimeConfig.dynamic_shapes_kernel_specialization_strategy",
+    "CudaGraphStrategy.WHOLE_GRAPH_CAPTURE",
+    "DynamicShapesKernelSpecializationStrategy.LAZY",
+)
 # attributes and enumeration members that are read
 READ = (
+    "Logger.INTERNAL_ERROR",
+    "Logger.ERROR",
     "Logger.WARNING",
     "OnnxParser.num_errors",
     "ICudaEngine.num_io_tensors",
@@ -64,7 +95,7 @@ READ = (
     "DataType.FLOAT",
     "DataType.HALF",
 )
-# used where it is there: these came or went between 8.5 and 11.4
+# used where it is there: these came or went between 8.5 and 11.4, or are not in both libraries
 DETECTED = (
     "BuilderFlag.FP16",
     "BuilderFlag.BF16",
@@ -79,27 +110,194 @@ DETECTED = (
 )
 
 
+@dataclass(frozen=True)
+class Library:
+    """TensorRT or TensorRT for RTX, and what this version of it has.
+
+    Attributes:
+        name: TRT or RTX.
+        module: its Python module.
+    """
+
+    name: str
+    module: Any
+
+    @property
+    def version(self) -> str:
+        return self.module.__version__
+
+    @property
+    def called(self) -> str:
+        """As messages call it."""
+        return "TensorRT for RTX" if self.name == RTX else "TensorRT"
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        """Compute capabilities that it can be told to build for; none: only for the GPU here."""
+        known = getattr(self.module, "ComputeCapability", None)
+        names = [] if known is None else known.__members__
+        numbers = [name.removeprefix("SM") for name in names if name.startswith("SM")]
+        return tuple(f"{number[:-1]}.{number[-1]}" for number in numbers)
+
+    @property
+    def typed(self) -> bool:
+        """Whether the types of the ONNX file are taken as they are."""
+        return hasattr(self.module.NetworkDefinitionCreationFlag, "STRONGLY_TYPED")
+
+    @property
+    def times(self) -> bool:
+        """Whether it measures kernels while it builds, so that a timing cache helps the next build.
+
+        TensorRT for RTX compiles kernels where they run instead (runtime.py).
+        """
+        return not self.targets
+
+    def flags(self) -> int:
+        """Of a new network; the numbers behind the names differ between versions."""
+        known = self.module.NetworkDefinitionCreationFlag
+        wanted = [n for n in ("EXPLICIT_BATCH", "STRONGLY_TYPED") if hasattr(known, n)]
+        return sum(1 << int(getattr(known, name)) for name in wanted)
+
+    def capability(self, name: str) -> Any:
+        """The member for a compute capability such as "8.9"."""
+        return getattr(self.module.ComputeCapability, f"SM{name.replace('.', '')}")
+
+    def logger(self) -> Any:
+        """What the library tells its messages to, with what it reports as errors from now on.
+
+        One for a process, because the library takes the first one for all that follow. An error
+        recorder would be the other way: with one TensorRT for RTX 1.7 crashes when a builder goes.
+        """
+        logger = _LOGGERS.get(self.module)
+        if logger is None:
+            logger = _LOGGERS[self.module] = _logger(self.module)
+        logger.errors.clear()
+        return logger
+
+
+_LOGGERS: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()
+_KEPT_ERRORS = 8
+
+
+def _logger(module: Any) -> Any:
+    known = module.Logger
+    bad, worth = (known.INTERNAL_ERROR, known.ERROR), known.WARNING
+
+    class Logger(module.ILogger):
+        def __init__(self):
+            module.ILogger.__init__(self)
+            self.errors: list[str] = []
+
+        def log(self, severity, msg):
+            if severity in bad:
+                logging.error("LiveDiffusion: TensorRT: %s", msg)
+                if len(self.errors) < _KEPT_ERRORS:
+                    self.errors.append(" ".join(str(msg).split())[:300])
+            elif severity == worth:
+                logging.warning("LiveDiffusion: TensorRT: %s", msg)
+
+    return Logger()
+
+
+def because(logger: Any) -> str:
+    """What was reported first, as the end of a sentence."""
+    return f": {logger.errors[0]}" if logger.errors else "; its messages are in the log above"
+
+
+def installed(name: str) -> bool:
+    """Whether one of MODULES can be found. Imports nothing."""
+    module = MODULES[name]
+    if module in sys.modules:
+        return sys.modules[module] is not None
+    return importlib.util.find_spec(module) is not None
+
+
 def missing() -> str | None:
-    """What to install or what is not there, or None where it can be used. Imports nothing."""
-    if sys.modules.get("tensorrt") is None and importlib.util.find_spec("tensorrt") is None:
-        return f"tensorrt not installed: {HOW}"
-    # without a driver TensorRT does not fail, it crashes the process
+    """Why no engine can run here and what to do, or None where one can. Imports nothing."""
+    if not any(installed(name) for name in MODULES):
+        here = gpu()
+        fits = here is None or here["capability"] in targets.GPUS
+        first, other = (RTX, TRT) if fits else (TRT, None)
+        also = f", or {HOW[other]}" if other else ""
+        return f"tensorrt not installed: {HOW[first]}{also}, {_THEN}"
     return None if gpu() else "TensorRT needs an NVIDIA GPU, and torch sees none here"
 
 
-def load() -> Any:
-    """The tensorrt module.
+def load(name: str) -> Library:
+    """One of the two libraries.
 
     Raises:
-        Refused: it is not installed, does not load, or there is no GPU.
+        Refused: it is not installed, does not load, or needs a GPU to load.
     """
-    reason = missing()
-    if reason:
-        raise Refused(reason)
+    if not installed(name):
+        raise Refused(f"{name} not installed: {HOW[name]}, {_THEN}")
+    # without a driver TensorRT does not fail, it crashes the process; TensorRT for RTX builds
+    if name == TRT and gpu() is None:
+        raise Refused("TensorRT needs an NVIDIA GPU, and torch sees none here")
     try:
-        return importlib.import_module("tensorrt")
+        return Library(name, importlib.import_module(MODULES[name]))
     except Exception as error:  # broken installations raise all kinds
-        raise Refused(f"tensorrt is installed but does not load ({error}): {HOW}") from error
+        raise Refused(
+            f"{name} is installed but does not load ({error}): {HOW[name]}, {_THEN}"
+        ) from error
+
+
+def chosen(name: str, asked: tuple[str, ...] | None) -> tuple[Library, tuple[str, ...], str]:
+    """The library that builds an engine.
+
+    Args:
+        name: AUTO, TRT or RTX.
+        asked: compute capabilities that the engine is for; None for the GPU here.
+
+    Returns:
+        The library, the compute capabilities to tell it (none for TensorRT, which builds for the
+        GPU that it measures on), and why it is this one, in a few words.
+
+    Raises:
+        Refused: none can, and what to do.
+    """
+    here = gpu()
+    if name == AUTO:
+        name, why = _best(asked, here)
+    else:
+        why = "chosen"
+    if name == TRT:
+        if asked is not None and installed(TRT):
+            raise Refused(
+                "tensorrt builds for the GPU it runs on alone: choose targets this GPU, or library "
+                "tensorrt-rtx"
+            )
+        return load(TRT), (), why
+    library = load(RTX)
+    if asked is None:
+        if here is None:
+            raise Refused("there is no NVIDIA GPU here to build for: choose targets by name")
+        asked = (here["capability"],)
+    known = tuple(c for c in asked if c in library.targets)
+    if not known:
+        raise Refused(
+            f"tensorrt-rtx {library.version} does not build for {targets.named(asked)}, only for "
+            f"{targets.named(library.targets)}: choose library tensorrt there ({HOW[TRT]})"
+        )
+    return library, known, why
+
+
+def _best(asked: tuple[str, ...] | None, here: dict[str, Any] | None) -> tuple[str, str]:
+    """The library for `auto`, and why."""
+    if not any(installed(name) for name in MODULES):
+        raise Refused(missing())
+    if asked is not None:
+        return RTX, "tensorrt builds for no other GPUs than the one here"
+    if here is not None and here["capability"] not in targets.GPUS:
+        reason = f"tensorrt-rtx does not run on compute capability {here['capability']}"
+        if not installed(TRT):
+            raise Refused(f"{reason}: {HOW[TRT]}, {_THEN}")
+        return TRT, reason
+    if not installed(RTX):
+        return TRT, "tensorrt-rtx is not installed"
+    if not installed(TRT):
+        return RTX, "tensorrt is not installed"
+    return RTX, "it builds in less time, for every GPU of a kind and not for this one alone"
 
 
 def gpu() -> dict[str, Any] | None:
@@ -115,9 +313,21 @@ def gpu() -> dict[str, Any] | None:
     }
 
 
-def stream(device: torch.device) -> int:
-    """Handle of the stream that torch works on now."""
-    return torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0
+def run(context: Any, device: torch.device, aside: "torch.cuda.Stream | None") -> bool:
+    """Have an execution context do its work in the order of torch's current stream.
+
+    On CUDA's default stream, which is ComfyUI's, TensorRT waits for the device in each call, and
+    nothing can be captured as a CUDA graph: there the work goes to a stream of its own, `aside`.
+    """
+    if device.type != "cuda":
+        return context.execute_async_v3(0)
+    now = torch.cuda.current_stream(device)
+    if now.cuda_stream or aside is None:
+        return context.execute_async_v3(now.cuda_stream)
+    aside.wait_stream(now)
+    done = context.execute_async_v3(aside.cuda_stream)
+    now.wait_stream(aside)
+    return done
 
 
 def dtype(module: Any, kind: Any) -> torch.dtype:

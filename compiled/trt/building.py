@@ -29,32 +29,36 @@ class Wish:
     """What an engine is to be.
 
     Attributes:
+        library: that builds and runs it.
         call: an example of the calls it is for.
         precision: a name in PRECISIONS.
         model: fingerprint of the MODEL.
+        targets: compute capabilities to build for; none: for the GPU here, as TensorRT does.
         dynamic_size: also run at half to one and a half times the width and height.
         refit: weights can be exchanged, for LoRA strengths.
         family: kept for the loader (host.skeleton).
+        why: it is this library, in a few words.
     """
 
+    library: api.Library
     call: Call
     precision: str
     model: str
+    targets: tuple[str, ...] = ()
     dynamic_size: bool = False
     refit: bool = False
     family: dict[str, Any] = field(default_factory=dict)
+    why: str = ""
 
-    def made(self, tensorrt: str) -> files.Made:
-        """What the engine depends on.
-
-        Args:
-            tensorrt: version of TensorRT.
-        """
+    def made(self) -> files.Made:
+        """What the engine depends on: with targets, on none of what this machine alone has."""
         flags = tuple(name for name in ("dynamic_size", "refit") if getattr(self, name))
+        here = {"gpu": "", "capability": "", "cuda_driver": 0} if self.targets else api.gpu()
         return files.Made(
-            **api.gpu(), tensorrt=tensorrt, exporter=onnx_export.VERSION,
+            **here, tensorrt=self.library.version, exporter=onnx_export.VERSION,
             opset=onnx_export.OPSET, precision=self.precision, model=self.model,
             inputs=tuple(self.call.named()), profile=self._profile(), flags=flags,
+            library=self.library.name, targets=self.targets,
         )  # fmt: skip
 
     def _profile(self) -> dict[str, tuple[tuple[int, ...], ...]]:
@@ -94,15 +98,14 @@ def make(
         The file, and whether it was built now.
 
     Raises:
-        Refused: TensorRT is missing, or cannot build this.
+        Refused: it cannot be built.
     """
-    module = api.load()
-    made = wish.made(module.__version__)
+    made = wish.made()
     folder.mkdir(parents=True, exist_ok=True)
     _sweep(folder)
     path = folder / f"{name}-{made.key()}{files.SUFFIX}"
     try:
-        if files.check(path, vars(made)).made == made:
+        if files.whole(path).made == made:
             return path, False
     except files.Unfit as reason:
         if path.exists():
@@ -121,12 +124,12 @@ def make(
         report("exporting", 1, 1)
         check()
         free()
-        timing = folder / f"timing-{_slug(made.gpu)}-{made.tensorrt}.cache"
+        timing = folder / f"timing-{files.slug(made.gpu)}-{made.tensorrt}.cache"
         job = builder.Job(
             exported.path, work / "engine", timing, wish.precision,
-            made.profile if wish.dynamic_size else {}, tuple(exported.weights),
+            made.profile if wish.dynamic_size else {}, tuple(exported.weights), wish.targets,
         )  # fmt: skip
-        _build(module, job, report, check)
+        _build(wish.library, job, report, check)
         files.beside(path).unlink(missing_ok=True)
         (work / "engine").replace(path)
     built = {"seconds": round(time.monotonic() - started, 1), "on": time.strftime("%Y-%m-%d")}
@@ -134,7 +137,9 @@ def make(
     return path, True
 
 
-def _build(module: Any, job: builder.Job, report: Report, check: Callable[[], None]) -> None:
+def _build(
+    library: api.Library, job: builder.Job, report: Report, check: Callable[[], None]
+) -> None:
     """Build in a thread of its own, so that a cancel is heard."""
     told: queue.SimpleQueue = queue.SimpleQueue()
     cancelled = threading.Event()
@@ -145,12 +150,12 @@ def _build(module: Any, job: builder.Job, report: Report, check: Callable[[], No
 
     def work() -> None:
         try:
-            builder.build(module, job, heard)
+            builder.build(library, job, heard)
             told.put(None)
         except (Refused, builder.Cancelled) as error:
             told.put(error)
         except BaseException as error:
-            told.put(Refused(f"TensorRT failed: {type(error).__name__}: {error}"))
+            told.put(Refused(f"{library.called} failed: {type(error).__name__}: {error}"))
 
     thread = threading.Thread(target=work, name="livediffusion-tensorrt", daemon=True)
     thread.start()
@@ -179,7 +184,3 @@ def _sweep(folder: pathlib.Path) -> None:
 
 def _step(size: float) -> int:
     return max(8, round(size / 8) * 8)
-
-
-def _slug(text: str) -> str:
-    return "".join(c if c.isalnum() else "-" for c in text).strip("-").lower()

@@ -1,4 +1,4 @@
-"""Running a TensorRT engine."""
+"""Running an engine of TensorRT or of TensorRT for RTX."""
 
 import pathlib
 import time
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..engine import Call, Refused, Shapes, UNet
 from ..onnx_export import OUTPUT
-from . import api, files
+from . import api, files, runtime
 
 
 class TensorRT:
@@ -42,6 +42,8 @@ class TensorRT:
         self.loads = 0
         self._engine: Any = None
         self._context: Any = None
+        self._compiled: runtime.Cache | None = None
+        self._aside: torch.cuda.Stream | None = None
 
     def scope(self, shapes: Shapes) -> Hashable:
         return shapes.device
@@ -59,25 +61,34 @@ class TensorRT:
         if self.loaded:
             return
         started = time.perf_counter()
-        self._trt = trt = api.load()
-        self._logger = trt.Logger(trt.Logger.WARNING)
-        runtime = trt.Runtime(self._logger)
+        library = api.load(self.sidecar.made.library)
+        self._trt = trt = library.module
+        self._logger = library.logger()
+        loader = trt.Runtime(self._logger)
         try:
-            engine = runtime.deserialize_cuda_engine(self.path.read_bytes())
+            engine = loader.deserialize_cuda_engine(self.path.read_bytes())
         except OSError as error:
             raise Refused(f"{self.path.name} cannot be read ({error})") from error
         if engine is None:
-            raise Refused(
-                f"TensorRT cannot load {self.path.name}; its messages are in the log. Build it anew"
-            )
-        context = engine.create_execution_context()
+            said = api.because(self._logger)
+            raise Refused(f"{library.called} cannot load {self.path.name}{said}. Build it anew")
+        here = api.gpu()
+        if self.sidecar.made.targets and here is not None:
+            file = files.runtime_cache(self.path, here["gpu"])
+            self._compiled = runtime.Cache(self, file)
+        context = runtime.context(library, engine, self._compiled)
         if context is None:
+            self.release()
             raise Refused(
                 f"there is not enough GPU memory for {self.path.name}: unload other models, or "
                 "build it for fewer rows"
             )
-        self._runtime, self._engine, self._context = runtime, engine, context
+        self._runtime, self._engine, self._context = loader, engine, context
+        if self.device.type == "cuda":
+            self._aside = torch.cuda.Stream(self.device)
         self._bind()
+        if self._compiled is not None:
+            self._compiled.save()  # kernels of fixed shapes are compiled by now
         self.loads += 1
         self.seconds = time.perf_counter() - started
 
@@ -121,7 +132,7 @@ class TensorRT:
         if missing:
             raise RuntimeError(f"TensorRT lacks shapes of {', '.join(missing)}")
         out = tuple(self._context.get_tensor_shape(OUTPUT))
-        if not self._context.execute_async_v3(api.stream(self.device)):
+        if not api.run(self._context, self.device, self._aside):
             raise RuntimeError("TensorRT could not run; its messages are in the log")
         return self._view(OUTPUT, out)[:rows].to(call.x.dtype, copy=True)
 
@@ -209,8 +220,10 @@ class TensorRT:
         dtype = {"fp16": torch.float16}.get(self.sidecar.made.precision, torch.float32)
         kept = []  # TensorRT reads them when it refits
         for name, (parameter, transposed) in self.sidecar.weights.items():
-            if parameter not in weights or name not in known:
+            if parameter not in weights:
                 continue
+            if name not in known:
+                raise Refused(f"the engine cannot exchange {parameter}: build it anew")
             weight = weights[parameter]
             weight = (weight.t() if transposed else weight).to("cpu", dtype)
             array = weight.contiguous().numpy()
@@ -235,11 +248,14 @@ class TensorRT:
     def describe(self) -> dict[str, Any]:
         made = self.sidecar.made
         return {
-            "engine": self.name, "file": self.path.name, "tensorrt": made.tensorrt,
-            "precision": made.precision,
+            "engine": self.name, "file": self.path.name, "library": made.library,
+            "tensorrt": made.tensorrt, "precision": made.precision,
             "seconds": {"load": round(self.seconds, 3), "build": self.sidecar.built.get("seconds")},
         }  # fmt: skip
 
     def release(self) -> None:
         self._context = self._engine = self._runtime = None
         self._buffers = {}
+        if self._compiled is not None:
+            self._compiled.end()
+            self._compiled = None

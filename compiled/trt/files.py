@@ -9,21 +9,26 @@ import hashlib
 import json
 import os
 import pathlib
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from ...trust import boundary, schema
+from . import targets
 
 FORMAT = 1
 SUFFIX = ".engine"
 
 # what must be the same here as where it was built, and what to call it
 MUST_MATCH = {
+    "tensorrt": "another TensorRT",
+    "exporter": "another version of this pack's exporter",
+}
+# and for an engine that was built for the one GPU that was there
+MUST_MATCH_ALONE = {
     "gpu": "another GPU",
     "capability": "another compute capability",
-    "tensorrt": "another TensorRT",
     "cuda_driver": "another CUDA driver",
-    "exporter": "another version of this pack's exporter",
 }
 
 
@@ -36,8 +41,8 @@ class Made:
     """What an engine was made of and for: everything it depends on.
 
     Attributes:
-        gpu, capability, cuda_driver: of the machine.
-        tensorrt: version.
+        gpu, capability, cuda_driver: of the machine; empty where it is for several, see targets.
+        tensorrt: version of the library.
         exporter: version of onnx_export.
         opset: of the ONNX file.
         precision: fp32, fp16 or bf16.
@@ -45,6 +50,8 @@ class Made:
         inputs: names, ControlNet residuals included.
         profile: min, opt and max shape of each input.
         flags: of the build, such as "refit".
+        library: "tensorrt" or "tensorrt-rtx".
+        targets: compute capabilities that it runs on, such as "8.9"; TensorRT for RTX only.
     """
 
     gpu: str
@@ -58,10 +65,15 @@ class Made:
     inputs: tuple[str, ...]
     profile: dict[str, tuple[tuple[int, ...], ...]]
     flags: tuple[str, ...] = ()
+    library: str = "tensorrt"
+    targets: tuple[str, ...] = ()
 
     def key(self) -> str:
-        """The same for the same engine, short."""
-        text = json.dumps(_plain(asdict(self)), sort_keys=True)
+        """The same for the same engine, short; for TensorRT as before there were two libraries."""
+        told = asdict(self)
+        if not self.targets:
+            del told["library"], told["targets"]
+        text = json.dumps(_plain(told), sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
@@ -93,14 +105,8 @@ def beside(engine: pathlib.Path) -> pathlib.Path:
 def save(sidecar: Sidecar, engine: pathlib.Path) -> None:
     """Write the sidecar of an engine that is there: from then on it counts."""
     sidecar.size, sidecar.digest = engine.stat().st_size, digest(engine)
-    path = beside(engine)
-    part = path.with_name(f"{path.name}.part{os.getpid()}")
-    try:
-        text = json.dumps({"format": FORMAT, **_plain(asdict(sidecar))}, indent=1)
-        part.write_text(text, encoding="utf-8")
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
+    text = json.dumps({"format": FORMAT, **_plain(asdict(sidecar))}, indent=1)
+    write(beside(engine), text.encode())
 
 
 def read(engine: pathlib.Path) -> Sidecar:
@@ -116,27 +122,23 @@ def read(engine: pathlib.Path) -> Sidecar:
             raise Unfit("was built by another version of this pack")
         told = boundary.ENGINE(told, "it")
         del told["format"]
-        return Sidecar(made=Made(**told.pop("made")), **told)
+        made = Made(**told.pop("made"))
+        if (made.library == "tensorrt-rtx") != bool(made.targets):
+            raise Unfit(f"has a JSON file beside it in which {made.library} and targets disagree")
+        return Sidecar(made=made, **told)
     except FileNotFoundError as error:
         raise Unfit("has no JSON file beside it, so nobody knows what it was built for") from error
     except (OSError, schema.BadData) as error:
         raise Unfit(f"has a JSON file beside it that cannot be read ({error})") from error
 
 
-def check(engine: pathlib.Path, here: dict[str, Any]) -> Sidecar:
-    """The sidecar of an engine that fits here and is whole.
-
-    Args:
-        here: what MUST_MATCH names, on this machine.
+def whole(engine: pathlib.Path) -> Sidecar:
+    """The sidecar of an engine that is as it was built.
 
     Raises:
         Unfit: naming what differs.
     """
     sidecar = read(engine)
-    for name, what in MUST_MATCH.items():
-        there = getattr(sidecar.made, name)
-        if there != here[name]:
-            raise Unfit(f"was built for {what}: {there}, and here is {here[name]}")
     try:
         size = engine.stat().st_size
         if size != sidecar.size:
@@ -148,6 +150,37 @@ def check(engine: pathlib.Path, here: dict[str, Any]) -> Sidecar:
     return sidecar
 
 
+def check(engine: pathlib.Path, here: Callable[[str], dict[str, Any]]) -> Sidecar:
+    """The sidecar of an engine that fits here and is whole.
+
+    Args:
+        here: for the name of a library gpu, capability, cuda_driver and exporter, and as "tensorrt"
+            the library's version, None where it is not installed.
+
+    Raises:
+        Unfit: naming what differs.
+    """
+    made = read(engine).made
+    facts = here(made.library)
+    if facts["tensorrt"] is None:
+        raise Unfit(f"was built with {made.library}, which is not installed here")
+    for name, what in {**({} if made.targets else MUST_MATCH_ALONE), **MUST_MATCH}.items():
+        there = getattr(made, name)
+        if there != facts[name]:
+            raise Unfit(f"was built for {what}: {there}, and here is {facts[name]}")
+    if made.targets and facts["capability"] not in made.targets:
+        raise Unfit(
+            f"was built for other GPUs: {targets.named(made.targets)}, and here is "
+            f"{facts['gpu']} ({facts['capability']})"
+        )
+    return whole(engine)
+
+
+def runtime_cache(engine: pathlib.Path, gpu: str) -> pathlib.Path:
+    """Where what was compiled for an engine on a GPU is kept."""
+    return engine.with_name(f"{engine.name}.{slug(gpu)[:60]}.runtime")
+
+
 def listed(folders: list[str]) -> dict[str, pathlib.Path]:
     """Engines by name, the newest first; half-written ones have no sidecar and are left out."""
     found = []
@@ -157,6 +190,22 @@ def listed(folders: list[str]) -> dict[str, pathlib.Path]:
                 if path.is_file() and beside(path).is_file():
                     found.append((-path.stat().st_mtime, path.name, path))
     return {name: path for _, name, path in sorted(found)}
+
+
+def slug(text: str) -> str:
+    """For a part of a file's name."""
+    return "".join(c if c.isascii() and c.isalnum() else "-" for c in text).strip("-").lower()
+
+
+def write(path: pathlib.Path, data: Any) -> None:
+    """A file's bytes, all of them or none."""
+    part = path.with_name(f"{path.name}.part{os.getpid()}")
+    try:
+        with part.open("wb") as file:
+            file.write(data)
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def digest(path: pathlib.Path) -> str:

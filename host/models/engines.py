@@ -25,8 +25,8 @@ from .weights import weights_version
 
 _KEPT = 4  # engines of other shapes that are kept; of those with weights of their own, half
 REST = 1.0  # seconds that changed or moved weights must stay before an engine is made anew
-# how often the newest calls must have come in a shape before an engine is made for it: a ring that
-# fills or drains asks once for each number of rows, a step of a sampler for a few shapes in turns
+# how often the newest calls must have come in a shape before an engine is made for it: a step of a
+# sampler asks for a few shapes in turns
 _SETTLED, _NEWEST = 3, 8
 
 
@@ -46,7 +46,8 @@ class Attached:
         name: of the engine.
         fell_back: calls that the UNet itself ran because the engine could not.
         ran: calls that the engine ran.
-        unsettled: calls that the UNet itself ran in shapes that had not come often enough.
+        unsettled: calls that the UNet itself ran in shapes that had not come often enough, or that
+            a ring has only while it fills or drains.
         reason: of the newest fallback, or None; where weights were away, until they are back.
         used: when the newest call came (time.monotonic).
         epoch: grows whenever ComfyUI says that it loads or unloads the weights; when it moves them
@@ -80,11 +81,13 @@ class Attached:
         self.capturable = self._template.capturable
         self.placed = self._template.placed
         self._tell = tell
+        self._note = ""
         self._base = None
         self._engines: OrderedDict[tuple, Engine] = OrderedDict()
         self._broken: OrderedDict[tuple, str] = OrderedDict()
         self._since: OrderedDict[tuple, float] = OrderedDict()  # when it was first called for
         self._newest: deque[tuple] = deque(maxlen=_NEWEST)
+        self._passes = False  # the shapes of the calls under way
         self._weights: tuple | None = None  # those that the engines were made on
         self._away: str | None = None  # why no engine can be made on them
         self._rests_until = 0.0
@@ -108,7 +111,14 @@ class Attached:
     def line(self) -> str:
         """What the node says."""
         line = f"{self.name}: {self.why}"
+        if self._note:
+            line += f"; {self._note}"
         return line if self.reason is None else f"{line}; calls ran eager: {self.reason}"
+
+    def note(self, text: str) -> None:
+        """What an engine has found out about itself, which the node says from now on."""
+        self._note = text
+        self._tell(self.line())
 
     def apply_model(self, executor, *args, **kwargs):
         """APPLY_MODEL: learns whose weights are in use."""
@@ -123,6 +133,15 @@ class Attached:
             yield
         finally:
             self._base = before
+
+    @contextlib.contextmanager
+    def passing(self, passes: bool):
+        """Where True, the shapes of the calls inside will not stay: nothing is made for them."""
+        before, self._passes = self._passes, passes
+        try:
+            yield
+        finally:
+            self._passes = before
 
     def diffusion_model(
         self, executor, x, timesteps=None, context=None, y=None, control=None,
@@ -242,9 +261,11 @@ class Attached:
             raise WeightsAway("the weights have just moved; it is recorded anew once they stay")
 
     def _wanted(self, key: tuple) -> bool:
-        """False for a shape that has not come often enough for an engine of its own."""
+        """False for a shape that will not stay, or has not come often enough for an engine."""
         if not self._template.per_shape or key in self._engines or self.inside:
             return True
+        if self._passes:
+            return False
         self._newest.append(key)
         return self._newest.count(key) >= _SETTLED
 

@@ -13,13 +13,15 @@ from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 
 from ...compiled import onnx_export
 from ...compiled.engine import Call, Refused
-from ...compiled.trt import api, building, files
+from ...compiled.trt import api, building, files, targets
 from ...compiled.trt.engine import TensorRT
 from ...compiled.weights import whole
 from . import fingerprint, skeleton
 from .engines import Attached, attach, fixed
 from .looks import ENGINE
 from .unet import ComfyUNet
+
+_LIBRARIES = (api.AUTO, *api.MODULES)
 
 
 def folders() -> list[str]:
@@ -31,7 +33,8 @@ def folders() -> list[str]:
 
 def wish(
     model, width: int, height: int, rows: int, tokens: int, controlnet: bool, precision: str,
-    dynamic_size: bool = False, refit: bool = False,
+    dynamic_size: bool = False, refit: bool = False, library: str = api.AUTO,
+    gpus: str = targets.HERE,
 ) -> building.Wish:  # fmt: skip
     """What is to be built for a MODEL.
 
@@ -41,6 +44,8 @@ def wish(
         rows: of a call.
         tokens: of the prompt.
         controlnet: also take the residuals of a ControlNet.
+        library: api.AUTO, or the name of one.
+        gpus: that it is for, a name in targets.SETS.
 
     Raises:
         ValueError: naming the input.
@@ -56,6 +61,10 @@ def wish(
     for name, pixels in (("width", width), ("height", height)):
         if pixels % ratio:
             raise ValueError(f"{name}: {pixels} is no multiple of {ratio}. Use one that is.")
+    for name, value, known in (("library", library, _LIBRARIES), ("targets", gpus, targets.SETS)):
+        if not (isinstance(value, str) and value in known):
+            raise ValueError(f"{name}: {value!r:.80} is none of {', '.join(known)}.")
+    taken, capabilities, why = _taken(library, targets.SETS[gpus], precision, refit)
     dtype = building.PRECISIONS[precision]
     size = (rows, config["in_channels"], height // ratio, width // ratio)
     named = {"x": torch.zeros(size, dtype=dtype), "timesteps": torch.zeros(rows)}
@@ -69,9 +78,32 @@ def wish(
         for name, shape in _residuals(config, Call.of(named)).items():
             named[name] = torch.zeros(shape, dtype=dtype)
     return building.Wish(
-        Call.of(named), precision, fingerprint.of_model(model), dynamic_size, refit,
-        skeleton.described(model),
+        taken, Call.of(named), precision, fingerprint.of_model(model), capabilities, dynamic_size,
+        refit, skeleton.described(model), why,
     )  # fmt: skip
+
+
+def _taken(
+    library: str, asked: tuple[str, ...] | None, precision: str, refit: bool
+) -> tuple[api.Library, tuple[str, ...], str]:
+    """The library that builds, the compute capabilities it is told, and why it is this one."""
+    if refit and precision == "bf16":
+        raise ValueError("refit: weights of bf16 cannot be exchanged. Use fp16 or fp32.")
+    try:
+        taken, capabilities, why = api.chosen(library, asked)
+    except Refused as refused:
+        raise ValueError(f"The engine was not built: {refused}") from refused
+    if precision == "bf16" and targets.NO_BF16 in capabilities:
+        raise ValueError(
+            f"precision: {targets.named((targets.NO_BF16,))} has no bf16. Use fp16, or targets "
+            "without it."
+        )
+    if refit and capabilities and api.gpu() is None:
+        raise ValueError(
+            "refit: tensorrt-rtx needs a GPU to build an engine whose weights can be exchanged. "
+            "Switch refit off, or build where there is one."
+        )
+    return taken, capabilities, why
 
 
 def build(model, asked: building.Wish, name: str, report: building.Report) -> pathlib.Path:
@@ -80,8 +112,6 @@ def build(model, asked: building.Wish, name: str, report: building.Report) -> pa
     Raises:
         ValueError: it cannot be built, and why.
     """
-    if asked.refit and asked.precision == "bf16":
-        raise ValueError("refit: weights of bf16 cannot be exchanged. Use fp16 or fp32.")
     still = fixed(model)
 
     def unet() -> ComfyUNet:
@@ -105,23 +135,37 @@ def build(model, asked: building.Wish, name: str, report: building.Report) -> pa
 
 
 def again(sidecar: files.Sidecar, model) -> building.Wish:
-    """The wish that an engine was built for, for another model, machine or version."""
+    """The wish that an engine was built for, for another model, machine or version.
+
+    Raises:
+        ValueError: it cannot be built here, and why.
+    """
     made = sidecar.made
+    here = api.gpu()
+    fitting = here is not None and here["capability"] in made.targets
+    taken, capabilities, why = _taken(
+        made.library if fitting else api.AUTO, made.targets if fitting else None, made.precision,
+        "refit" in made.flags,
+    )  # fmt: skip
     dtype = building.PRECISIONS[made.precision]
     named = {
         name: torch.zeros(usual, dtype=torch.float32 if name == "timesteps" else dtype)
         for name, (_, usual, _) in made.profile.items()
     }
     return building.Wish(
-        Call.of(named), made.precision, fingerprint.of_model(model),
-        "dynamic_size" in made.flags, "refit" in made.flags, skeleton.described(model),
+        taken, Call.of(named), made.precision, fingerprint.of_model(model), capabilities,
+        "dynamic_size" in made.flags, "refit" in made.flags, skeleton.described(model), why,
     )  # fmt: skip
 
 
-def here() -> dict[str, Any]:
-    """What an engine must match."""
-    module = api.load()
-    return {**api.gpu(), "tensorrt": module.__version__, "exporter": onnx_export.VERSION}
+def here(library: str) -> dict[str, Any]:
+    """What an engine of a library must match (files.check).
+
+    Raises:
+        Refused: the library is installed and does not load.
+    """
+    version = api.load(library).version if api.installed(library) else None
+    return {**api.gpu(), "tensorrt": version, "exporter": onnx_export.VERSION}
 
 
 def load(path: pathlib.Path, sidecar: files.Sidecar, tell: Callable[[str], None]):

@@ -42,6 +42,28 @@ class ComfyUNet:
         Raises:
             Refused: no UNet, or weights that are quantised, or patched call by call.
         """
+        self._exportable()
+        if self._is_plain(dtype):
+            return self.bare()
+        with torch.inference_mode(False), torch.no_grad():
+            module = copy.deepcopy(self.module).to("cpu", dtype)
+        module.dtype = dtype
+        for part in module.modules():
+            if hasattr(part, "comfy_cast_weights"):
+                part.comfy_cast_weights = False  # the casts would become part of the graph
+        return ComfyUNet(module.train(False)).bare()
+
+    def copied(self) -> "ComfyUNet":
+        """See compiled.engine.UNet.
+
+        Raises:
+            Refused: see traceable.
+        """
+        self._exportable()
+        with torch.inference_mode(False), torch.no_grad():
+            return ComfyUNet(copy.deepcopy(self.module), self._options)
+
+    def _exportable(self) -> None:
         if not isinstance(self.module, UNetModel):
             raise Refused(
                 f"{type(self.module).__name__} is no UNet: only models of the SD1.5, SD2.1 and "
@@ -53,15 +75,6 @@ class ComfyUNet:
                 raise Refused(
                     f"{name}: quantised weights cannot be exported; load the model as fp16"
                 )
-        if self._is_plain(dtype):
-            return self.bare()
-        with torch.inference_mode(False), torch.no_grad():
-            module = copy.deepcopy(self.module).to("cpu", dtype)
-        module.dtype = dtype
-        for part in module.modules():
-            if hasattr(part, "comfy_cast_weights"):
-                part.comfy_cast_weights = False  # the casts would become part of the graph
-        return ComfyUNet(module.train(False)).bare()
 
     def bare(self) -> "ComfyUNet":
         """With attention as one operation."""

@@ -13,13 +13,14 @@ from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 from torch import Tensor
 
 from ...compiled.engine import WeightsAway
-from ...compiled.graph import CudaRecording, Folded, Recording, fused_norms
+from ...compiled.graph import CudaRecording, Folded, Recording, fused_norms, pool_size
 from ...compiled.tick import RecordedTick, layout
 from ...compiled.weights import fixed
 from ...engine.fold import Fold
 from ...engine.linear import Linear, prepare
 from ...engine.work import Guide, Way, Work
 from ...kernels import stream_enter, stream_step
+from ...kernels.choice import graph_unfit
 from ..models.compiler import uncompiled
 from ..models.engines import REST, Attached, engine_of, reason_of
 from ..models.unet import ComfyUNet, inference_dtype
@@ -62,18 +63,27 @@ class Recordings:
     def road(self, visit: Visit) -> Way | None:
         """How this run's ticks are done, or None for as the guide says."""
         attached = self._recording_engine(visit)
-        if visit.route.road is not Road.DIRECT:
+        engine = engine_of(visit.guider.model_patcher)
+        direct = visit.route.road is Road.DIRECT
+        if not direct and engine is None:
             return None
 
+        def as_it_is(work: Work, guide: Guide) -> tuple[Tensor, Tensor | None]:
+            asked = self._direct.asked(visit, work) if direct else None
+            straight = None if asked is None else self._direct.guide(visit, work, asked)
+            return work(guide if straight is None else straight)
+
         def road(work: Work, guide: Guide) -> tuple[Tensor, Tensor | None]:
-            if attached is not None and work.full:
+            if direct and attached is not None and work.full:
                 asked = self._direct.asked(visit, work, steady=True)
                 done = None if asked is None else self._tick(visit, attached, work, asked)
                 if done is not None:
                     return done
-            asked = self._direct.asked(visit, work)
-            direct = None if asked is None else self._direct.guide(visit, work, asked)
-            return work(guide if direct is None else direct)
+            if engine is None:
+                return as_it_is(work, guide)
+            # a ring that fills or drains has as many rows once only, and in every clip again
+            with engine.passing(not work.steady):
+                return as_it_is(work, guide)
 
         return road
 
@@ -143,8 +153,10 @@ class Recordings:
                 return None
             self._seen[key] = self._seen.get(key, 0) + 1
             if self._seen[key] <= _WARM:
-                # the very call that is going to be recorded, so that libraries know its shapes
-                return work(guide)
+                # the very call that is going to be recorded, so that libraries know its shapes; a
+                # recording of the tick needs none of the UNet
+                with attached.passing(attached.name == "cudagraph"):
+                    return work(guide)
             try:
                 tick = self._record(visit, attached, work, asked, guide)
             except comfy.model_management.InterruptProcessingException:
@@ -196,8 +208,9 @@ class Recordings:
         seconds = round(time.perf_counter() - started, 3)
         attached.notes["ticks"] = {
             "captures": self.captures, "seconds": seconds,
+            "pool_mb": round(pool_size() / 2**20, 1),
             "kernels": work.buffers.unfused or stream_enter.failed or stream_step.failed
-            or "triton",
+            or graph_unfit() or "triton",
         }  # fmt: skip
         return tick
 

@@ -16,6 +16,7 @@ def trt(comfyui, tmp_path, monkeypatch):
 
     double = tensorrt_double.make()
     monkeypatch.setitem(sys.modules, "tensorrt", double)
+    monkeypatch.setitem(sys.modules, "tensorrt_rtx", None)  # as if it were not installed
     monkeypatch.setattr(api, "gpu", lambda: dict(GPU))
     monkeypatch.setattr(folder_paths, "models_dir", str(tmp_path / "models"))
     return double

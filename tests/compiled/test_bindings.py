@@ -1,10 +1,11 @@
 """NVIDIA's own TensorRT bindings, without a GPU: what is used of them is there.
 
 The bindings of four versions (run.py brings the wheels) are imported against three empty libraries,
-each in a process of its own, and tell the parameters of their functions in their docstrings. The
-double that the other tests use is held to the same.
+each in a process of its own, and tell the parameters of their functions in their docstrings;
+TensorRT for RTX is there as a whole. The double that the other tests use is held to the same.
 """
 
+import importlib.util
 import inspect
 import json
 import os
@@ -19,7 +20,8 @@ import pytest
 import tensorrt_double
 from livediffusion.compiled.trt import api
 
-VERSIONS = ("10.0.1", "10.13.3.9", "10.16.1.11", "11.4.0.106")
+RTX = "RTX"
+VERSIONS = ("10.0.1", "10.13.3.9", "10.16.1.11", "11.4.0.106", RTX)
 WHEELS = pathlib.Path.home() / ".cache" / "livediffusion" / "tensorrt_bindings"
 LIBRARIES = ("nvinfer", "nvinfer_plugin", "nvonnxparser")
 SYMBOLS = (
@@ -29,8 +31,8 @@ SYMBOLS = (
     "getInferLibVersion", "getLogger",
 )  # fmt: skip
 READER = """
-import json, sys
-import tensorrt_bindings as trt
+import importlib, json, sys
+trt = importlib.import_module(sys.argv[2])
 def found(path):
     at = trt
     for part in path.split("."):
@@ -70,15 +72,18 @@ def libraries(tmp_path_factory):
 
 def read(version, libraries, paths):
     """Docstrings of names in the real bindings; None for what is not there."""
-    place = WHEELS / version
-    if not place.is_dir():
-        pytest.skip(f"no bindings {version} in {WHEELS}: python run.py test brings them")
-    surroundings = {
-        **os.environ,
-        "LD_LIBRARY_PATH": str(libraries / version.split(".")[0]),
-        "PYTHONPATH": str(place),
-    }
-    command = [sys.executable, "-c", READER, json.dumps(paths)]
+    surroundings, name = dict(os.environ), "tensorrt_bindings"
+    if version == RTX:
+        if importlib.util.find_spec("tensorrt_rtx") is None:
+            pytest.skip("no tensorrt_rtx: python run.py test brings it")
+        name, version = "tensorrt_rtx", "1."
+    else:
+        place = WHEELS / version
+        if not place.is_dir():
+            pytest.skip(f"no bindings {version} in {WHEELS}: python run.py test brings them")
+        surroundings["LD_LIBRARY_PATH"] = str(libraries / version.split(".")[0])
+        surroundings["PYTHONPATH"] = str(place)
+    command = [sys.executable, "-c", READER, json.dumps(paths), name]
     done = subprocess.run(command, env=surroundings, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     told = json.loads(done.stdout)
@@ -95,18 +100,29 @@ def signatures(doc):
     return out
 
 
+def called(version):
+    """What is called of a version."""
+    return api.CALLED | (api.CALLED_RTX if version == RTX else api.CALLED_TIMING)
+
+
+def double(version):
+    if version == RTX:
+        return tensorrt_double.make("1.7.1.116", gpu="", rtx=True)
+    return tensorrt_double.make(version)
+
+
 @pytest.mark.parametrize("version", VERSIONS)
 def test_every_function_that_is_called_is_there(version, libraries):
-    told = read(version, libraries, list(api.CALLED))
+    told = read(version, libraries, list(called(version)))
     assert [name for name, doc in told.items() if doc is None] == []
-    for name, wanted in api.CALLED.items():
+    for name, wanted in called(version).items():
         known = signatures(told[name])
         assert any(given[: len(wanted)] == wanted for given in known), (name, wanted, known)
 
 
 @pytest.mark.parametrize("version", VERSIONS)
 def test_every_attribute_that_is_read_is_there(version, libraries):
-    told = read(version, libraries, list(api.READ))
+    told = read(version, libraries, [*api.READ, *(api.READ_RTX if version == RTX else ())])
     assert [name for name, doc in told.items() if doc is None] == []
 
 
@@ -114,9 +130,8 @@ def test_every_attribute_that_is_read_is_there(version, libraries):
 def test_what_is_detected_comes_and_goes(version, libraries):
     """The double has each of these in the same versions as the real ones."""
     told = read(version, libraries, list(api.DETECTED))
-    double = tensorrt_double.make(version)
     for name, doc in told.items():
-        at = double
+        at = double(version)
         for part in name.split("."):
             at = getattr(at, part, None)
         if name.startswith("ICudaEngine."):
@@ -126,9 +141,9 @@ def test_what_is_detected_comes_and_goes(version, libraries):
 
 @pytest.mark.parametrize("version", VERSIONS)
 def test_the_double_takes_the_same_parameters(version):
-    double = tensorrt_double.make(version)
-    for name, wanted in api.CALLED.items():
-        at = double
+    module = double(version)
+    for name, wanted in called(version).items():
+        at = module
         for part in name.split("."):
             at = getattr(at, part)
         parameters = [p for p in inspect.signature(at).parameters if p != "self"]
@@ -136,6 +151,6 @@ def test_the_double_takes_the_same_parameters(version):
 
 
 def test_a_name_that_is_missing_would_be_seen(libraries):
-    told = read(VERSIONS[-1], libraries, ["Builder.create_everything", "BuilderFlag.FP16"])
+    told = read("11.4.0.106", libraries, ["Builder.create_everything", "BuilderFlag.FP16"])
     assert set(told.values()) == {None}
     assert signatures("f(self: x.Y, a: int, b: str = 'c') -> bool") == [("a", "b")]

@@ -12,7 +12,7 @@ import pytest
 import replaying
 import tiny
 import torch
-from compiled_models import patched
+from compiled_models import patched, sampled_once
 from pairs import SIGMAS, Pair, settings
 
 pytestmark = [pytest.mark.comfy, pytest.mark.cuda]
@@ -51,6 +51,10 @@ def pair(**more):
 
 def latents(i, size=8, n=1):
     return tiny.latents(n, i, size).to(DEVICE)
+
+
+def void(_):
+    pass
 
 
 @contextlib.contextmanager
@@ -124,6 +128,78 @@ def test_steady_state_never_waits_and_asks_for_no_memory(mode):
     assert both.captures == 1
 
 
+def test_recordings_in_turns_share_one_pool():
+    """Two streams, and the UNet of a sampler between them, each in the others' memory."""
+    from livediffusion.compiled import graph
+
+    recording = replaying.Replaying if REHEARSED else graph.CudaRecording
+    base, sizes = model(), (8, 16)
+    pairs = [Pair(base, recording=recording) for _ in sizes]
+    held = []
+    for i in range(24):
+        if i % 8 == 0:
+            for pair, mode in zip(pairs, ("self-negative", "onetime-negative"), strict=True):
+                pair.guide(mode=mode, prompt=i)
+        for pair, size in zip(pairs, sizes, strict=True):
+            a, b = pair.run(settings(), latents(i, size))
+            assert tiny.rms(b, a) <= CLOSE, (i, size)
+        once = sampled_once(pairs[0].compiled, 3), sampled_once(base, 3)
+        assert tiny.rms(*once) <= CLOSE, i
+        held.append(graph.pool_size())
+    assert [pair.captures for pair in pairs] == [1, 1]
+    assert len(pairs[0].attached.stats()["made"]) == 1
+    assert all(pair.attached.reason is None for pair in pairs)
+    assert held[-1] == held[8]
+    if not REHEARSED:
+        assert len(graph._pools) == 1
+
+
+def test_a_clip_that_fills_the_ring_again_and_again_records_full_rings_only():
+    both = pair()
+    both.guide()
+    for i in range(6):
+        a, b = both.run(settings(drain=True), latents(i, n=6))
+        assert tiny.rms(b, a) <= CLOSE, i
+    stats = both.attached.stats()
+    assert (both.captures, stats["made"], stats["reason"]) == (1, [], None)
+
+
+@pytest.mark.skipif(REHEARSED, reason="test_pool.py has the parts of it that need no GPU")
+@pytest.mark.parametrize("trouble", ["python", "wait"])
+def test_a_capture_that_breaks_is_not_the_end(trouble):
+    """ComfyUI goes on, and so do the recordings that there are."""
+    from livediffusion.compiled.engine import Refused
+    from livediffusion.compiled.graph import CudaRecording
+
+    x = torch.ones(1 << 16, device=DEVICE)
+    out = torch.zeros_like(x)
+    good = CudaRecording()
+    good.capture(lambda: void(out.copy_(x * 2 + 1)))
+    asynchronous = torch.cuda.get_allocator_backend() == "cudaMallocAsync"
+    if asynchronous and trouble == "wait":
+        pytest.skip("nothing can be recorded in this process after that")
+
+    def breaks():
+        made = x * 3
+        if trouble == "python":
+            raise ValueError(tuple(made.shape))
+        float(made[0])
+
+    broken = CudaRecording()
+    with pytest.raises((ValueError, RuntimeError, Refused)):
+        broken.capture(breaks)
+    del broken
+    gc.collect()
+    good.replay()
+    assert out.eq(3).all()
+    later = CudaRecording()
+    later.capture(lambda: void(out.copy_(x * 5)))
+    later.replay()
+    assert out.eq(5).all()
+    good.replay()
+    assert out.eq(3).all()
+
+
 def test_inductor_in_the_tick():
     """torch.compile inside the recorded tick, through a LoRA."""
     from livediffusion.compiled.inductor import Inductor
@@ -159,19 +235,20 @@ def test_other_engines(name, tmp_path, monkeypatch):
     from livediffusion.compiled.trt import api, files
     from livediffusion.host.models import engines, tensorrt
 
-    reason = ort.missing() if name == "onnxruntime" else api.missing()
+    device = torch.device(DEVICE)
+    reason = ort.missing(device) if name == "onnxruntime" else api.missing()
     if reason:
         pytest.skip(reason)
     both = pair()
     monkeypatch.setattr(folder_paths, "models_dir", str(tmp_path))
     if name == "onnxruntime":
-        made = lambda: choice.make(name, torch.device(DEVICE))  # noqa: E731
+        made = lambda: choice.make(name, device)  # noqa: E731
         both.attached = engines.Attached(name, "", made)
         both.compiled = engines.attach(both.patcher, both.attached)
     else:
         asked = tensorrt.wish(both.patcher, 64, 64, 4, 8, False, "fp16")
         path = tensorrt.build(both.patcher, asked, "test", lambda *told: None)
-        sidecar = files.check(path, tensorrt.here())
+        sidecar = files.check(path, tensorrt.here)
         both.compiled = tensorrt.run_on(both.patcher, path, sidecar, lambda text: None)
         both.attached = engines.engine_of(both.compiled)
     both.guide()
@@ -179,3 +256,30 @@ def test_other_engines(name, tmp_path, monkeypatch):
         a, b = both.run(settings(), latents(i))
         assert tiny.rms(b, a) <= max(CLOSE, 1e-5)
     assert both.attached.fell_back == 0, both.attached.reason
+
+
+def test_the_embedded_model_as_its_node_loads_it():
+    """With paged weights, where ComfyUI has them (dynamic VRAM): an engine's stay in place."""
+    import comfy.memory_management
+    from livediffusion.compiled.graph import CudaRecording
+    from livediffusion.demo import loader
+    from pairs import compiled
+    from pairs import guider as guided
+
+    base, clip, _ = loader.load()
+    if getattr(comfy.memory_management, "aimdo_enabled", False):
+        assert base.is_dynamic()
+    prompts = [clip.encode_from_tokens_scheduled(clip.tokenize(t)) for t in ("neon night", "ink")]
+    shape = base.model.latent_format.latent_channels, 32, 32
+    both = Pair(base)
+    both.graph.recorded._new = new = replaying.Replaying if REHEARSED else CudaRecording
+    both.compiled, both.attached = compiled(base, new)
+    for prompt in prompts:
+        both.guiders = guided(both.patcher), guided(both.compiled)
+        for one in both.guiders:
+            one.set_conds(prompt, prompt)
+        for i in range(12):
+            frame = torch.randn(1, *shape, generator=torch.Generator().manual_seed(i)).to(DEVICE)
+            a, b = both.run(settings(), frame)
+            assert tiny.rms(b, a) <= CLOSE, i
+    assert both.captures == 1 and both.attached.reason is None

@@ -6,7 +6,7 @@ import pytest
 import replaying
 import tiny
 import torch
-from compiled_models import lora, patched
+from compiled_models import lora, patched, sampled_once
 
 pytestmark = pytest.mark.comfy
 pytest.importorskip("onnxruntime")
@@ -340,20 +340,6 @@ def test_shapes_in_turns_both_get_an_engine_and_passing_ones_do_not():
             assert tiny.rms(sampled_once(model, rows), sampled_once(base, rows)) <= 1e-6
     assert (attached.ran, attached.unsettled) == (8, 11)
     assert len(attached.stats()["made"]) == 2 and attached.reason is None
-
-
-def sampled_once(model, rows):
-    """One call of a stock sampler."""
-    import comfy.samplers
-
-    guider = comfy.samplers.CFGGuider(model)
-    guider.set_conds(tiny.conditioning(1), tiny.conditioning(2))
-    guider.set_cfg(1.0)
-    noise = torch.randn(rows, 4, 8, 8, generator=torch.Generator().manual_seed(0))
-    return guider.sample(
-        noise, torch.zeros_like(noise), comfy.samplers.ksampler("euler"),
-        torch.tensor((10.0, 0.0)), disable_pbar=True,
-    )  # fmt: skip
 
 
 def test_inductor_compiles_more_engines_than_torch_recompiles():

@@ -13,7 +13,7 @@ pytestmark = [pytest.mark.comfy, pytest.mark.slow]
 TESTS = pathlib.Path(__file__).resolve().parents[1]
 SCRIPT = """
 import json, sys
-for name in ("tensorrt", "triton", "onnx", "onnxruntime"):
+for name in ("tensorrt", "tensorrt_rtx", "triton", "onnx", "onnxruntime", "openvino"):
     sys.modules[name] = None  # importing it fails, and it is not found
 sys.argv = sys.argv[:1]
 import conftest, tiny, torch, asyncio
@@ -26,7 +26,7 @@ hidden = type("Hidden", (), {"unique_id": None})
 nodes["LiveCompile"].hidden = nodes["LiveTensorRTBuild"].hidden = hidden
 model = tiny.model()
 told["auto"] = json.loads(nodes["LiveCompile"].execute(model, "auto").ui["livediffusion_engine"][0])
-for engine in ("onnxruntime", "cudagraph"):
+for engine in ("onnxruntime", "openvino", "cudagraph"):
     try:
         nodes["LiveCompile"].execute(model, engine)
     except ValueError as error:
@@ -56,8 +56,9 @@ def test_everything_is_registered(told):
 
 def test_what_to_install_is_said(told):
     assert told["loader"][0].startswith("tensorrt not installed: pip install tensorrt")
-    assert told["engines"] == ["auto", "cudagraph", "inductor", "onnxruntime", "eager"]
+    assert told["engines"] == ["auto", "cudagraph", "inductor", "onnxruntime", "openvino", "eager"]
     assert told["auto"]["engine"] == "eager"
     assert "pip install onnx onnxruntime" in told["onnxruntime"]
+    assert "pip install openvino onnx" in told["openvino"]
     assert told["cudagraph"].startswith("engine: cudagraph cannot be used here")
     assert told["build"].startswith("The engine was not built: tensorrt not installed")

@@ -129,9 +129,11 @@ def test_the_ends_of_a_tick(size, second):
     out = normal(rows, *shape, dtype=half)
     out[0, 0, 0, 0] = torch.inf
     terms = 1 + (second != "nothing")
+    # a memory each: what is written must be nobody else's
+    reference, *past = (row.clone() for _ in range(3))
     alike(
-        stream_step, state, row, out, normal(terms + 2, 4), second, row if tail else None,
-        [row, row], normal(terms + 2, 4), normal(2, 1) if tail else None, at, bad,
+        stream_step, state, row, out, normal(terms + 2, 4), second, reference if tail else None,
+        past, normal(terms + 2, 4), normal(2, 1) if tail else None, at, bad,
     )  # fmt: skip
 
 

@@ -30,6 +30,7 @@ def trt(comfyui, tmp_path, monkeypatch):
 
     double = tensorrt_double.make()
     monkeypatch.setitem(sys.modules, "tensorrt", double)
+    monkeypatch.setitem(sys.modules, "tensorrt_rtx", None)  # as if it were not installed
     here = {"gpu": "Double GPU", "capability": "8.9", "cuda_driver": 12}
     monkeypatch.setattr(api, "gpu", lambda: dict(here))
     monkeypatch.setattr(folder_paths, "models_dir", str(tmp_path / "models"))

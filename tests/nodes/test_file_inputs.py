@@ -22,7 +22,8 @@ WORDS = {
     "LivePFDiff.base", "LivePromptBlend.method", "LiveTimesteps.indices", "LiveStrength.spacing",
     "LiveOptimizedSteps.solver", "LiveLearnedSteps.solver", "LiveSearchedSteps.solver",
     "LiveSearchedSteps.objective", "LiveSimilarityFilter.measure", "LiveCompile.engine",
-    "LiveTensorRTBuild.precision", "LiveRun.session",
+    "LiveTensorRTBuild.precision", "LiveTensorRTBuild.library", "LiveTensorRTBuild.targets",
+    "LiveRun.session",
 }  # fmt: skip
 
 
@@ -47,7 +48,7 @@ def test_every_input_of_text_is_placed(comfyui):
 def folders(comfyui, tmp_path, monkeypatch):
     """ComfyUI's folders with a good file in each, and beside them what nobody may reach."""
     import folder_paths
-    from livediffusion.host.models import tensorrt
+    from livediffusion.compiled.trt import api
 
     outside = tmp_path / "outside"
     outside.mkdir()
@@ -77,7 +78,7 @@ def folders(comfyui, tmp_path, monkeypatch):
     monkeypatch.setattr(folder_paths, "get_input_directory", lambda: str(tmp_path / "input"))
     monkeypatch.setattr(folder_paths, "get_user_directory", lambda: str(tmp_path / "user"))
     monkeypatch.setattr(folder_paths, "models_dir", str(tmp_path / "models"))
-    monkeypatch.setattr(tensorrt, "here", dict)
+    monkeypatch.setattr(api, "missing", lambda: None)
     return tmp_path, inside
 
 

@@ -1,9 +1,11 @@
 """The pack in a running ComfyUI: its nodes as saved workflows know them, and good manners."""
 
+import importlib.util
 import pathlib
 import re
 
 import pytest
+import torch
 
 pytestmark = [pytest.mark.comfy, pytest.mark.server]
 
@@ -159,7 +161,26 @@ NODES = {
     ),
     "LiveEncode": ([("pixels", "IMAGE", None), ("vae", "VAE", None)], [], ["LATENT"]),
     "LiveDecode": ([("samples", "LATENT", None), ("vae", "VAE", None)], [], ["IMAGE"]),
-    "LiveCompile": ([("model", "MODEL", None), ("engine", "COMBO", "auto")], [], ["MODEL"]),
+    "LiveCompile": (
+        [
+            ("model", "MODEL", None),
+            ("engine", "COMBO", "auto"),
+            ("precision", "COMBO", "default"),
+            ("device", "COMBO", "auto"),
+        ],
+        [],
+        ["MODEL"],
+    ),
+    "LiveCompileVAE": (
+        [
+            ("vae", "VAE", None),
+            ("engine", "COMBO", None),
+            ("precision", "COMBO", "default"),
+            ("device", "COMBO", "auto"),
+        ],
+        [],
+        ["VAE"],
+    ),
     "LiveTensorRTBuild": (
         [
             ("model", "MODEL", None),
@@ -173,7 +194,7 @@ NODES = {
             ("dynamic_size", "BOOLEAN", False),
             ("refit", "BOOLEAN", False),
         ],
-        [],
+        [("library", "COMBO", "auto"), ("targets", "COMBO", "this GPU")],
         ["STRING"],
     ),
     "LiveTensorRTLoader": (
@@ -198,7 +219,9 @@ OPTIONS = {
     ("LivePFDiff", "base"): ["euler"],
     ("LivePromptBlend", "method"): ["slerp", "lerp"],
     ("LiveSimilarityFilter", "measure"): ["centred", "cosine"],
-    ("LiveCompile", "engine"): ["auto", "cudagraph", "inductor", "onnxruntime", "eager"],
+    ("LiveCompile", "engine"): ["auto", "cudagraph", "inductor", "onnxruntime", "openvino", "eager"],
+    ("LiveCompile", "precision"): ["default", "float16", "bfloat16", "int8"],
+    ("LiveCompile", "device"): ["auto", "CPU", "GPU", "NPU"],
     ("LiveTensorRTBuild", "precision"): ["fp16", "bf16", "fp32"],
 }
 
@@ -235,16 +258,19 @@ def test_inputs_and_outputs_are_the_saved_format(info, name):
 
 
 def test_the_loader_says_what_to_install(info):
-    """This machine has no TensorRT: the list of engines is what to do about it."""
+    """This machine has no TensorRT, or no GPU: the list of engines is what to do about it."""
     (said,) = info["LiveTensorRTLoader"]["input"]["required"]["engine"][1]["options"]
-    assert said.startswith("tensorrt not installed: pip install tensorrt")
+    if importlib.util.find_spec("tensorrt_rtx") is None:
+        assert said.startswith("tensorrt not installed: pip install tensorrt")
+    elif not torch.cuda.is_available():
+        assert said == "TensorRT needs an NVIDIA GPU, and torch sees none here"
 
 
 def test_optional_packages_stay_out_until_a_node_needs_them(server):
     names = {name.partition(".")[0] for name in server.start_up["modules"]}
     assert "torch" in names
     # triton comes with torchvision, which ComfyUI imports
-    assert not names & {"tensorrt", "onnx", "onnxruntime"}
+    assert not names & {"tensorrt", "tensorrt_rtx", "onnx", "onnxruntime"}
 
 
 def test_a_skipped_picture_is_not_asked_for(info):

@@ -1,0 +1,86 @@
+"""Stages of run.py's tests: they end in time, and so does what they started."""
+
+import os
+import re
+import subprocess
+import sys
+import time
+
+import pytest
+from serving import launch, load_run
+
+STAGES = launch("stages")
+# starts a process that no group and no parent would end with it, and says its number
+PARENT = """
+import subprocess, sys, time
+left = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(300)"],
+                        start_new_session=True, stdout=subprocess.DEVNULL)
+print("LEFT", left.pid, flush=True)
+"""
+DEAF = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
+
+pytestmark = pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="there is no /proc here")
+
+
+@pytest.fixture
+def left(monkeypatch):
+    monkeypatch.setattr(STAGES, "_GRACE", 0.5)
+
+    def numbers(said):
+        return [int(pid) for pid in re.findall(r"LEFT (\d+)", said)]
+
+    return numbers
+
+
+def runs(pid):
+    """Whether a process is there and no zombie."""
+    try:
+        with open(f"/proc/{pid}/stat", encoding="utf-8") as file:
+            return file.read().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+@pytest.mark.parametrize("deaf", ["", DEAF], ids=["", "deaf"])
+def test_a_stage_that_hangs_is_ended_with_all_it_started(left, capfd, deaf):
+    stages = STAGES.Stages(each=1.5, all=100)
+    began = time.monotonic()
+    code = stages.run("the first", [sys.executable, "-c", deaf + PARENT + "time.sleep(300)"])
+    assert code == STAGES.OVERDUE and time.monotonic() - began < 60
+    said = capfd.readouterr().out
+    assert "the first: ended, it took longer" in said
+    (pid,) = left(said)
+    assert not runs(pid)
+    # and the next one begins
+    assert stages.run("the second", [sys.executable, "-c", "raise SystemExit(3)"]) == 3
+
+
+def test_what_a_stage_leaves_running_is_ended_and_named(left, capfd):
+    assert STAGES.Stages(100, 100).run("it", [sys.executable, "-c", PARENT]) == 0
+    said = capfd.readouterr().out
+    (pid,) = left(said)
+    assert not runs(pid) and re.search(rf"it: ended what it left running: \S+ \({pid}\)", said)
+
+
+def test_all_together_end_in_time(left, capfd):
+    stages = STAGES.Stages(each=100, all=1)
+    assert stages.run("one", [sys.executable, "-c", "import time; time.sleep(300)"]) == 124
+    assert stages.run("two", [sys.executable, "-c", "print('never')"]) == 124
+    said = capfd.readouterr().out
+    assert "two: left out" in said and "never" not in said
+
+
+def test_ctrl_c_ends_a_stage_too(left, capfd, monkeypatch):
+    def interrupted(self, timeout=None):
+        monkeypatch.undo()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(subprocess.Popen, "wait", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        STAGES.Stages(100, 100).run("it", [sys.executable, "-c", PARENT + "time.sleep(300)"])
+    assert not any(map(runs, left(capfd.readouterr().out)))
+
+
+def test_the_suite_ends_before_an_hour_and_a_half():
+    run = load_run()
+    assert run.STAGE < run.STAGES <= 70
