@@ -42,6 +42,7 @@ PORT = 8188  # ComfyUI's own; a browser remembers for an address that its page m
 EXTRAS = {
     "onnxruntime": ["onnx", "onnxruntime"],
     "onnxruntime-gpu": ["onnx", "onnxruntime-gpu"],
+    "openvino": ["onnx", "openvino"],
     "tensorrt": ["onnx", "tensorrt"],
     "tensorrt-rtx": ["onnx", "tensorrt_rtx"],
 }

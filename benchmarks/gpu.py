@@ -24,6 +24,7 @@ import pathlib
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from typing import Any
 
 BEGAN = time.monotonic()  # the imports below count, too
@@ -32,7 +33,7 @@ BEGAN = time.monotonic()  # the imports below count, too
 import engines
 from blocks import NO_TIME
 from floors import floors
-from ladder import in_channels_last, ladder
+from ladder import ladder
 from measure import Device, Report, in_turns, machine
 from sides import side_by_side
 
@@ -128,6 +129,7 @@ def options() -> argparse.Namespace:
 
 def unets(bench: Bench, kit) -> None:
     """The UNet alone, launched and as a graph, against the floor of this hardware."""
+    import rivals
     import torch
 
     gpu = torch.cuda.get_device_name() if bench.device.cuda else ""
@@ -146,29 +148,35 @@ def unets(bench: Bench, kit) -> None:
             row |= {"floor ms": known[count], "share": known[count] / graph}
         rows.append(row)
     bench.report.add(f"{kit.name}: the UNet alone", rows)
-    # the same weights once more, which other memory lies in
-    kit = in_channels_last(kit)
     for row in rows:
-        for norms, name in ((False, "channels_last ms"), (True, "with fused norms ms")):
-            row[name] = _alone(bench, kit, row["rows"], norms, eager=False)[1]
+        for last, name in enumerate(LED, 1):
+            row[name] = _alone(bench, kit, row["rows"], rivals.LAYOUT[:last], eager=False)[1]
         if "share" in row:
-            graphs = ("graph ms", "channels_last ms", "with fused norms ms")
-            row["best share"] = row["floor ms"] / min(row[name] for name in graphs)
+            row["best share"] = row["floor ms"] / min(row["graph ms"], *(row[name] for name in LED))
     bench.report.add(f"{kit.name}: the UNet alone", rows)
 
 
-def _alone(bench: Bench, kit, count: int, norms: bool = False, eager: bool = True):
+# rivals.LAYOUT, each step with those before it
+LED = ("channels_last ms", "own weights ms", "cuDNN attention ms")
+
+
+def _alone(bench: Bench, kit, count: int, layout: Sequence[str] = (), eager: bool = True):
     """Milliseconds of a call of so many rows: (launched, as a graph)."""
     import rivals
-    from livediffusion.compiled.graph import CudaRecording, fused_norms
+    from livediffusion.compiled.graph import CudaRecording
+    from livediffusion.compiled.layout import Led
 
     unet, call = kit.model.model.diffusion_model, kit.call(count)
     repeats = 5 if bench.rehearse else 30
-    with rivals.kernels(True, norms), fused_norms(unet):
+
+    def work() -> None:
+        out.copy_(unet(**call))
+
+    with rivals.kernels(True, layout), Led(unet).inside():
         for _ in range(3):
-            unet(**call)
+            out = unet(**call)
         recording = (bench.recording or CudaRecording)()
-        recording.capture(lambda: unet(**call))
+        recording.capture(work)
     launched = bench.device.busy(lambda: unet(**call), repeats) if eager else None
     recording.replay()
     graph = bench.device.busy(recording.replay, repeats)
@@ -216,9 +224,8 @@ def profile(bench: Bench, kit) -> None:
         activities.append(torch.profiler.ProfilerActivity.CUDA)
     frames = 3 if bench.rehearse else 20
     for n, last in ((1, False), (4, False), (1, True), (4, True)):
-        own = in_channels_last(kit) if last else kit
-        with rivals.kernels(True, norms=last):
-            side = bench.ours(own, n, "self-negative")
+        with rivals.kernels(True, rivals.LAYOUT if last else ()):
+            side = bench.ours(kit, n, "self-negative")
             for _ in range(bench.warm):
                 side.frames(fed)
             with torch.profiler.profile(activities=activities) as seen:

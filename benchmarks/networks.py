@@ -262,8 +262,12 @@ def comfy_vae(tiny_vae, scale: float):
     return comfy.sd.VAE(sd=state, dtype=tiny_vae.dtype)
 
 
-def embedded(size: int = 256) -> Kit:
-    """The pack's own model, where ComfyUI runs models, with adapters for diffusers."""
+def embedded(size: int = 256, dtype: torch.dtype | None = None) -> Kit:
+    """The pack's own model, where ComfyUI runs models, with adapters for diffusers.
+
+    Args:
+        dtype: of the UNet, as ComfyUI's --bf16-unet would have it; None is ComfyUI's choice.
+    """
     import comfy.model_management
     from livediffusion.demo import loader
 
@@ -271,6 +275,9 @@ def embedded(size: int = 256) -> Kit:
     (prompt, extra), (negative, _) = (
         clip.encode_from_tokens_scheduled(clip.tokenize(text))[0] for text in ("neon night", "")
     )
+    if dtype is not None:
+        model.model.diffusion_model.to(dtype).dtype = dtype
+        model.model.manual_cast_dtype = None
     comfy.model_management.load_models_gpu([model, vae.patcher])
     device, dtype = model.load_device, model.model_dtype()
     prompt, negative, pooled = (

@@ -6,6 +6,7 @@ import time
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable
+from typing import Any
 
 import comfy.model_management
 import torch
@@ -13,7 +14,8 @@ from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 from torch import Tensor
 
 from ...compiled.engine import WeightsAway
-from ...compiled.graph import CudaRecording, Folded, Recording, fused_norms, pool_size
+from ...compiled.graph import CudaRecording, Folded, Recording, pool_size
+from ...compiled.layout import Led
 from ...compiled.tick import RecordedTick, layout
 from ...compiled.weights import fixed
 from ...engine.fold import Fold
@@ -194,7 +196,7 @@ class Recordings:
         before = self._calls.calls, self._calls.rows
         attached.inside = True
         try:
-            with uncompiled(), tick.inside(), fused_norms(visit.model.diffusion_model):
+            with uncompiled(), tick.inside():
                 # compiles and loads what the warm ticks have not run, outside of the capture
                 shape = (fold.timestep.shape[0], *work.buffers.shape)
                 guide.model(torch.zeros(shape, dtype=guide.dtype, device=work.plan.device), fold)
@@ -209,6 +211,7 @@ class Recordings:
         attached.notes["ticks"] = {
             "captures": self.captures, "seconds": seconds,
             "pool_mb": round(pool_size() / 2**20, 1),
+            **tick.told(),
             "kernels": work.buffers.unfused or stream_enter.failed or stream_step.failed
             or graph_unfit() or "triton",
         }  # fmt: skip
@@ -230,16 +233,34 @@ class _FoldedTick:
         if folds and context is not None and isinstance(model.diffusion_model, UNetModel):
             emb = self._emb(model, fold, cond)
             self._folded = Folded(model.diffusion_model, context, emb)
+        self._led = Led(model.diffusion_model) if folds else None
 
+    @contextlib.contextmanager
     def inside(self):
         """While recording."""
-        return contextlib.nullcontext() if self._folded is None else self._folded.inside()
+        with contextlib.ExitStack() as both:
+            for part in (self._led, self._folded):
+                if part is not None:
+                    both.enter_context(part.inside())
+            yield
+
+    def told(self) -> dict[str, Any]:
+        """For the live stats."""
+        if self._led is None:
+            return {}
+        return {
+            "channels_last": self._led.active,
+            "own_weights_mb": round(self._led.size / 2**20, 1),
+        }
 
     def run(self, visit: Visit, work: Work, fold: Fold, cond: dict[str, Tensor]):
         """One tick."""
         new = self.recorded.fill(work, fold, cond)
+        if self.stale and self._led is not None:
+            self._led.read()
         if self._folded is not None:
             self._refold(visit.model, fold, tuple(level for level, _ in work.plan.steps), new)
+        self.stale = False
         return self.recorded.replay(work)
 
     def _refold(self, model, fold: Fold, levels: tuple[float, ...], new: set[str]) -> None:
@@ -249,7 +270,6 @@ class _FoldedTick:
         if self.stale or "y" in new:
             self._levels.clear()
             self._now = None
-        self.stale = False
         if levels == self._now:
             return
         known = self._levels.get(levels)

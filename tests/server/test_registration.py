@@ -174,7 +174,7 @@ NODES = {
     "LiveCompileVAE": (
         [
             ("vae", "VAE", None),
-            ("engine", "COMBO", None),
+            ("engine", "COMBO", "auto"),
             ("precision", "COMBO", "default"),
             ("device", "COMBO", "auto"),
         ],
@@ -219,7 +219,9 @@ OPTIONS = {
     ("LivePFDiff", "base"): ["euler"],
     ("LivePromptBlend", "method"): ["slerp", "lerp"],
     ("LiveSimilarityFilter", "measure"): ["centred", "cosine"],
-    ("LiveCompile", "engine"): ["auto", "cudagraph", "inductor", "onnxruntime", "openvino", "eager"],
+    ("LiveCompile", "engine"): [
+        *("auto", "cudagraph", "inductor", "onnxruntime", "openvino", "eager"),
+    ],
     ("LiveCompile", "precision"): ["default", "float16", "bfloat16", "int8"],
     ("LiveCompile", "device"): ["auto", "CPU", "GPU", "NPU"],
     ("LiveTensorRTBuild", "precision"): ["fp16", "bf16", "fp32"],
