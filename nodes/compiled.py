@@ -59,7 +59,9 @@ class LiveCompile(io.ComfyNode):
         # auto never changes a picture, so it measures float32 only
         measured = engine == AUTO and name == "openvino" and precision == DEFAULT
         how = make_faster if measured else make
-        attached = Attached(name, why, lambda: how(name, place, wish), tell)
+        attached = Attached(
+            name, why, lambda: how(name, place, wish), tell, beside=name == "inductor"
+        )
         tell(attached.line())
         return io.NodeOutput(attach(model, attached), ui=engine_ui(attached.stats()))
 

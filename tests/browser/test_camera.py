@@ -27,8 +27,7 @@ def test_the_camera_follows_the_size_and_rate_of_the_graph(spare):
     # the smallest that is large enough, and whole: 320 x 240 is not, 640 x 480 is
     assert page.get(MODE) == [640, 480, 20, "none"]
     # what it cannot give is said on the node
-    note = "document.querySelector('.livediffusion-screen:not(.livediffusion-compare) "\
-        ".livediffusion-note').textContent"
+    note = "document.querySelector('.livediffusion-rate').textContent"
     page.wait(f"{note} === 'The camera gives 20 fps, not 30'")
     opened = page.get("window.live.tracks.length")
     for (width, height, fps), mode in (
