@@ -269,6 +269,7 @@ def scale(bench: Bench, kit) -> None:
 def run_tests(bench: Bench, comfy_as_on_cuda: bool) -> None:
     """The tests marked cuda, as torch comes or as ComfyUI sets it up on CUDA."""
     env = {**os.environ, "LIVEDIFFUSION_CUDA": "rehearse" if bench.rehearse else "cuda"}
+    env["LIVEDIFFUSION_TEST_SECONDS"] = "0"  # what is left of the whole is the limit
     if comfy_as_on_cuda:
         env |= {"LIVEDIFFUSION_DYNAMIC_VRAM": "1"}
         if not bench.rehearse:
