@@ -31,6 +31,7 @@ class Rung(NamedTuple):
     stage: bool = False
 
 
+SLOTS = (1, 4)  # n of each table
 SHIPPED = "+ cuDNN attention: as shipped"
 LADDER = (
     Rung("eager", "eager", {1: 20.0, 4: 22.0}, kernels=False),
@@ -75,7 +76,7 @@ def _tables(bench, kit, title: str, chosen: list[Rung], needs: float = 0.0) -> N
     Args:
         needs: seconds without which none is begun.
     """
-    for i, n in enumerate((1, 4)):
+    for i, n in enumerate(SLOTS):
         name = f"{kit.name}: {title}, n = {n}"
         if bench.left <= (0.0 if bench.rehearse else needs):
             bench.skip(name)
@@ -83,7 +84,7 @@ def _tables(bench, kit, title: str, chosen: list[Rung], needs: float = 0.0) -> N
         with bench.report.part(name):
             sides = {rung.name: (rung, made(_side, bench, kit, n, rung)) for rung in chosen}
             ways = {step: way(side, rung) for step, (rung, side) in sides.items() if able(side)}
-            share = bench.left / (2 - i)
+            share = bench.left / (len(SLOTS) - i)
             times = in_blocks(ways, bench.device, bench.frames, bench.warm, share, bench.left)
             rows = []
             for step, (rung, side) in sides.items():
