@@ -39,6 +39,15 @@ class _Pool:
         self.stream = torch.cuda.Stream()
         self.size = 0
 
+    def close(self, device: int) -> None:
+        """End what a capture that CUDA broke off has left open in torch's allocator.
+
+        Nothing can be captured into it before, and what several streams use is never freed.
+        """
+        # it is closed already, or an old torch has another name for this
+        with contextlib.suppress(RuntimeError, AttributeError):
+            torch._C._cuda_endAllocateToPool(device, self.handle)
+
     def warm(self) -> None:
         """Have cuBLAS take the workspaces it keeps for this stream, outside of any capture."""
         with torch.cuda.stream(self.stream):
@@ -47,12 +56,14 @@ class _Pool:
                 torch.nn.functional.linear(some, some, some[0]).mm(some)
 
 
-_pools: weakref.WeakValueDictionary[int, _Pool] = weakref.WeakValueDictionary()  # by device
+# by device, those that captures go to; and all that recordings live in
+_pools: weakref.WeakValueDictionary[int, _Pool] = weakref.WeakValueDictionary()
+_inhabited: weakref.WeakSet[_Pool] = weakref.WeakSet()
 
 
 def pool_size() -> int:
     """Bytes that all recordings of this process hold together."""
-    return sum(pool.size for pool in list(_pools.values()))
+    return sum(pool.size for pool in list(_inhabited))
 
 
 class CudaRecording:
@@ -92,18 +103,24 @@ class CudaRecording:
         _pools[device] = pool
         graph = torch.cuda.CUDAGraph()
         pool.warm()
-        # thread_local: pictures are encoded and decoded in other threads meanwhile
-        with torch.cuda.graph(
-            graph, pool.handle, stream=pool.stream, capture_error_mode="thread_local"
-        ):
-            before = _reserved()
-            try:
-                work()
-            except BaseException as error:
-                _let_go(error)
-                raise
-            grown = _reserved() - before
+        try:
+            # thread_local: pictures are encoded and decoded in other threads meanwhile
+            with torch.cuda.graph(
+                graph, pool.handle, stream=pool.stream, capture_error_mode="thread_local"
+            ):
+                before = _reserved()
+                try:
+                    work()
+                except BaseException as error:
+                    _let_go(error)
+                    raise
+                grown = _reserved() - before
+        except BaseException:
+            _pools.pop(device, None)
+            pool.close(device)
+            raise
         pool.size += grown
+        _inhabited.add(pool)
         self._graph, self._pool = graph, pool
 
     def replay(self) -> None:
