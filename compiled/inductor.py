@@ -149,7 +149,7 @@ def _apart() -> str:
     """Why no CUDA graph can take what is compiled in; empty where one can."""
     if torch.cuda.is_available() and torch.cuda.get_allocator_backend() == "cudaMallocAsync":
         # what inductor launches its kernels by asks the driver about every pointer
-        return "start ComfyUI with --disable-cuda-malloc for that"
+        return "its kernels take no memory of cudaMallocAsync (--disable-cuda-malloc)"
     return ""
 
 

@@ -200,10 +200,13 @@ class Recordings:
         before = self._calls.calls, self._calls.rows
         attached.inside = True
         try:
+            shape = (fold.timestep.shape[0], *work.buffers.shape)
+            x = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+            x = x.to(work.plan.device, guide.dtype)
+            tick.try_on(lambda: guide.model(x, fold))
             with uncompiled(), tick.inside():
                 # compiles and loads what the warm ticks have not run, outside of the capture
-                shape = (fold.timestep.shape[0], *work.buffers.shape)
-                guide.model(torch.zeros(shape, dtype=guide.dtype, device=work.plan.device), fold)
+                guide.model(x, fold)
                 warm = self._calls.rows
                 tick.recorded = RecordedTick(work, fold, again, asked.cond, self._new())
             tick.rows = self._calls.rows - warm
@@ -248,14 +251,14 @@ class _FoldedTick:
                     both.enter_context(part.inside())
             yield
 
+    def try_on(self, call: Callable[[], Tensor]) -> None:
+        """See Led.try_on."""
+        if self._led is not None:
+            self._led.try_on(call)
+
     def told(self) -> dict[str, Any]:
         """For the live stats."""
-        if self._led is None:
-            return {}
-        return {
-            "channels_last": self._led.active,
-            "own_weights_mb": round(self._led.size / 2**20, 1),
-        }
+        return {} if self._led is None else self._led.told()
 
     def run(self, visit: Visit, work: Work, fold: Fold, cond: dict[str, Tensor]):
         """One tick."""
