@@ -4,6 +4,7 @@ import argparse
 import ast
 import os
 import pathlib
+import platform
 import re
 import signal
 import subprocess
@@ -146,6 +147,9 @@ def test_the_environment_is_made_once_for_each_set_of_requirements(run, tmp_path
         made.append(home)
         home.mkdir(parents=True)
 
+    def missing(*_):
+        raise CONSOLE.Stop("nowhere to be had")
+
     monkeypatch.setattr(run.setup.venv, "create", create)
     monkeypatch.setattr(run.setup, "watched", lambda args, *_: installed.append(" ".join(args)))
     here = comfyui(tmp_path / "a")
@@ -158,6 +162,8 @@ def test_the_environment_is_made_once_for_each_set_of_requirements(run, tmp_path
     assert [run.setup.environment(here, test=True) for _ in range(2)] == [python, python]
     assert len(made) == 1
     assert sum("pytest>=" in line for line in installed) == 1
+    linux = (sys.platform, platform.machine()) == ("linux", "x86_64")
+    assert sum("tensorrt_rtx==" in line for line in installed) == linux
     other = run.setup.environment(comfyui(tmp_path / "b", "torch\naiohttp\n"), test=False)
     assert other != python
     # one that was not finished is made anew
@@ -166,6 +172,10 @@ def test_the_environment_is_made_once_for_each_set_of_requirements(run, tmp_path
     run.setup.environment(here, test=False)
     assert made[-1] == made[0]
     assert not (made[0] / "left").exists()
+    run.setup.environment(here, test=True)
+    monkeypatch.setattr(run.setup, "TEST_OPTIONAL", ["nowhere"])
+    monkeypatch.setattr(run.setup, "watched", missing)
+    assert run.setup.environment(here, test=True) == python
 
 
 def test_first_runs_at_the_same_time_wait_for_each_other(run, tmp_path):
