@@ -10,6 +10,7 @@ machine.
 import argparse
 import dataclasses
 import logging
+import math
 import os
 import pathlib
 import sys
@@ -179,6 +180,7 @@ def memory(report: Report, device: Device) -> None:
 def whole(report: Report, device: Device, frames: int) -> None:
     """Picture to picture with the embedded model, every side in turns."""
     import rivals
+    import torch
     from livediffusion.compiled import choice
     from networks import embedded
 
@@ -198,18 +200,33 @@ def whole(report: Report, device: Device, frames: int) -> None:
         "ours": rivals.Ours(kit, n, mode),
         "floor": rivals.Floor(kit, n, mode),
     }
-    if choice.missing("onnxruntime", kit.device) is None:
-        sides["ours, ort"] = rivals.Ours(kit, n, mode, engine="onnxruntime")
+    for name in ("onnxruntime", "openvino"):
+        if choice.missing(name, kit.device) is None:
+            sides[f"ours, {name}"] = rivals.Ours(kit, n, mode, engine=name)
+    half = [
+        f"{name} bfloat16" for name in ("eager", "openvino")
+        if choice.missing(name, kit.device, choice.Wish("bfloat16")) is None
+    ]  # fmt: skip
+    for name in half:
+        sides[f"ours, {name}"] = rivals.Ours(kit, n, mode, engine=name)
+    for name in [name for name in ("openvino", *half) if f"ours, {name}" in sides]:
+        sides[f"floor, {name}"] = rivals.Floor(kit, n, mode, engine=name)
+    if half:  # the others' whole networks, as ComfyUI's --bf16-unet has them
+        rounded = embedded(256, torch.bfloat16)
+        sides["public, bfloat16"] = rivals.Public(rounded, n, mode)
+        sides["AutoPipeline, bfloat16"] = rivals.AutoPipeline(rounded, n)
+        sides["queue, bfloat16"] = rivals.ComfyQueue(rounded, n)
     fed = rivals.pictures(kit)
     ways = {key: lambda side=side: side.frames(fed) for key, side in sides.items()}
     try:
         # a library's threads spin for a while after its work, and would slow the side after it
         times = measure.in_turns(ways, device, frames, 12, rest=0.05)
     finally:
-        sides["queue"].close()
-        sides["queue, 1 step"].close()
+        for key in [key for key in sides if key.startswith("queue")]:
+            sides[key].close()
     names = {key: side.name for key, side in sides.items()}
     names["queue, 1 step"] += " of 1 step"
+    names |= {key: f"{names[key]}, bfloat16" for key in sides if key.endswith(", bfloat16")}
     rows = []
     for key, own in times.items():
         row = {"side": names[key], **own.row()}
@@ -222,8 +239,30 @@ def whole(report: Report, device: Device, frames: int) -> None:
         rows.append(row | ({"fell back": fell} if fell else {}))
     report.add("whole frames, the embedded model", rows, f"n = {n}, {kit.size} x {kit.size}")
     ms = {key: own.median for key, own in times.items() if not own.failed}
+    bars(report, ms, names)
+
+
+def bars(report: Report, ms: dict[str, float], names: dict[str, str]) -> None:
+    """The fastest way of the pack's against its rivals, in float32 and in bfloat16."""
+    import torch
+
+    best = min((k for k in ("ours", "ours, openvino") if k in ms), key=ms.get)
     for rival, least in (("public", 1.3), ("queue", 2.0)):
-        report.bars.append(Bar(f"fps / {names[rival]}", ms[rival] / ms["ours"], least=least))
+        ratio = ms[rival] / ms[best]
+        report.bars.append(Bar(f"fps / {names[rival]}, {names[best]}", ratio, least=least))
+    half = [key for key in ms if key.startswith("ours") and key.endswith("bfloat16")]
+    if not half:
+        return
+    best = min(half, key=ms.get)
+    # asked for on a processor with AMX; on another one it is only told
+    amx = torch.cpu.get_capabilities().get("amx_bf16", False)
+    for rival, least in (("public", 2.5), ("queue", 3.5)):
+        ratio = ms[rival] / ms[best]
+        name = f"fps / {names[rival]}, {names[best]}"
+        report.bars.append(Bar(name, ratio, least=least if amx else -math.inf))
+        if f"{rival}, bfloat16" in ms:
+            both = ms[f"{rival}, bfloat16"] / ms[best]
+            report.bars.append(Bar(f"{name}, both in bfloat16", both, least=1.0))
 
 
 def scale(report: Report, device: Device, frames: int) -> None:

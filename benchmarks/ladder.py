@@ -1,7 +1,5 @@
 """gpu.py's ladder: each step of ours alone, whole frames, beside what was predicted for it."""
 
-import copy
-import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -9,10 +7,9 @@ from typing import Any, NamedTuple
 import best
 import measure
 import rivals
-import torch
 from blocks import Way, in_blocks
+from rivals import LAYOUT
 from sides import able, engine, made
-from torch import Tensor
 
 
 class Rung(NamedTuple):
@@ -21,8 +18,8 @@ class Rung(NamedTuple):
     Attributes:
         predicted: ms of an SD-Turbo frame on an H200, by n, written down before any was measured:
             the project's notes for the first four and the compiled ones, ours for the others.
-        kernels, norms: the pack's Triton kernels, and that of GroupNorm with SiLU.
-        last: UNet and autoencoder in channels_last, with weights of their own.
+        kernels: the pack's Triton kernels.
+        layout: of rivals.LAYOUT.
         stage: both halves of the autoencoder as CUDA graphs.
     """
 
@@ -30,51 +27,62 @@ class Rung(NamedTuple):
     engine: str
     predicted: dict[int, float]
     kernels: bool = True
-    norms: bool = False
-    last: bool = False
+    layout: tuple[str, ...] = ()
     stage: bool = False
 
 
+SHIPPED = "+ cuDNN attention: as shipped"
 LADDER = (
     Rung("eager", "eager", {1: 20.0, 4: 22.0}, kernels=False),
     Rung("graph of the tick", "graph", {1: 4.5, 4: 9.5}, kernels=False),
     Rung("+ folded constants", "cudagraph", {1: 4.2, 4: 9.2}, kernels=False),
-    Rung("+ kernels: as shipped", "cudagraph", {1: 4.0, 4: 9.0}),
-    Rung("shipped, fused norms", "cudagraph", {1: 3.9, 4: 8.7}, norms=True),
-    Rung("shipped, channels_last", "cudagraph", {1: 3.8, 4: 8.3}, last=True),
-    Rung("shipped, TAESD in a graph", "cudagraph", {1: 3.2, 4: 8.2}, stage=True),
+    Rung("+ kernels", "cudagraph", {1: 4.0, 4: 9.0}),
+    Rung("+ channels_last", "cudagraph", {1: 3.8, 4: 8.3}, layout=LAYOUT[:1]),
+    Rung("+ weights of its own", "cudagraph", {1: 3.8, 4: 8.3}, layout=LAYOUT[:2]),
+    Rung(SHIPPED, "cudagraph", {1: 3.8, 4: 8.3}, layout=LAYOUT),
     Rung(
-        "shipped, all three", "cudagraph", {1: 2.7, 4: 7.2}, norms=True, last=True, stage=True
+        "+ Live Compile VAE", "cudagraph", {1: 2.7, 4: 7.2}, layout=LAYOUT, stage=True
     ),
     Rung("torch.compile in the graph", "inductor", {1: 3.0, 4: 7.2}),
-    Rung("torch.compile, TAESD in a graph", "inductor", {1: 2.3, 4: 6.5}, stage=True),
+    Rung("torch.compile, Live Compile VAE", "inductor", {1: 2.3, 4: 6.5}, stage=True),
 )  # fmt: skip
 # those measured with cudnn.benchmark: in a process of its own, since cuDNN keeps what it has chosen
 # for a shape, with it or without
-CONVOLVED = ("+ kernels: as shipped", "shipped, all three")
+CONVOLVED = ("+ kernels", "+ Live Compile VAE")
 
 
 def ladder(bench, kit) -> None:
-    """A table for n = 1 and one for n = 4, where one step needs no earlier one's frames."""
-    chosen = [rung for rung in LADDER if not bench.benchmark or rung.name in CONVOLVED]
-    title = "step by step, cudnn.benchmark" if bench.benchmark else "step by step"
-    last = None
+    """A table for n = 1 and one for n = 4; what is compiled for long has tables of its own."""
+    if bench.benchmark:
+        _tables(bench, kit, "step by step, cudnn.benchmark", [*map(_named, CONVOLVED)])
+    else:
+        _tables(bench, kit, "step by step", [r for r in LADDER if r.engine != "inductor"])
+
+
+def compiled(bench, kit) -> None:
+    """The steps with torch.compile, beside what is shipped."""
+    chosen = [_named(SHIPPED), *(rung for rung in LADDER if rung.engine == "inductor")]
+    _tables(bench, kit, "step by step, torch.compile", chosen, best.SECONDS)
+
+
+def _named(name: str) -> Rung:
+    return next(rung for rung in LADDER if rung.name == name)
+
+
+def _tables(bench, kit, title: str, chosen: list[Rung], needs: float = 0.0) -> None:
+    """A table for each n.
+
+    Args:
+        needs: seconds without which none is begun.
+    """
     for i, n in enumerate((1, 4)):
         name = f"{kit.name}: {title}, n = {n}"
-        if bench.left <= 0:
+        if bench.left <= (0.0 if bench.rehearse else needs):
             bench.skip(name)
             continue
         with bench.report.part(name):
-            last = last or in_channels_last(kit)
-            ways, sides = {}, {}
-            for rung in chosen:
-                if rung.engine == "inductor" and not bench.rehearse and bench.left < best.SECONDS:
-                    bench.skip(f"{name}: {rung.name}")
-                    continue
-                side = made(_side, bench, last if rung.last else kit, n, rung)
-                sides[rung.name] = rung, side
-                if able(side):
-                    ways[rung.name] = way(side, rung)
+            sides = {rung.name: (rung, made(_side, bench, kit, n, rung)) for rung in chosen}
+            ways = {step: way(side, rung) for step, (rung, side) in sides.items() if able(side)}
             share = bench.left / (2 - i)
             times = in_blocks(ways, bench.device, bench.frames, bench.warm, share, bench.left)
             rows = []
@@ -90,7 +98,7 @@ def way(side, rung: Rung) -> Way:
     fed = rivals.pictures(side.kit)
 
     def inside(work: Callable, fed=fed) -> Any:
-        with rivals.kernels(rung.kernels, rung.norms):
+        with rivals.kernels(rung.kernels, rung.layout):
             return work(fed)
 
     return Way(
@@ -100,62 +108,5 @@ def way(side, rung: Rung) -> Way:
 
 def _side(bench, kit, n: int, rung: Rung):
     if rung.stage:
-        from livediffusion.compiled.graph import CudaRecording
-
-        kit = recorded(kit, bench.recording or CudaRecording)
+        kit = best.compiled_vae(kit, bench.recording)
     return bench.engine(rung.engine)(kit, n, "self-negative")
-
-
-def in_channels_last(kit):
-    """The same networks with weights of their own, in channels_last."""
-    model, vae = kit.another()
-    own = dataclasses.replace(kit, model=model, vae=vae)
-    own.load()
-    for module in (model.model.diffusion_model, vae.first_stage_model):
-        module.to(memory_format=torch.channels_last)
-    return own
-
-
-def recorded(kit, new: Callable[[], Any]):
-    """The same networks, the autoencoder as recordings."""
-    vae = copy.copy(kit.vae)
-    vae.first_stage_model = RecordedStage(kit.vae.first_stage_model, new)
-    return dataclasses.replace(kit, vae=vae)
-
-
-class RecordedStage:
-    """An autoencoder whose encode and decode are recordings, one for each shape.
-
-    Its weights must stay where they are.
-
-    Args:
-        stage: ComfyUI's first_stage_model.
-        new: makes what records.
-    """
-
-    def __init__(self, stage, new: Callable[[], Any]):
-        self._stage, self._new = stage, new
-        self._made: dict[tuple, tuple] = {}
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._stage, name)
-
-    def encode(self, x: Tensor) -> Tensor:
-        return self._run("encode", x)
-
-    def decode(self, x: Tensor) -> Tensor:
-        return self._run("decode", x)
-
-    def _run(self, what: str, x: Tensor) -> Tensor:
-        key = what, tuple(x.shape), x.stride(), x.dtype
-        if key not in self._made:
-            work, still = getattr(self._stage, what), x.clone()
-            for _ in range(2):
-                work(still)  # in which libraries set themselves up
-            recording = self._new()
-            out = recording.capture(lambda: work(still))
-            self._made[key] = still, recording, out
-        still, recording, out = self._made[key]
-        still.copy_(x)
-        recording.replay()
-        return out.clone()

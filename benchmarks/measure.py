@@ -21,7 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 PACKAGES = ("torch", "diffusers", "streamdiffusion", "transformers", "triton", "onnxruntime",
-            "tensorrt")  # fmt: skip
+            "openvino", "tensorrt")  # fmt: skip
 
 
 class Device:

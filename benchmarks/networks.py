@@ -7,7 +7,6 @@ embedded model, which only ComfyUI knows, behind adapters that diffusers takes.
 
 import contextlib
 import types
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 from unittest import mock
@@ -69,7 +68,6 @@ class Kit:
         prompt, negative: [1, tokens, D].
         pooled: pooled prompt [1, P], the same for both prompts, or None.
         patch: pixels on each side of a latent's position.
-        another: makes a MODEL and a VAE of the same networks with weights of their own, or None.
     """
 
     name: str
@@ -85,7 +83,6 @@ class Kit:
     negative: Tensor
     pooled: Tensor | None = None
     patch: int = 8
-    another: Callable[[], tuple[Any, Any]] | None = None
 
     @property
     def latent(self) -> tuple[int, int, int]:
@@ -199,14 +196,10 @@ def published(name: str, size: int = 512, device="cpu", dtype=torch.float32, tin
         pooled = torch.randn(1, POOLED).to(dtype) if "addition_embed_type" in config else None
     for module in (unet, tiny_vae):
         module.requires_grad_(False)
-
-    def another():
-        model = comfy_model(name, unet, config if tiny else None)
-        return model, comfy_vae(tiny_vae, TAESD_SCALE[name])
-
+    model = comfy_model(name, unet, config if tiny else None)
+    vae = comfy_vae(tiny_vae, TAESD_SCALE[name])
     return Kit(
-        name, size, device, dtype, 4, *another(), unet, tiny_vae, prompt, negative, pooled,
-        another=another,
+        name, size, device, dtype, 4, model, vae, unet, tiny_vae, prompt, negative, pooled
     )  # fmt: skip
 
 
@@ -262,8 +255,12 @@ def comfy_vae(tiny_vae, scale: float):
     return comfy.sd.VAE(sd=state, dtype=tiny_vae.dtype)
 
 
-def embedded(size: int = 256) -> Kit:
-    """The pack's own model, where ComfyUI runs models, with adapters for diffusers."""
+def embedded(size: int = 256, dtype: torch.dtype | None = None) -> Kit:
+    """The pack's own model, where ComfyUI runs models, with adapters for diffusers.
+
+    Args:
+        dtype: of the UNet, as ComfyUI's --bf16-unet would have it; None is ComfyUI's choice.
+    """
     import comfy.model_management
     from livediffusion.demo import loader
 
@@ -271,6 +268,9 @@ def embedded(size: int = 256) -> Kit:
     (prompt, extra), (negative, _) = (
         clip.encode_from_tokens_scheduled(clip.tokenize(text))[0] for text in ("neon night", "")
     )
+    if dtype is not None:
+        model.model.diffusion_model.to(dtype).dtype = dtype
+        model.model.manual_cast_dtype = None
     comfy.model_management.load_models_gpu([model, vae.patcher])
     device, dtype = model.load_device, model.model_dtype()
     prompt, negative, pooled = (

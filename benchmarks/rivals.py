@@ -8,7 +8,7 @@ Each side's docstring says what its time holds.
 import contextlib
 import inspect
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 from unittest import mock
 
@@ -20,6 +20,8 @@ from torch import Tensor
 CFG, DELTA, SEED = 1.4, 0.8, 5
 # places in LCM's grid of 50 timesteps, as StreamDiffusion names its steps
 STEPS = {1: (32,), 2: (26, 40), 4: (18, 26, 35, 45), 8: (10, 15, 20, 25, 30, 35, 40, 45)}
+# what compiled.layout may do to a recorded UNet, in the order of what it gives
+LAYOUT = ("CHANNELS_LAST", "OWN_WEIGHTS", "CUDNN_ATTENTION")
 MODES = {"off": "none", "self-negative": "self", "onetime-negative": "initialize", "full": "full"}
 STRENGTH = 0.5  # of the sides that take a strength: n of 2n steps
 
@@ -292,7 +294,8 @@ class Ours:
     """The pack: picture to IMAGE, encode, stream, decode, picture, with its live nodes' functions.
 
     Args:
-        engine: a name of compiled.choice's, or "graph": the tick recorded as it is, nothing folded.
+        engine: a name of compiled.choice's, and a precision behind it as in "openvino bfloat16";
+            or "graph": the tick recorded as it is, nothing folded.
         recording: stands for CUDA graphs where there are none.
         ahead: a picture is fetched while the next frame is on its way, as in a live run.
 
@@ -377,7 +380,6 @@ def _attached(kit: Kit, engine: str, recording: Callable | None):
     from livediffusion.compiled import choice
     from livediffusion.compiled.cudagraph import CudaGraph
     from livediffusion.compiled.engine import Eager, Refused
-    from livediffusion.compiled.inductor import Inductor
     from livediffusion.host.models.engines import Attached, attach
 
     class Unchanged(Eager):
@@ -389,49 +391,76 @@ def _attached(kit: Kit, engine: str, recording: Callable | None):
         if engine == "graph":
             return Unchanged()
         if recording is not None:  # a rehearsal
-            return CudaGraph(recording) if engine == "cudagraph" else Inductor("eager")
-        return choice.make(engine, kit.device)
+            from replaying import inductor
 
-    reason = None if engine == "graph" else choice.missing(engine, kit.device)
+            return CudaGraph(recording) if engine == "cudagraph" else inductor()
+        return choice.make(engine, kit.device, wish)
+
+    engine, _, precision = engine.partition(" ")
+    wish = choice.Wish(precision or "default")
+    reason = None if engine == "graph" else choice.missing(engine, kit.device, wish)
     if reason and recording is None:
         raise Refused(reason)
     return attach(kit.model, Attached(engine, "", make))
 
 
 @contextlib.contextmanager
-def kernels(on: bool, norms: bool = False):
-    """Whether the pack may use its Triton kernels while this lasts, and those of norms."""
-    from livediffusion.compiled import graph
+def kernels(on: bool, layout: Sequence[str] = LAYOUT):
+    """Whether the pack may use its Triton kernels while this lasts, and what of its layout."""
+    from livediffusion.compiled import layout as led
     from livediffusion.kernels import choice
 
     switched = {} if on else {"triton_missing": lambda: "switched off by the benchmark"}
     with contextlib.ExitStack() as inside:
         if switched:
             inside.enter_context(mock.patch.multiple(choice, **switched))
-        inside.enter_context(mock.patch.object(graph, "FUSE_NORMS", norms))
+        for name in LAYOUT:
+            inside.enter_context(mock.patch.object(led, name, name in layout))
         yield
 
 
+def _prepared(kit: Kit, engine: str, named: dict[str, Tensor]):
+    """(the engine made for a call of the UNet, that call)."""
+    from livediffusion.compiled import choice
+    from livediffusion.compiled.engine import Call, Shapes
+    from livediffusion.host.models.unet import ComfyUNet
+
+    name, _, precision = engine.partition(" ")
+    made = choice.make(name, kit.device, choice.Wish(precision or "default"))
+    asked = Call.of({**named, "timesteps": named["timesteps"].float()})
+    made.prepare(ComfyUNet(kit.model.model.diffusion_model), Shapes.of(asked))
+    return made, asked
+
+
 class Floor:
-    """The networks alone, eager: encoder, one UNet call of the mode's rows, decoder.
+    """The networks alone: encoder, one UNet call of the mode's rows, decoder.
 
     What no pipeline around them can go below; its pictures mean nothing.
+
+    Args:
+        engine: the UNet's, as for Ours.
     """
 
     title = "the networks alone"
     modes = tuple(MODES)
 
-    def __init__(self, kit: Kit, n: int, mode: str = "off", f: int = 1):
-        self.name = self.title
+    def __init__(
+        self, kit: Kit, n: int, mode: str = "off", f: int = 1, engine: str = "eager"
+    ):  # fmt: skip
+        self.name = self.title if engine == "eager" else f"{self.title}, {engine}"
         kit.load()
         self.kit, self.f = kit, f
         self.call = kit.call(rows(mode, n, f))
+        self._unet = lambda: kit.model.model.diffusion_model(**self.call)
+        if engine != "eager":
+            made, asked = _prepared(kit, engine, self.call)
+            self._unet = lambda: made(asked)
 
     @torch.inference_mode()
     def frames(self, pictures: np.ndarray) -> np.ndarray:
         kit, vae = self.kit, self.kit.vae.first_stage_model
         latents = vae.encode(up(pictures, kit) * 2 - 1)
-        out = kit.model.model.diffusion_model(**self.call)
+        out = self._unet()
         # both are needed, so nothing is left out
         return down((vae.decode(latents + out[: self.f]) / 2 + 0.5).clamp(0, 1))
 

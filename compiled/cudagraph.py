@@ -8,7 +8,8 @@ from typing import Any
 from torch import Tensor
 
 from .engine import Call, Shapes, UNet
-from .graph import CudaRecording, Folded, Knobs, Recording, fused_norms, pool_size
+from .graph import CudaRecording, Folded, Knobs, Recording, pool_size
+from .layout import Led
 from .weights import fixed
 
 _WARM = 2  # runs before recording, in which libraries set themselves up
@@ -53,18 +54,20 @@ class CudaGraph:
         self._knobs = Knobs(named)
         call = Call.of(self._knobs.tensors)
         self._folded = Folded(unet.module, call.context) if call.context is not None else None
-        for _ in range(_WARM):
-            self._out = unet(call)
-        self._recording = self._new()
+        self._led = Led(unet.module)
 
         def work() -> None:
-            with contextlib.ExitStack() as inside:
-                inside.enter_context(fused_norms(unet.module))
-                if self._folded is not None:
-                    inside.enter_context(self._folded.inside())
-                self._out.copy_(unet(call))
+            self._out.copy_(unet(call))
 
-        self._recording.capture(work)
+        self._led.try_on(lambda: unet(call))
+        with contextlib.ExitStack() as inside:
+            inside.enter_context(self._led.inside())
+            if self._folded is not None:
+                inside.enter_context(self._folded.inside())
+            for _ in range(_WARM):
+                self._out = unet(call)
+            self._recording = self._new()
+            self._recording.capture(work)
         self.seconds = time.perf_counter() - started
 
     def __call__(self, call: Call) -> Tensor:
@@ -72,6 +75,8 @@ class CudaGraph:
         new = self._knobs.fill(named, frozenset(named) - {"context"})
         if self._folded is not None and (self._stale or "context" in new):
             self._folded.prompt(self._knobs.tensors["context"])
+        if self._stale:
+            self._led.read()
         self._stale = False
         self._recording.replay()
         return self._out.clone()
@@ -84,10 +89,11 @@ class CudaGraph:
             "engine": self.name,
             "seconds": {"capture": round(self.seconds, 3)},
             "pool_mb": round(pool_size() / 2**20, 1),
+            **self._led.told(),
         }
 
     def release(self) -> None:
         if self._recording is not None:
             self._recording.release()
-        self._recording = self._folded = self._out = None
+        self._recording = self._folded = self._led = self._out = None
         self._stale = False

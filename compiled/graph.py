@@ -1,8 +1,6 @@
 """Recorded work: a CUDA graph, and the tensors that it reads its knobs from."""
 
 import contextlib
-import functools
-import itertools
 import traceback
 import weakref
 from collections.abc import Callable, Iterator
@@ -11,13 +9,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from ..kernels import group_norm_silu
-from ..kernels.choice import place_unfit
 from .engine import Refused
-
-# whether recordings take GroupNorm and SiLU as one kernel: benchmarks/gpu.py measures both ways,
-# and no GPU has been at hand to say which is faster
-FUSE_NORMS = False
 
 
 class Recording(Protocol):
@@ -100,17 +92,23 @@ class CudaRecording:
         _pools[device] = pool
         graph = torch.cuda.CUDAGraph()
         pool.warm()
-        # thread_local: pictures are encoded and decoded in other threads meanwhile
-        with torch.cuda.graph(
-            graph, pool.handle, stream=pool.stream, capture_error_mode="thread_local"
-        ):
-            before = _reserved()
-            try:
-                work()
-            except BaseException as error:
-                _let_go(error)
-                raise
-            grown = _reserved() - before
+        try:
+            # thread_local: pictures are encoded and decoded in other threads meanwhile
+            with torch.cuda.graph(
+                graph, pool.handle, stream=pool.stream, capture_error_mode="thread_local"
+            ):
+                before = _reserved()
+                try:
+                    work()
+                except BaseException as error:
+                    _let_go(error)
+                    raise
+                grown = _reserved() - before
+        except BaseException:
+            # torch may take it for captured into for ever; those that have it keep it
+            if _pools.get(device) is pool:
+                del _pools[device]
+            raise
         pool.size += grown
         self._graph, self._pool = graph, pool
 
@@ -224,31 +222,3 @@ class Folded:
         finally:
             for module, _ in kept:
                 module.__dict__.pop("forward", None)
-
-
-@contextlib.contextmanager
-def fused_norms(module: nn.Module) -> Iterator[int]:
-    """While this lasts, GroupNorm with SiLU behind it is one op (kernels.group_norm_silu).
-
-    Gives how many there are; none where the kernel does not run or FUSE_NORMS is off.
-    """
-    pairs = []
-    if FUSE_NORMS:
-        for several in (m for m in module.modules() if isinstance(m, nn.Sequential)):
-            for norm, silu in itertools.pairwise(several):
-                if isinstance(norm, nn.GroupNorm) and isinstance(silu, nn.SiLU):
-                    pairs.append((norm, silu))
-    pairs = [(n, s) for n, s in pairs if n.weight is not None and not place_unfit(n.weight)]
-    try:
-        for norm, silu in pairs:
-            norm.forward = functools.partial(_norm_silu, weakref.ref(norm))
-            silu.forward = lambda x: x
-        yield len(pairs)
-    finally:
-        for part in itertools.chain.from_iterable(pairs):
-            part.__dict__.pop("forward", None)
-
-
-def _norm_silu(norm: Callable[[], nn.GroupNorm], x: Tensor) -> Tensor:
-    own = norm()
-    return group_norm_silu(x, own.num_groups, own.weight, own.bias, own.eps, True)

@@ -49,14 +49,31 @@ def _openvino(wish) -> Half:
     return OpenVinoHalf(Asked(wish.place, wish.precision, wish.folder))
 
 
-# in the order of LiveCompileVAE's list, which has "eager" besides
-HALVES: dict[str, Callable[..., Half]] = {"openvino": _openvino}
+def _cudagraph(wish) -> Half:
+    from .cuda_half import CudaHalf
+
+    return CudaHalf()
+
+
+# in the order of LiveCompileVAE's list, which has "auto" and "eager" besides
+HALVES: dict[str, Callable[..., Half]] = {"cudagraph": _cudagraph, "openvino": _openvino}
+
+
+def picked(device: torch.device, wish) -> tuple[str, str]:
+    """The engine that "auto" takes, and why; "eager" where there is none."""
+    asked = wish.precision != DEFAULT or wish.place != openvino.AUTO
+    if device.type == "cuda" and not asked:
+        return "cudagraph", "an NVIDIA GPU"
+    reason = missing("openvino", device, wish)
+    return ("openvino", "installed") if reason is None else ("eager", reason)
 
 
 def missing(name: str, device: torch.device, wish) -> str | None:
     """Why an engine cannot run an autoencoder's halves on a device; None where it can."""
     if name == "openvino":
         return openvino.refused(device, wish.place, wish.precision)
+    if name == "cudagraph" and (device.type != "cuda" or torch.version.hip is not None):
+        return f"cudagraph needs an NVIDIA GPU, and the VAE is on {device}"
     if wish.precision != DEFAULT:
         return f"precision: {name} has the VAE's own; {wish.precision} needs openvino"
     if wish.place != openvino.AUTO:

@@ -70,7 +70,7 @@ def _arguments(add: Parser) -> None:
     add.add_argument("--frames-per-slot", type=within(int, 1, 64), default=1)
     add.add_argument(
         "--engine", default="eager",
-        choices=["eager", "auto", "cudagraph", "inductor", "onnxruntime"],
+        choices=["eager", "auto", "cudagraph", "inductor", "onnxruntime", "openvino"],
         help="what runs the UNet (docs/engines.md)",
     )  # fmt: skip
     add.add_argument("--seed", type=within(int, 0, 2**64 - 1), default=0, help="noise seed")

@@ -22,6 +22,7 @@ from torch import Tensor
 
 OLDEST = (7, 5)  # compute capability that the kernels are compiled for in the tests
 INDEX = 2**31  # the kernels count in 32 bits
+BARE = (3, 3)  # Triton whose compiled kernels take addresses and all of their arguments
 
 log = logging.getLogger(__name__)
 
@@ -57,21 +58,38 @@ def place_unfit(*tensors: Tensor) -> str:
     return triton_missing() or gpu_unfit(device.index) or (capturing() and graph_unfit()) or ""
 
 
+def driver_allocates() -> bool:
+    """Whether memory is the driver's to give out, as ComfyUI sets it up (cudaMallocAsync)."""
+    there = torch.cuda.is_available()
+    return there and torch.cuda.get_allocator_backend() == "cudaMallocAsync"
+
+
 @functools.cache
 def graph_unfit() -> str:
-    """Why no Triton kernel can be captured into a CUDA graph; empty when one can."""
-    if torch.cuda.is_available() and torch.cuda.get_allocator_backend() == "cudaMallocAsync":
-        # Triton asks the driver about each pointer, which knows these from the first replay on
-        return (
-            "Triton does not take the memory that a graph gets of cudaMallocAsync: start ComfyUI "
-            "with --disable-cuda-malloc"
-        )
-    return ""
+    """Why no Triton kernel of ours can be captured into a CUDA graph; empty when one can."""
+    if not driver_allocates():
+        return ""
+    if not triton_missing() and _triton() >= BARE:
+        return ""
+    # an older one asks the driver about every pointer (triton_launch.py)
+    return (
+        "this Triton does not take the memory that a graph gets of cudaMallocAsync: start ComfyUI "
+        "with --disable-cuda-malloc"
+    )
+
+
+def _triton() -> tuple[int, ...]:
+    return tuple(map(int, importlib.import_module("triton").__version__.split(".")[:2]))
 
 
 def capturing() -> bool:
     """Whether a CUDA graph is being captured on the current stream, or was until it broke."""
     return torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()
+
+
+def unmapped() -> bool:
+    """Whether what torch gives out now has no memory before the first replay of a CUDA graph."""
+    return capturing() and driver_allocates()
 
 
 def extent(tensor: Tensor) -> int:

@@ -5,6 +5,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .triton_launch import launch
+
 BLOCK = 4096  # levels for each program; 32768 squares at most fit into 32 bits
 WARPS = 8
 SUMS = 5  # of a * b, a * a, b * b, a, b
@@ -71,6 +73,6 @@ def likeness(a: Tensor, b: Tensor) -> Tensor:
     programs = triton.cdiv(total, BLOCK)
     sums = torch.empty(SUMS, programs, dtype=torch.int32, device=a.device)
     result = torch.empty(4, dtype=torch.float32, device=a.device)
-    _sum_kernel[(programs,)](a, b, sums, total, BLOCK=BLOCK, num_warps=WARPS)
-    _finish_kernel[(1,)](sums, result, total, programs, BLOCK=256, num_warps=WARPS)
+    launch(_sum_kernel, (programs,), a, b, sums, total, BLOCK=BLOCK, num_warps=WARPS)
+    launch(_finish_kernel, (1,), sums, result, total, programs, BLOCK=256, num_warps=WARPS)
     return result

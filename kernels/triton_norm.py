@@ -6,6 +6,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .norm import memory_format
+from .triton_launch import launch
 
 BLOCK = 2048  # values that a program of the first pass takes at a time
 TILE = 2048  # values for each program of the second
@@ -99,7 +100,8 @@ def group_norm_silu(
     part = triton.cdiv(blocks, parts) * BLOCK
     moments = torch.empty(batch * groups, parts, 3, dtype=torch.float32, device=x.device)
     kind = {"DEPTH": depth, "PARTS": parts, "LAST": last, "num_warps": WARPS}
-    _moment_kernel[(batch * groups, parts)](
+    launch(
+        _moment_kernel, (batch * groups, parts),
         x, moments, channels, pixels, groups, part, BLOCK=BLOCK, **kind
     )
 
@@ -109,7 +111,8 @@ def group_norm_silu(
     else:
         p = min(TILE, triton.next_power_of_2(pixels))
         c = TILE // p
-    _apply_kernel[(triton.cdiv(pixels, p), triton.cdiv(channels, c), batch)](
+    launch(
+        _apply_kernel, (triton.cdiv(pixels, p), triton.cdiv(channels, c), batch),
         x, result, moments, weight, bias, channels, pixels, groups, eps,
         SILU=silu, C=c, P=p, **kind,
     )  # fmt: skip

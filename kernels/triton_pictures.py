@@ -10,6 +10,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .pictures import as_rows, axes
+from .triton_launch import launch
 
 WARPS = 4
 BLOCK = 2048  # elements for each program: 16 bytes of uint8 for each thread
@@ -131,7 +132,8 @@ def picture_in(
     # 16 bytes for each thread to write, unless its filters need the registers
     block = BLOCK if flat else RESIZED if resize else BLOCK // result.element_size()
     total = result.numel()
-    _in_kernel[(triton.cdiv(total, block),)](
+    launch(
+        _in_kernel, (triton.cdiv(total, block),),
         picture, result, total, height, width, *picture.stride(),
         *vertical, vertical.reach, *horizontal, horizontal.reach, scale, shift,
         RESIZE=resize, FLAT=flat, PLANAR=planar, MIRROR=mirror, BLOCK=block, **EXACT,
@@ -144,7 +146,8 @@ def picture_out(image: Tensor, layout: str, scale: float, shift: float) -> Tenso
     image = as_rows(image, layout)
     result = torch.empty(image.shape, dtype=torch.uint8, device=image.device)
     total = result.numel()
-    _out_kernel[(triton.cdiv(total, BLOCK),)](
+    launch(
+        _out_kernel, (triton.cdiv(total, BLOCK),),
         image, result, total, *image.shape[1:3], *image.stride(), scale, shift,
         FLAT=image.is_contiguous(), BLOCK=BLOCK, **EXACT,
     )  # fmt: skip

@@ -6,6 +6,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .stream import SECONDS
+from .triton_launch import launch
 
 BLOCK = 1024  # values of a row that a program takes
 WARPS = 4
@@ -127,7 +128,8 @@ def stream_enter(
     y = torch.empty((seen, *state.shape[2:]), dtype=dtype, device=state.device)
     after = torch.empty_like(state[0])
     noises = 0 if entry is None else 1 if entry.shape[1] == 1 else 2
-    _enter_kernel[(rows, triton.cdiv(size, BLOCK))](
+    launch(
+        _enter_kernel, (rows, triton.cdiv(size, BLOCK)),
         state, source, state if entry is None else entry, entering, mix,
         state if base is None else base, gain, bad, dropped, y, after, size, rows, count,
         ENTRY=noises, BASE=base is not None, COPIES=copies, TAIL=tail,
@@ -144,7 +146,8 @@ def stream_step(
     rows, size = state.shape[1], state[0, 0].numel()
     # tensors that are not there are not read
     pasts = [*past, *[state] * (3 - len(past))]
-    _step_kernel[(rows, triton.cdiv(size, BLOCK))](
+    launch(
+        _step_kernel, (rows, triton.cdiv(size, BLOCK)),
         state, after, out, weights, state if reference is None else reference, *pasts,
         weights if kept is None else kept, weights if own is None else own, entering, bad, size,
         rows, entering.shape[0],

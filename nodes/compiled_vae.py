@@ -1,8 +1,8 @@
 """A compiled VAE as a node."""
 
-from ..compiled.choice import Wish
+from ..compiled.choice import AUTO, Wish
 from ..compiled.engine import Refused
-from ..compiled.half import HALVES, missing
+from ..compiled.half import HALVES, missing, picked
 from ..compiled.ov import api as openvino
 from ..compiled.precision import DEFAULT
 from ..host.frames.compiled_vae import as_it_is, compiled, without
@@ -25,8 +25,10 @@ class LiveCompileVAE(io.ComfyNode):
                 io.Vae.Input("vae", tooltip="A TAESD."),
                 io.Combo.Input(
                     "engine",
-                    options=[*HALVES, "eager"],
-                    tooltip="openvino: a CPU, Intel GPUs and NPUs. eager: as it is.",
+                    options=[AUTO, *HALVES, "eager"],
+                    default=AUTO,
+                    tooltip="auto: the best that works here. cudagraph: NVIDIA, ready in a "
+                    "second. openvino: a CPU, Intel GPUs and NPUs. eager: as it is.",
                 ),
                 precision_input(),
                 device_input(),
@@ -39,15 +41,18 @@ class LiveCompileVAE(io.ComfyNode):
     @classmethod
     def execute(cls, vae, engine, precision=DEFAULT, device=openvino.AUTO) -> io.NodeOutput:
         wish = Wish(precision, device, kept_folder())
+        chosen = "chosen"
+        if engine == AUTO:
+            engine, chosen = picked(vae.device, wish)
         reason = missing(engine, vae.device, wish)
         if reason is not None:
             raise ValueError(refusal(engine, Refused(reason)))
         tell = teller(cls.hidden.unique_id)
         why = as_it_is(vae)
         if engine == "eager" or why is not None:
-            tell(why or "eager: chosen")
-            told = {"engine": "eager", "why": why or "chosen"}
+            tell(why or f"eager: {chosen}")
+            told = {"engine": "eager", "why": why or chosen}
             return io.NodeOutput(without(vae), ui=engine_ui(told))
-        tell(f"{engine}: chosen")
+        tell(f"{engine}: {chosen}")
         out = compiled(vae, lambda: HALVES[engine](wish), tell)
-        return io.NodeOutput(out, ui=engine_ui({"engine": engine, "why": "chosen"}))
+        return io.NodeOutput(out, ui=engine_ui({"engine": engine, "why": chosen}))

@@ -15,6 +15,7 @@ from ...compiled.engine import Refused
 from ...compiled.half import Half
 from ...compiled.precision import relative
 from ...compiled.weights import addresses
+from ..models.compiler import uncompiled
 
 _KEPT = 4  # engines of other sizes that are kept
 
@@ -120,7 +121,8 @@ class CompiledStage:
                 self._drop(next(iter(self._halves)))
             half = self._make()
             try:
-                half.prepare(_Side(self.inner, side), x)
+                with uncompiled():
+                    half.prepare(_Side(self.inner, side), x)
             except BaseException:
                 half.release()
                 raise

@@ -6,6 +6,7 @@ import time
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable
+from typing import Any
 
 import comfy.model_management
 import torch
@@ -13,7 +14,8 @@ from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 from torch import Tensor
 
 from ...compiled.engine import WeightsAway
-from ...compiled.graph import CudaRecording, Folded, Recording, fused_norms, pool_size
+from ...compiled.graph import CudaRecording, Folded, Recording, pool_size
+from ...compiled.layout import Led
 from ...compiled.tick import RecordedTick, layout
 from ...compiled.weights import fixed
 from ...engine.fold import Fold
@@ -151,12 +153,16 @@ class Recordings:
         if tick is None:
             if not self._may(key):
                 return None
-            self._seen[key] = self._seen.get(key, 0) + 1
-            if self._seen[key] <= _WARM:
+            seen = self._seen.setdefault(key, 0)
+            if seen < _WARM:
                 # the very call that is going to be recorded, so that libraries know its shapes; a
                 # recording of the tick needs none of the UNet
-                with attached.passing(attached.name == "cudagraph"):
-                    return work(guide)
+                alone, ran = attached.name == "cudagraph", attached.ran
+                with attached.passing(alone):
+                    done = work(guide)
+                # an engine inside the tick has to be made first
+                self._seen[key] += alone or attached.ran > ran
+                return done
             try:
                 tick = self._record(visit, attached, work, asked, guide)
             except comfy.model_management.InterruptProcessingException:
@@ -194,10 +200,13 @@ class Recordings:
         before = self._calls.calls, self._calls.rows
         attached.inside = True
         try:
-            with uncompiled(), tick.inside(), fused_norms(visit.model.diffusion_model):
+            shape = (fold.timestep.shape[0], *work.buffers.shape)
+            x = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+            x = x.to(work.plan.device, guide.dtype)
+            tick.try_on(lambda: guide.model(x, fold))
+            with uncompiled(), tick.inside():
                 # compiles and loads what the warm ticks have not run, outside of the capture
-                shape = (fold.timestep.shape[0], *work.buffers.shape)
-                guide.model(torch.zeros(shape, dtype=guide.dtype, device=work.plan.device), fold)
+                guide.model(x, fold)
                 warm = self._calls.rows
                 tick.recorded = RecordedTick(work, fold, again, asked.cond, self._new())
             tick.rows = self._calls.rows - warm
@@ -209,6 +218,7 @@ class Recordings:
         attached.notes["ticks"] = {
             "captures": self.captures, "seconds": seconds,
             "pool_mb": round(pool_size() / 2**20, 1),
+            **tick.told(),
             "kernels": work.buffers.unfused or stream_enter.failed or stream_step.failed
             or graph_unfit() or "triton",
         }  # fmt: skip
@@ -230,16 +240,34 @@ class _FoldedTick:
         if folds and context is not None and isinstance(model.diffusion_model, UNetModel):
             emb = self._emb(model, fold, cond)
             self._folded = Folded(model.diffusion_model, context, emb)
+        self._led = Led(model.diffusion_model) if folds else None
 
+    @contextlib.contextmanager
     def inside(self):
         """While recording."""
-        return contextlib.nullcontext() if self._folded is None else self._folded.inside()
+        with contextlib.ExitStack() as both:
+            for part in (self._led, self._folded):
+                if part is not None:
+                    both.enter_context(part.inside())
+            yield
+
+    def try_on(self, call: Callable[[], Tensor]) -> None:
+        """See Led.try_on."""
+        if self._led is not None:
+            self._led.try_on(call)
+
+    def told(self) -> dict[str, Any]:
+        """For the live stats."""
+        return {} if self._led is None else self._led.told()
 
     def run(self, visit: Visit, work: Work, fold: Fold, cond: dict[str, Tensor]):
         """One tick."""
         new = self.recorded.fill(work, fold, cond)
+        if self.stale and self._led is not None:
+            self._led.read()
         if self._folded is not None:
             self._refold(visit.model, fold, tuple(level for level, _ in work.plan.steps), new)
+        self.stale = False
         return self.recorded.replay(work)
 
     def _refold(self, model, fold: Fold, levels: tuple[float, ...], new: set[str]) -> None:
@@ -249,7 +277,6 @@ class _FoldedTick:
         if self.stale or "y" in new:
             self._levels.clear()
             self._now = None
-        self.stale = False
         if levels == self._now:
             return
         known = self._levels.get(levels)

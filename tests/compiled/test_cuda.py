@@ -5,6 +5,7 @@ CUDA graphs, so that the tests themselves are known to work.
 """
 
 import contextlib
+import copy
 import gc
 import os
 
@@ -200,6 +201,36 @@ def test_a_capture_that_breaks_is_not_the_end(trouble):
     assert out.eq(3).all()
 
 
+def test_a_tiny_autoencoder_as_recordings():
+    """Both halves, at two sizes in turns, in channels_last: what the network itself gives."""
+    from comfy.taesd.taesd import TAESD
+    from livediffusion.compiled.cuda_half import CudaHalf
+    from livediffusion.compiled.graph import CudaRecording
+
+    dtype = torch.float32 if REHEARSED else torch.float16
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network = TAESD().train(False)
+        for weight in network.parameters():  # ComfyUI's layers leave them as they were allocated
+            fan = weight[0].numel() if weight.ndim > 1 else 100
+            torch.nn.init.normal_(weight, std=0.5 * fan**-0.5)
+        network = network.to(DEVICE, dtype)
+    recording = replaying.Replaying if REHEARSED else CudaRecording
+    made = []
+    for size in (32, 64):
+        for part, channels, side in (
+            (network.taesd_encoder, 3, size), (network.taesd_decoder, 4, size // 8),
+        ):  # fmt: skip
+            half, x = CudaHalf(recording), torch.rand(1, channels, side, side).to(DEVICE, dtype)
+            half.prepare(copy.deepcopy(part), x)
+            made.append((half, part, x))
+    for i in range(6):
+        for half, part, x in made:
+            out, wanted = half(x + i / 10), part(x + i / 10)
+            assert tiny.rms(out, wanted) <= (1e-5 if REHEARSED else CLOSE)
+            assert out.is_contiguous() and out.dtype == dtype
+
+
 def test_inductor_in_the_tick():
     """torch.compile inside the recorded tick, through a LoRA."""
     from livediffusion.compiled.inductor import Inductor
@@ -207,8 +238,7 @@ def test_inductor_in_the_tick():
 
     torch._dynamo.reset()
     both = pair()
-    backend = "eager" if REHEARSED else "inductor"
-    attached = Attached("inductor", "", lambda: Inductor(backend))
+    attached = Attached("inductor", "", replaying.inductor if REHEARSED else Inductor)
     both.compiled = attach(both.patcher, attached)
     base, engine = both.patcher, both.compiled
     for strength in (0.0, 0.1):

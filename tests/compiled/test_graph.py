@@ -233,37 +233,6 @@ def test_steady_state_makes_no_buffers_and_never_waits():
     assert all(out.isfinite().all() for out in outs)
 
 
-def test_norms_may_be_fused_while_recording(monkeypatch):
-    """The reference stands for the kernel, which needs a GPU (tests/kernels compares the two)."""
-    from livediffusion.compiled import graph
-
-    pair, calls = Pair(tiny.model()), []
-
-    def counted(*args):
-        calls.append(args[0].shape)
-        return graph.group_norm_silu.reference(*args)
-
-    for on in (False, True):
-        monkeypatch.setattr(graph, "FUSE_NORMS", on)
-        monkeypatch.setattr(graph, "place_unfit", lambda *tensors: "")
-        monkeypatch.setattr(graph, "_norm_silu", lambda norm, x: counted(
-            x, norm().num_groups, norm().weight, norm().bias, norm().eps, True
-        ))  # fmt: skip
-        pair.use(pair.patcher)
-        pair.graph.recorded.release()
-        pair.guide()
-        for i in range(8):
-            a, b = pair.run(settings(), tiny.latents(1, i))
-            assert tiny.rms(b, a) <= 1e-5, (on, i)
-        assert bool(calls) == on
-    # all but those of attention, recorded twice: the UNet alone for the first ticks, then the tick
-    norms = sum(isinstance(m, torch.nn.GroupNorm) for m in pair.patcher.model.modules())
-    attentions = sum(type(m).__name__ == "SpatialTransformer" for m in pair.patcher.model.modules())
-    assert len(calls) == 2 * (norms - attentions)
-    module = pair.patcher.model.diffusion_model
-    assert not any("forward" in vars(part) for part in module.modules())
-
-
 class Broken(replaying.Replaying):
     def capture(self, work):
         raise RuntimeError("operation not permitted when stream is capturing")

@@ -122,13 +122,16 @@ def test_what_a_broken_capture_has_made(cuda, backend, kind):
 
 
 def test_kernels_stay_out_of_a_graph_whose_memory_they_cannot_take(monkeypatch):
-    """Triton asks the driver about each pointer; before the first replay it knows none of them."""
+    """An old Triton asks the driver about each pointer; before the first replay it knows none."""
     from livediffusion.kernels import choice
 
-    for backend, available, reason in (
-        ("native", True, ""), ("cudaMallocAsync", True, "--disable-cuda-malloc"),
-        ("cudaMallocAsync", False, ""),
+    monkeypatch.setattr(choice, "triton_missing", lambda: "")
+    for backend, available, version, reason in (
+        ("native", True, (3, 2), ""), ("cudaMallocAsync", False, (3, 2), ""),
+        ("cudaMallocAsync", True, (3, 2), "--disable-cuda-malloc"),
+        ("cudaMallocAsync", True, (3, 3), ""), ("cudaMallocAsync", True, (3, 10), ""),
     ):  # fmt: skip
+        monkeypatch.setattr(choice, "_triton", lambda made=version: made)
         monkeypatch.setattr(torch.cuda, "is_available", lambda there=available: there)
         monkeypatch.setattr(torch.cuda, "get_allocator_backend", lambda name=backend: name)
         choice.graph_unfit.cache_clear()

@@ -390,6 +390,7 @@ def decoded(data, watch, what):
     return picture
 
 
+@pytest.mark.timeless
 def test_pictures(outside, comfyui):
     """Whatever a camera sends is decoded or refused within a second, at 16 megapixels."""
     pictures = hostile_pictures()

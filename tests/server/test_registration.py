@@ -174,7 +174,7 @@ NODES = {
     "LiveCompileVAE": (
         [
             ("vae", "VAE", None),
-            ("engine", "COMBO", None),
+            ("engine", "COMBO", "auto"),
             ("precision", "COMBO", "default"),
             ("device", "COMBO", "auto"),
         ],
@@ -219,7 +219,9 @@ OPTIONS = {
     ("LivePFDiff", "base"): ["euler"],
     ("LivePromptBlend", "method"): ["slerp", "lerp"],
     ("LiveSimilarityFilter", "measure"): ["centred", "cosine"],
-    ("LiveCompile", "engine"): ["auto", "cudagraph", "inductor", "onnxruntime", "openvino", "eager"],
+    ("LiveCompile", "engine"): [
+        *("auto", "cudagraph", "inductor", "onnxruntime", "openvino", "eager"),
+    ],
     ("LiveCompile", "precision"): ["default", "float16", "bfloat16", "int8"],
     ("LiveCompile", "device"): ["auto", "CPU", "GPU", "NPU"],
     ("LiveTensorRTBuild", "precision"): ["fp16", "bf16", "fp32"],
@@ -295,7 +297,7 @@ def test_start_up_is_quick(server):
 def test_the_log_holds_no_complaint(server):
     assert "IMPORT FAILED" not in server.log
     assert any(record[3] == "the probe listens" for record in server.start_up["records"])
-    homes = (str(server.base / "custom_nodes" / PACK), str(ROOT))
+    homes = (f"{server.base / 'custom_nodes' / PACK}/", f"{ROOT}/")
     complaints = [
         record
         for record in server.start_up["records"]
