@@ -9,6 +9,7 @@ import re
 import signal
 import subprocess
 import sys
+from unittest import mock
 
 import pytest
 from clock import Limit
@@ -147,9 +148,6 @@ def test_the_environment_is_made_once_for_each_set_of_requirements(run, tmp_path
         made.append(home)
         home.mkdir(parents=True)
 
-    def missing(*_):
-        raise CONSOLE.Stop("nowhere to be had")
-
     monkeypatch.setattr(run.setup.venv, "create", create)
     monkeypatch.setattr(run.setup, "watched", lambda args, *_: installed.append(" ".join(args)))
     here = comfyui(tmp_path / "a")
@@ -174,7 +172,7 @@ def test_the_environment_is_made_once_for_each_set_of_requirements(run, tmp_path
     assert not (made[0] / "left").exists()
     run.setup.environment(here, test=True)
     monkeypatch.setattr(run.setup, "TEST_OPTIONAL", ["nowhere"])
-    monkeypatch.setattr(run.setup, "watched", missing)
+    monkeypatch.setattr(run.setup, "watched", mock.Mock(side_effect=CONSOLE.Stop("not here")))
     assert run.setup.environment(here, test=True) == python
 
 
@@ -342,6 +340,7 @@ def test_what_it_starts_is_ended(run, how):
 # run.py with a stand-in for ComfyUI, and without the minutes before it
 STARTED = """
 import sys
+from unittest import mock
 from serving import load_run
 run = load_run()
 run.setup.environment = lambda comfyui, test: sys.executable
