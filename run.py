@@ -34,6 +34,8 @@ BETWEEN = [
     "tests/host/test_registry.py", "tests/host/test_live.py", "tests/host/test_paths.py",
     "tests/nodes", "tests/live", "tests/test_frames.py", "tests/test_clients.py",
 ]  # fmt: skip
+# and of that alone: its queue and executor, and who is there and who is gone
+BETWEEN_ALONE = ["tests/live/test_run.py", "tests/live/test_flow.py", "tests/live/test_pace.py"]
 # minutes that a stage of the tests may take, and all of them: three times what they take
 STAGE, STAGES = 25, 60
 DEMO = f"/?template=live_webcam&source={PACK}"
@@ -183,7 +185,8 @@ def test(args: argparse.Namespace, rest: list[str]) -> int:
             say(f"- {what}")
             short = "comfy and not server and not slow" if version != args.comfyui else ""
             mark = " and ".join(part for part in (which, short) if part)
-            some = BETWEEN if short and version != versions[-1] else []
+            between = short and version != versions[-1]
+            some = (BETWEEN_ALONE if which == "alone" else BETWEEN) if between else []
             code = stages.run(
                 what, [str(tools / "pytest"), *(["-m", mark] if mark else []), *how, *some, *rest],
                 cwd=ROOT, env={**os.environ, **path},

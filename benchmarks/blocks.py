@@ -84,24 +84,27 @@ def in_blocks(
         frames: measured of each way, in whole blocks.
         warm: frames of each way before the first block.
         seconds: after these, warm-up included, no further round begins.
-        most: after these nothing begins; ways that had no block yet are told.
+        most: nothing begins that would not end in these; ways that had no block yet are told.
     """
     deadline, end = time.monotonic() + seconds, time.monotonic() + most
     times = {name: Blocks() for name in ways}
     drop, block = min(DROP, warm), min(BLOCK - DROP, frames)
+    takes: dict[str, float] = {}  # seconds of a round
 
-    def run(name: str, work: Callable[[Way, Blocks], None]) -> None:
+    def run(name: str, work: Callable[[str, Way, Blocks], None]) -> None:
         try:
-            work(ways[name], times[name])
+            work(name, ways[name], times[name])
         except Exception as error:
             times[name].failed = short(error)
 
-    def warmed(way: Way, own: Blocks) -> None:
+    def warmed(name: str, way: Way, own: Blocks) -> None:
         for _ in range(warm):
-            way.frame()
-        device.wait()
+            last = device.timed(way.frame)
+        if warm:
+            # of both its blocks
+            takes[name] = 2 * (drop + block) * last / 1000
 
-    def measured(way: Way, own: Blocks) -> None:
+    def measured(name: str, way: Way, own: Blocks) -> None:
         ms, flowing = _block(way, device, own, block, drop)
         own.ms += ms
         own.medians.append(statistics.median(ms))
@@ -120,7 +123,7 @@ def in_blocks(
         if i and began + longest > min(deadline, end):
             break
         for name in alive if i % 2 == 0 else alive[::-1]:
-            if i == 0 and time.monotonic() >= end:
+            if i == 0 and time.monotonic() + takes.get(name, 0.0) >= end:
                 times[name].failed = NO_TIME
                 continue
             run(name, measured)

@@ -33,17 +33,19 @@ BEGAN = time.monotonic()  # the imports below count, too
 import engines
 from blocks import NO_TIME
 from floors import floors
-from ladder import ladder
+from ladder import compiled, ladder
+from live_gpu import live
 from measure import Device, Report, in_turns, machine
-from sides import side_by_side
+from sides import CELLS, FIRST, agree, at_their_best, side_by_side
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 NETWORKS = ("sd-turbo", "sd15", "sdxl-turbo")
 PARTS = (
-    "tests", "engines", *NETWORKS, "unets", "ladder", "steady", "profile", "scaling", "cudnn",
+    "tests", "engines", *NETWORKS, "unets", "ladder", "profile", "steady", "compiled", "scaling",
+    "live", "cudnn",
 )  # fmt: skip
 SKIPPED = "no time for"
-MARGIN = 3.0  # seconds of the budget for what comes after the last table
+MARGIN = 5.0  # seconds of the budget for what comes after the last table
 
 
 @dataclasses.dataclass
@@ -122,6 +124,7 @@ def options() -> argparse.Namespace:
     parser.add_argument("--frames", type=int, default=300, help="of each side (default 300)")
     parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=NETWORKS,
                         help="that unets looks at (default all)")  # fmt: skip
+    parser.add_argument("--cells", type=int, default=len(CELLS), help="side by side, at most")
     parser.add_argument("--cudnn-benchmark", action="store_true",
                         help="cuDNN tries its convolutions, in the whole process")  # fmt: skip
     return parser.parse_args()
@@ -234,7 +237,7 @@ def profile(bench: Bench, kit) -> None:
                 bench.device.wait()
         name = f"{kit.name}: where the time goes, n = {n}"
         if last:
-            name += ", channels_last and fused norms"
+            name += ", channels_last"
         spent = kinds.spent(seen, frames, bench.device.cuda)
         bench.report.add(f"{name}, by kind", kinds.by_kind(spent))
         bench.report.add(f"{name}, by kernel", kinds.by_name(spent, 15))
@@ -266,6 +269,7 @@ def scale(bench: Bench, kit) -> None:
 def run_tests(bench: Bench, comfy_as_on_cuda: bool) -> None:
     """The tests marked cuda, as torch comes or as ComfyUI sets it up on CUDA."""
     env = {**os.environ, "LIVEDIFFUSION_CUDA": "rehearse" if bench.rehearse else "cuda"}
+    env["LIVEDIFFUSION_TEST_SECONDS"] = "0"  # what is left of the whole is the limit
     if comfy_as_on_cuda:
         env |= {"LIVEDIFFUSION_DYNAMIC_VRAM": "1"}
         if not bench.rehearse:
@@ -337,6 +341,8 @@ def main() -> int:
     with torch.inference_mode():
         for name in NETWORKS:
             measured(bench, name, args)
+    if "live" in args.only:
+        bench.part("live", live, comfyui)
     if "cudnn" in args.only:
         bench.part("cudnn", run_benchmarked, args)
     report.told["not measured"] = list(device.missing)
@@ -350,20 +356,30 @@ def main() -> int:
 
 
 def measured(bench: Bench, name: str, args: argparse.Namespace) -> None:
-    """The parts of one network that are asked for; those first that tell most."""
-    parts: dict[str, Any] = {name: side_by_side}
-    if name in args.networks:
-        parts["unets"] = unets
+    """The parts of one network that are asked for; those first that tell most.
+
+    What is compiled for long comes late.
+    """
+    cells = CELLS[: args.cells]
+    first, more = cells[:FIRST], cells[FIRST:]
+    deep = {"unets": unets} if name in args.networks else {}
+    late = {}
     if name == "sd-turbo":  # what the predictions are for
-        parts |= {"ladder": ladder, "steady": steady, "profile": profile, "scaling": scale}
-    asked = [part for part in parts if part in args.only]
+        deep |= {"ladder": ladder, "profile": profile, "steady": steady}
+        late |= {"compiled": compiled, "scaling": scale}
+    asked = [(f"{name}: {part}", work, ()) for part, work in deep.items() if part in args.only]
+    if name in args.only:
+        asked.insert(0, (f"{name}: whether they agree", agree, (cells,)))
+        asked.insert(1, (f"{name}: side by side", side_by_side, (first,)))
+        asked.append((f"{name}: others at their best", at_their_best, (first,)))
+        asked.append((f"{name}: side by side, more", side_by_side, (more,)))
+    asked += [(f"{name}: {part}", work, ()) for part, work in late.items() if part in args.only]
     kit = None
     if asked:
         with bench.report.part(f"{name}: networks"):
             kit = bench.kit(name)
-    for part in asked if kit is not None else []:
-        title = "side by side" if part == name else part
-        bench.part(f"{name}: {title}", parts[part], kit)
+    for title, work, arguments in asked if kit is not None else []:
+        bench.part(title, work, kit, *arguments)
 
 
 if __name__ == "__main__":

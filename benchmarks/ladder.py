@@ -1,6 +1,5 @@
 """gpu.py's ladder: each step of ours alone, whole frames, beside what was predicted for it."""
 
-import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -32,6 +31,7 @@ class Rung(NamedTuple):
     stage: bool = False
 
 
+SHIPPED = "+ cuDNN attention: as shipped"
 LADDER = (
     Rung("eager", "eager", {1: 20.0, 4: 22.0}, kernels=False),
     Rung("graph of the tick", "graph", {1: 4.5, 4: 9.5}, kernels=False),
@@ -39,7 +39,7 @@ LADDER = (
     Rung("+ kernels", "cudagraph", {1: 4.0, 4: 9.0}),
     Rung("+ channels_last", "cudagraph", {1: 3.8, 4: 8.3}, layout=LAYOUT[:1]),
     Rung("+ weights of its own", "cudagraph", {1: 3.8, 4: 8.3}, layout=LAYOUT[:2]),
-    Rung("+ cuDNN attention: as shipped", "cudagraph", {1: 3.8, 4: 8.3}, layout=LAYOUT),
+    Rung(SHIPPED, "cudagraph", {1: 3.8, 4: 8.3}, layout=LAYOUT),
     Rung(
         "+ Live Compile VAE", "cudagraph", {1: 2.7, 4: 7.2}, layout=LAYOUT, stage=True
     ),
@@ -52,24 +52,37 @@ CONVOLVED = ("+ kernels", "+ Live Compile VAE")
 
 
 def ladder(bench, kit) -> None:
-    """A table for n = 1 and one for n = 4, where one step needs no earlier one's frames."""
-    chosen = [rung for rung in LADDER if not bench.benchmark or rung.name in CONVOLVED]
-    title = "step by step, cudnn.benchmark" if bench.benchmark else "step by step"
+    """A table for n = 1 and one for n = 4; what is compiled for long has tables of its own."""
+    if bench.benchmark:
+        _tables(bench, kit, "step by step, cudnn.benchmark", [*map(_named, CONVOLVED)])
+    else:
+        _tables(bench, kit, "step by step", [r for r in LADDER if r.engine != "inductor"])
+
+
+def compiled(bench, kit) -> None:
+    """The steps with torch.compile, beside what is shipped."""
+    chosen = [_named(SHIPPED), *(rung for rung in LADDER if rung.engine == "inductor")]
+    _tables(bench, kit, "step by step, torch.compile", chosen, best.SECONDS)
+
+
+def _named(name: str) -> Rung:
+    return next(rung for rung in LADDER if rung.name == name)
+
+
+def _tables(bench, kit, title: str, chosen: list[Rung], needs: float = 0.0) -> None:
+    """A table for each n.
+
+    Args:
+        needs: seconds without which none is begun.
+    """
     for i, n in enumerate((1, 4)):
         name = f"{kit.name}: {title}, n = {n}"
-        if bench.left <= 0:
+        if bench.left <= (0.0 if bench.rehearse else needs):
             bench.skip(name)
             continue
         with bench.report.part(name):
-            ways, sides = {}, {}
-            for rung in chosen:
-                if rung.engine == "inductor" and not bench.rehearse and bench.left < best.SECONDS:
-                    bench.skip(f"{name}: {rung.name}")
-                    continue
-                side = made(_side, bench, kit, n, rung)
-                sides[rung.name] = rung, side
-                if able(side):
-                    ways[rung.name] = way(side, rung)
+            sides = {rung.name: (rung, made(_side, bench, kit, n, rung)) for rung in chosen}
+            ways = {step: way(side, rung) for step, (rung, side) in sides.items() if able(side)}
             share = bench.left / (2 - i)
             times = in_blocks(ways, bench.device, bench.frames, bench.warm, share, bench.left)
             rows = []
@@ -95,16 +108,5 @@ def way(side, rung: Rung) -> Way:
 
 def _side(bench, kit, n: int, rung: Rung):
     if rung.stage:
-        from livediffusion.compiled.graph import CudaRecording
-
-        kit = compiled_vae(kit, bench.recording or CudaRecording)
+        kit = best.compiled_vae(kit, bench.recording)
     return bench.engine(rung.engine)(kit, n, "self-negative")
-
-
-def compiled_vae(kit, new: Callable[[], Any]):
-    """The same networks, the autoencoder as recordings."""
-    from livediffusion.compiled.cuda_half import CudaHalf
-    from livediffusion.host.frames.compiled_vae import compiled
-
-    vae = compiled(kit.vae, lambda: CudaHalf(new), lambda text: None)
-    return dataclasses.replace(kit, vae=vae)

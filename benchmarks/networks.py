@@ -7,7 +7,6 @@ embedded model, which only ComfyUI knows, behind adapters that diffusers takes.
 
 import contextlib
 import types
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 from unittest import mock
@@ -69,7 +68,6 @@ class Kit:
         prompt, negative: [1, tokens, D].
         pooled: pooled prompt [1, P], the same for both prompts, or None.
         patch: pixels on each side of a latent's position.
-        another: makes a MODEL and a VAE of the same networks with weights of their own, or None.
     """
 
     name: str
@@ -85,7 +83,6 @@ class Kit:
     negative: Tensor
     pooled: Tensor | None = None
     patch: int = 8
-    another: Callable[[], tuple[Any, Any]] | None = None
 
     @property
     def latent(self) -> tuple[int, int, int]:
@@ -199,14 +196,10 @@ def published(name: str, size: int = 512, device="cpu", dtype=torch.float32, tin
         pooled = torch.randn(1, POOLED).to(dtype) if "addition_embed_type" in config else None
     for module in (unet, tiny_vae):
         module.requires_grad_(False)
-
-    def another():
-        model = comfy_model(name, unet, config if tiny else None)
-        return model, comfy_vae(tiny_vae, TAESD_SCALE[name])
-
+    model = comfy_model(name, unet, config if tiny else None)
+    vae = comfy_vae(tiny_vae, TAESD_SCALE[name])
     return Kit(
-        name, size, device, dtype, 4, *another(), unet, tiny_vae, prompt, negative, pooled,
-        another=another,
+        name, size, device, dtype, 4, model, vae, unet, tiny_vae, prompt, negative, pooled
     )  # fmt: skip
 
 

@@ -380,7 +380,6 @@ def _attached(kit: Kit, engine: str, recording: Callable | None):
     from livediffusion.compiled import choice
     from livediffusion.compiled.cudagraph import CudaGraph
     from livediffusion.compiled.engine import Eager, Refused
-    from livediffusion.compiled.inductor import Inductor
     from livediffusion.host.models.engines import Attached, attach
 
     class Unchanged(Eager):
@@ -392,7 +391,9 @@ def _attached(kit: Kit, engine: str, recording: Callable | None):
         if engine == "graph":
             return Unchanged()
         if recording is not None:  # a rehearsal
-            return CudaGraph(recording) if engine == "cudagraph" else Inductor("eager")
+            from replaying import inductor
+
+            return CudaGraph(recording) if engine == "cudagraph" else inductor()
         return choice.make(engine, kit.device, wish)
 
     engine, _, precision = engine.partition(" ")

@@ -18,23 +18,18 @@ CELLS = (
     (1, "off", 1), (4, "self-negative", 1), (4, "off", 1), (2, "off", 1), (4, "off", 4),
     (1, "off", 4), (4, "full", 1), (4, "onetime-negative", 1),
 )  # fmt: skip
-BEST = 3  # after so many cells come the others at their best, in the same cells
+FIRST = 3  # before all else; and the others at their best in these
 ENGINES = ("cudagraph", "eager", "graph")
 PUBLIC = rivals.Public.title
 OTHERS = (rivals.Public, rivals.ComfyQueue, rivals.AutoPipeline, rivals.Floor, rivals.ComfySampler)
 
 
-def side_by_side(bench, kit, cells=CELLS) -> None:
-    """Milliseconds per frame of every side, in each cell; and before that, whether they agree."""
-    agree(bench, kit, cells)
+def side_by_side(bench, kit, cells) -> None:
+    """Milliseconds per frame of every side, in each cell."""
     for i, cell in enumerate(cells):
-        if i == BEST:
-            at_their_best(bench, kit, cells[:BEST])
         # a third of the time is enough for a cell; the last ones share what is left
         share = bench.left / min(len(cells) - i, 3)
         _cell(bench, kit, cell, makers(bench, cell), "side by side", share)
-    if len(cells) <= BEST:
-        at_their_best(bench, kit, cells)
 
 
 def makers(bench, cell) -> dict[str, Any]:
@@ -43,7 +38,7 @@ def makers(bench, cell) -> dict[str, Any]:
     ours = {f"LiveDiffusion, {name}": bench.engine(name) for name in ENGINES}
     others = {side.title: side for side in OTHERS if mode in side.modes}
     first = next(iter(ours))
-    return {first: ours[first], **others, **ours}
+    return {first: ours[first], **best.ours(bench), **others, **ours}
 
 
 def at_their_best(bench, kit, cells) -> None:
@@ -54,7 +49,7 @@ def at_their_best(bench, kit, cells) -> None:
         if f > 1:
             continue
         making = {"LiveDiffusion, cudagraph": bench.engine("cudagraph"), PUBLIC: rivals.Public}
-        making |= best.makers(bench, kit, mode, kept)
+        making |= best.ours(bench) | best.makers(bench, kit, mode, kept)
         needs = 0.0 if bench.rehearse else best.SECONDS
         _cell(bench, kit, cell, making, "others at their best", bench.left, needs)
 

@@ -88,7 +88,7 @@ def missing(name: str, device: torch.device, wish: Wish = Wish()) -> str | None:
         from .inductor import missing as absent
 
         return absent(device)
-    return ort.missing() if name == "onnxruntime" else None
+    return ort.missing(device) if name == "onnxruntime" else None
 
 
 def chosen(name: str, device: torch.device, wish: Wish = Wish()) -> tuple[str, str]:

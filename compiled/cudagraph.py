@@ -59,6 +59,7 @@ class CudaGraph:
         def work() -> None:
             self._out.copy_(unet(call))
 
+        self._led.try_on(lambda: unet(call))
         with contextlib.ExitStack() as inside:
             inside.enter_context(self._led.inside())
             if self._folded is not None:
@@ -88,8 +89,7 @@ class CudaGraph:
             "engine": self.name,
             "seconds": {"capture": round(self.seconds, 3)},
             "pool_mb": round(pool_size() / 2**20, 1),
-            "channels_last": self._led.active,
-            "own_weights_mb": round(self._led.size / 2**20, 1),
+            **self._led.told(),
         }
 
     def release(self) -> None:

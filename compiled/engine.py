@@ -21,6 +21,10 @@ class WeightsAway(Refused):
     """It cannot for as long as the weights are where ComfyUI has put them, and no longer."""
 
 
+class Outdated(WeightsAway):
+    """The engine was made for weights of another kind; another one is to be made."""
+
+
 @dataclass(frozen=True)
 class Call:
     """The tensors of one UNet call.

@@ -92,17 +92,23 @@ class CudaRecording:
         _pools[device] = pool
         graph = torch.cuda.CUDAGraph()
         pool.warm()
-        # thread_local: pictures are encoded and decoded in other threads meanwhile
-        with torch.cuda.graph(
-            graph, pool.handle, stream=pool.stream, capture_error_mode="thread_local"
-        ):
-            before = _reserved()
-            try:
-                work()
-            except BaseException as error:
-                _let_go(error)
-                raise
-            grown = _reserved() - before
+        try:
+            # thread_local: pictures are encoded and decoded in other threads meanwhile
+            with torch.cuda.graph(
+                graph, pool.handle, stream=pool.stream, capture_error_mode="thread_local"
+            ):
+                before = _reserved()
+                try:
+                    work()
+                except BaseException as error:
+                    _let_go(error)
+                    raise
+                grown = _reserved() - before
+        except BaseException:
+            # torch may take it for captured into for ever; those that have it keep it
+            if _pools.get(device) is pool:
+                del _pools[device]
+            raise
         pool.size += grown
         self._graph, self._pool = graph, pool
 

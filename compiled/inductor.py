@@ -1,7 +1,9 @@
 """torch.compile as an engine."""
 
+import contextlib
 import shutil
 import sys
+import threading
 import time
 import types
 from collections.abc import Hashable
@@ -10,7 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .engine import Call, Refused, Shapes, UNet
+from .engine import Call, Outdated, Refused, Shapes, UNet, WeightsAway
+
+# torch.compile can be told since then to refuse what would have to be compiled again
+_STANCES = tuple(int(part) for part in torch.__version__.split(".")[:2]) >= (2, 6)
+_TICK = "torch.compile's kernels take no memory of cudaMallocAsync (--disable-cuda-malloc)"
+# the stance is the whole process's, so that a call that forbids it must not meet a compilation
+_compiling = threading.Lock()
 
 
 def missing(device: torch.device) -> str | None:
@@ -30,10 +38,10 @@ def missing(device: torch.device) -> str | None:
 
 
 class Inductor:
-    """The UNet compiled by torch.compile, one compilation per shape.
+    """The UNet compiled by torch.compile as one graph, one compilation per shape.
 
     Weights stay ComfyUI's: they are inputs of the compiled code, so LoRA and unloading need no new
-    compilation.
+    compilation. Nothing is ever compiled in a call, which would stop a stream for minutes.
 
     Args:
         backend: of torch.compile.
@@ -41,13 +49,14 @@ class Inductor:
 
     name = "inductor"
     bakes = False
-    capturable = True
     placed = False
     per_shape = True
 
     def __init__(self, backend: str = "inductor"):
         self._backend = backend
         self._compiled: Any = None
+        self._doubt = False  # whether the weights may be of another kind than those compiled for
+        self.capturable = not _apart()
         self.seconds = 0.0
 
     def scope(self, shapes: Shapes) -> Hashable:
@@ -57,39 +66,97 @@ class Inductor:
         """See Engine.prepare. Takes minutes for a big UNet.
 
         Raises:
-            Refused: no compiler.
+            Refused: no compiler, or it is not one graph, and where it breaks.
         """
         device = torch.device(shapes.device)
         reason = missing(device)
         if reason and self._backend == "inductor":
             raise Refused(reason)
         started = time.perf_counter()
-        names = shapes.names
-        if device.type != "cuda":
-            unet = (
-                unet.bare()
-            )  # what ComfyUI takes there asks for free memory, which cannot compile
-
-        # tensors only, in a fixed order: nothing else that could be guarded on
-        def forward(*tensors: Tensor) -> Tensor:
-            return unet(Call.of(dict(zip(names, tensors, strict=True))))
-
-        self._compiled = torch.compile(_own_code(forward), backend=self._backend, dynamic=False)
-        named = shapes.example().named().values()
-        self._compiled(*(tensor.to(device) for tensor in named))
+        example = [tensor.to(device) for tensor in shapes.example().named().values()]
+        # what ComfyUI takes for attention on a CPU asks for free memory, which cannot be compiled,
+        # and so may what the user has chosen
+        ways = [unet.bare()] if device.type == "cpu" else [unet, unet.bare()]
+        with _compiling:
+            for last, way in zip((*[False] * (len(ways) - 1), True), ways, strict=True):
+                self._compiled = torch.compile(
+                    _forward(way, shapes.names), backend=self._backend, dynamic=False,
+                    fullgraph=True,
+                )  # fmt: skip
+                try:
+                    self._compiled(*example)
+                    break
+                except torch._dynamo.exc.Unsupported as error:
+                    if last:
+                        raise Refused(
+                            f"torch.compile cannot take this UNet as one graph: {_first(error)}"
+                        ) from error
+        self._doubt = False
         self.seconds = time.perf_counter() - started
 
     def __call__(self, call: Call) -> Tensor:
-        return self._compiled(*call.named().values())
+        """See Engine.
+
+        Raises:
+            Outdated: the weights are of a kind that it was not compiled for.
+            WeightsAway: they may be, and that cannot be asked now.
+        """
+        with self._as_compiled():
+            return self._compiled(*call.named().values())
+
+    @contextlib.contextmanager
+    def _as_compiled(self):
+        """Inside, torch compiles nothing."""
+        if not _STANCES:
+            yield
+            return
+        if not _compiling.acquire(blocking=False):
+            if self._doubt:
+                raise WeightsAway("the weights have changed while another shape is compiled")
+            yield
+            return
+        try:
+            with torch.compiler.set_stance("fail_on_recompile"):
+                yield
+            self._doubt = False
+        except RuntimeError as error:
+            if "fail_on_recompile" not in str(error):
+                raise
+            raise Outdated("the weights are of another kind; it is compiled anew") from error
+        finally:
+            _compiling.release()
 
     def moved(self) -> None:
-        """Nothing to do: weights are looked up at each call."""
+        self._doubt = True
 
     def describe(self) -> dict[str, Any]:
-        return {"engine": self.name, "seconds": {"compile": round(self.seconds, 3)}}
+        told = {"engine": self.name, "seconds": {"compile": round(self.seconds, 3)}}
+        return told if self.capturable else {**told, "tick": f"not recorded as a whole: {_apart()}"}
 
     def release(self) -> None:
         self._compiled = None
+
+
+def _forward(unet: UNet, names: tuple[str, ...]) -> types.FunctionType:
+    """The UNet as a function of tensors only, in a fixed order: nothing else can be guarded on."""
+
+    def forward(*tensors: Tensor) -> Tensor:
+        return unet(Call.of(dict(zip(names, tensors, strict=True))))
+
+    return _own_code(forward)
+
+
+def _apart() -> str:
+    """Why no CUDA graph can take what is compiled in; empty where one can."""
+    if torch.cuda.is_available() and torch.cuda.get_allocator_backend() == "cudaMallocAsync":
+        # what inductor launches its kernels by asks the driver about every pointer
+        return "start ComfyUI with --disable-cuda-malloc for that"
+    return ""
+
+
+def _first(error: Exception) -> str:
+    """What torch says first."""
+    return str(error).strip().partition("\n")[0].rstrip(".")
 
 
 def _own_code(function: types.FunctionType) -> types.FunctionType:

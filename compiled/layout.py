@@ -8,6 +8,7 @@ while it is made the model can be led another way, with nothing changed that oth
 
 import contextlib
 import functools
+import logging
 import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -28,6 +29,7 @@ FORCED = False  # also on a CPU and in float32, where it gains nothing: for test
 
 _LAST = torch.channels_last
 _HALF = (torch.float16, torch.bfloat16)
+_CLOSE = 0.05  # relative RMS; rounding in half precision gives 2e-3
 _ROOM = 4  # how many times what our own weights take must be free on the device
 # compute capabilities where cuDNN's attention is the faster one (H200: 1.5 to 1.65 times)
 _CUDNN = (9, 10)
@@ -68,8 +70,11 @@ class Led:
 
     Attributes:
         active: whether it does anything.
+        reason: why not, where it was tried on and did not fit.
         size: bytes of our own weights; 0 without.
     """
+
+    reason = ""
 
     def __init__(self, module: nn.Module):
         self._module = module
@@ -81,6 +86,28 @@ class Led:
     @property
     def size(self) -> int:
         return 0 if self._weights is None else self._weights.size
+
+    def try_on(self, call: Callable[[], Tensor]) -> None:
+        """Compare both ways; where a UNet computes something else when it is led, it is not.
+
+        Args:
+            call: of the module, the same at each call.
+        """
+        if not self.active:
+            return
+        plain = call().float()
+        with self.inside():
+            led = call().float()
+        error = float((led - plain).square().mean().sqrt() / plain.square().mean().sqrt())
+        if not error <= _CLOSE:
+            self.active, self._weights = False, None
+            self.reason = f"channels_last gives another result (relative error {error:.1g})"
+            logging.warning("LiveDiffusion: recorded as it is: %s", self.reason)
+
+    def told(self) -> dict[str, Any]:
+        """For the live stats."""
+        told = {"channels_last": self.active, "own_weights_mb": round(self.size / 2**20, 1)}
+        return {**told, "reason": self.reason} if self.reason else told
 
     def read(self) -> None:
         """The weights have new values."""
@@ -154,8 +181,15 @@ def _weights_of(module: nn.Module) -> _Weights | None:
 def _norms(module: nn.Module) -> tuple[list[tuple[nn.GroupNorm, bool]], list[nn.SiLU]]:
     """Each GroupNorm, whether a SiLU follows it, and those that do."""
     silus: dict[nn.Module, nn.SiLU] = {}
+    # where the time's scale and shift go between them
+    apart = {
+        id(part.out_layers) for part in module.modules()
+        if getattr(part, "use_scale_shift_norm", False) and hasattr(part, "out_layers")
+    }  # fmt: skip
     for several in (part for part in module.modules() if isinstance(part, nn.Sequential)):
         for norm, silu in zip(several, list(several)[1:], strict=False):
+            if id(several) in apart:
+                continue
             if isinstance(norm, nn.GroupNorm) and isinstance(silu, nn.SiLU):
                 silus[norm] = silu
     norms = [

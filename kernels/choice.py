@@ -58,10 +58,16 @@ def place_unfit(*tensors: Tensor) -> str:
     return triton_missing() or gpu_unfit(device.index) or (capturing() and graph_unfit()) or ""
 
 
+def driver_allocates() -> bool:
+    """Whether memory is the driver's to give out, as ComfyUI sets it up (cudaMallocAsync)."""
+    there = torch.cuda.is_available()
+    return there and torch.cuda.get_allocator_backend() == "cudaMallocAsync"
+
+
 @functools.cache
 def graph_unfit() -> str:
-    """Why no Triton kernel can be captured into a CUDA graph; empty when one can."""
-    if not torch.cuda.is_available() or torch.cuda.get_allocator_backend() != "cudaMallocAsync":
+    """Why no Triton kernel of ours can be captured into a CUDA graph; empty when one can."""
+    if not driver_allocates():
         return ""
     if not triton_missing() and _triton() >= BARE:
         return ""
@@ -83,7 +89,7 @@ def capturing() -> bool:
 
 def unmapped() -> bool:
     """Whether what torch gives out now has no memory before the first replay of a CUDA graph."""
-    return capturing() and torch.cuda.get_allocator_backend() == "cudaMallocAsync"
+    return capturing() and driver_allocates()
 
 
 def extent(tensor: Tensor) -> int:

@@ -5,6 +5,7 @@ import hashlib
 import os
 import pathlib
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -16,8 +17,8 @@ from .console import Spinner, Stop, say, watched
 CACHE = pathlib.Path.home() / ".cache" / "livediffusion"
 REPOSITORY = "https://github.com/comfyanonymous/ComfyUI"
 
-# one release of the three that belongs together: the newest of each may not; and ComfyUI 0.8.0
-# uses requests without naming it
+# one release of the three that belongs together: the newest of each may not; ComfyUI 0.8.0 uses
+# requests without naming it, and 0.38 and later have no torchaudio
 ALWAYS = ["torch==2.14.1", "torchvision==0.29.1", "torchaudio==2.11.0", "requests"]
 # glfw is for ComfyUI 0.25.0, which the tests start in this environment too
 TEST = [
@@ -133,8 +134,11 @@ def whole(place: pathlib.Path):
 def environment(comfyui: pathlib.Path, test: bool) -> pathlib.Path:
     """The python of a virtual environment that holds what this ComfyUI (and the tests) need."""
     requirements = comfyui / "requirements.txt"
-    wanted = [platform.python_version(), platform.machine(), sys.platform, *ALWAYS]
-    home = CACHE / "venv" / key(*wanted, requirements.read_text(encoding="utf-8"))
+    text = requirements.read_text(encoding="utf-8")
+    always = beside(text)
+    home = CACHE / "venv" / key(
+        platform.python_version(), platform.machine(), sys.platform, *always, text
+    )  # fmt: skip
     python = home / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
     pip = [str(python), "-m", "pip", "install", "--disable-pip-version-check", "--no-input"]
     with setting_up():
@@ -143,7 +147,7 @@ def environment(comfyui: pathlib.Path, test: bool) -> pathlib.Path:
                 shutil.rmtree(home)
             say(f"- first run: setting up {home}")
             create(home)
-            needs = ["-r", str(requirements), *ALWAYS]
+            needs = ["-r", str(requirements), *always]
             watched([*pip, *needs], "installing ComfyUI's requirements (minutes)", home / "pip.log")
             (home / ".complete").touch()
         tested = home / f".tests-{key(*TEST, *TEST_NO_DEPS)}"
@@ -157,6 +161,12 @@ def environment(comfyui: pathlib.Path, test: bool) -> pathlib.Path:
             for version, package in BINDINGS.items():
                 bindings(pip, version, package, home)
     return python
+
+
+def beside(requirements: str) -> list[str]:
+    """What is installed beside a ComfyUI's requirements, from the text of its file."""
+    audio = re.search(r"^\s*torchaudio\b", requirements, re.M)
+    return [need for need in ALWAYS if audio or not need.startswith("torchaudio==")]
 
 
 def create(home: pathlib.Path) -> None:

@@ -59,17 +59,20 @@ class LiveCompile(io.ComfyNode):
         # auto never changes a picture, so it measures float32 only
         measured = engine == AUTO and name == "openvino" and precision == DEFAULT
         how = make_faster if measured else make
-        attached = Attached(name, why, lambda: how(name, place, wish), tell)
+        attached = Attached(
+            name, why, lambda: how(name, place, wish), tell, beside=name == "inductor"
+        )
         tell(attached.line())
         return io.NodeOutput(attach(model, attached), ui=engine_ui(attached.stats()))
 
 
 def precision_input():
-    """The input of a node that compiles."""
+    """The input of a node that compiles; graphs saved before it was there lack it."""
     return io.Combo.Input(
         "precision",
         options=list(PRECISIONS),
         default=DEFAULT,
+        optional=True,
         tooltip="default: the model's own, float32 on a CPU. bfloat16: faster on a processor that "
         "multiplies it; openvino and eager. float16: GPU and NPU of openvino. int8: openvino; "
         "look at the picture. The node tells the error.",
@@ -77,11 +80,12 @@ def precision_input():
 
 
 def device_input():
-    """The input of a node that compiles."""
+    """The input of a node that compiles; graphs saved before it was there lack it."""
     return io.Combo.Input(
         "device",
         options=[openvino.AUTO, *openvino.DEVICES],
         default=openvino.AUTO,
+        optional=True,
         tooltip="Of openvino. auto: the processor.",
     )
 

@@ -215,6 +215,7 @@ def _rebuilt(path: pathlib.Path, model, tell) -> tuple[pathlib.Path, files.Sidec
             f"engine: {path.name} {unfit}, so it cannot be built again. Queue Live TensorRT Build."
         ) from unfit
     label = path.name.removesuffix(files.SUFFIX).rpartition("-")[0] or "unet"
+    tell(f"{asked.library.name}: {asked.why}")
     built = tensorrt.build(model, asked, label, _reporter(tell))
     return built, files.check(built, tensorrt.here)
 

@@ -13,6 +13,13 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 ALIAS = "livediffusion"
 CACHE = pathlib.Path.home() / ".cache" / "livediffusion" / "comfyui"
 PRIMARY = "0.33.0"
+# where tests are few and long: begun first, so that at the end no core waits for one of them
+LONG = [
+    "test_onnx", "test_rows", "test_graph", "test_learning", "test_engines", "test_tensorrt",
+    "test_flow", "test_pictures", "test_demo_stream", "test_benchmarks", "test_weights_moving",
+    "test_demo_model", "test_looks", "test_memory", "test_optimized", "test_triton",
+    "test_training", "test_nothing_installed", "test_faults", "test_guard",
+]  # fmt: skip
 CUDA = "LIVEDIFFUSION_CUDA"  # set by benchmarks/gpu.py: the tests marked cuda, on the GPU
 PAGED = "LIVEDIFFUSION_DYNAMIC_VRAM"  # set there, too: with ComfyUI's dynamic VRAM
 
@@ -77,9 +84,13 @@ if COMFYUI is not None and str(COMFYUI) not in sys.path:
 
 def pytest_configure(config):
     config.pluginmanager.register(limits)
+    # xdist's own order begins with the files of most tests, and ends with the longest ones
+    config.option.loadscopereorder = False
 
 
-def pytest_collection_modifyitems(items):
+def pytest_collection_modifyitems(config, items):
+    if hasattr(config, "workerinput"):
+        items.sort(key=lambda i: LONG.index(i.path.stem) if i.path.stem in LONG else len(LONG))
     # Playwright keeps an event loop in this thread until the end of the session
     items.sort(key=lambda item: item.path.parent.name == "browser")
     for item in items:

@@ -26,6 +26,8 @@ def tensors(tree):
 
 
 class _Recorder(TorchDispatchMode):
+    recording = False
+
     def __init__(self):
         super().__init__()
         self.steps = []
@@ -62,8 +64,12 @@ class Replaying:
     last = None  # whose the pool is now
     def capture(self, work):
         type(self).made += 1
-        with _Recorder() as recorder:
-            left = work()
+        _Recorder.recording = True
+        try:
+            with _Recorder() as recorder:
+                left = work()
+        finally:
+            _Recorder.recording = False
         assert left is None, "what was made in a capture does not outlive it"
         for tensor, before in reversed(recorder.written):
             tensor.copy_(before)
@@ -92,6 +98,24 @@ class Replaying:
     def release(self):
         self._steps = None
         self._made = ()
+
+
+def inductor():
+    """An engine for rehearsals: what is compiled cannot be recorded by dispatch, so while that
+    lasts the UNet itself runs."""
+    from livediffusion.compiled.inductor import Inductor
+
+    class Rehearsed(Inductor):
+        def prepare(self, unet, shapes):
+            super().prepare(unet, shapes)
+            self._unet = unet
+
+        def __call__(self, call):
+            if _Recorder.recording:
+                return self._unet(call)
+            return super().__call__(call)
+
+    return Rehearsed("eager")
 
 
 def watch(monkeypatch, parts, seen):

@@ -78,6 +78,9 @@ def make(version="10.16.1.11", gpu="Double GPU", rtx=False):
     class Logger(ILogger):
         INTERNAL_ERROR, ERROR, WARNING = range(3)
 
+        def __init__(self, min_severity=WARNING):
+            pass
+
     class TensorIOMode(enum.Enum):
         NONE = 0
         INPUT = 1

@@ -241,7 +241,8 @@ class TestVersions:
 
         def start(self, what, command, cwd, env):
             marks = command[command.index("-m") + 1] if "-m" in command else ""
-            marks += " of some" * ("tests/nodes" in command)
+            some = run.BETWEEN[0], run.BETWEEN_ALONE[0]
+            marks += " of some" * any(path in command for path in some)
             started.append((pathlib.Path(env["COMFYUI_PATH"]), marks))
             return int(len(started) == 1)
 
@@ -266,7 +267,7 @@ class TestVersions:
             (where[PRIMARY], "not alone"),
             (where[PRIMARY], "alone"),
         ]
-        assert all((ROOT / path).exists() for path in run.BETWEEN)
+        assert all((ROOT / path).exists() for path in run.BETWEEN + run.BETWEEN_ALONE)
         # an older one that is not here is not fetched
         told.clear()
         for file in where[ALSO[0]].iterdir():

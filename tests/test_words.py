@@ -20,10 +20,11 @@ OWN = "sampling", "conditioning"  # categories that ComfyUI's own nodes have, in
 
 # options that are names of methods, engines and formats, the same in every language
 METHODS = {
-    "CPU", "GPU", "NPU", "ays", "ays sdxl", "bf16", "bfloat16", "cudagraph", "deis", "dpmpp_2m",
-    "eager", "euler", "fast-ddpm", "float16", "fp16", "fp32", "inductor", "int8", "karras", "lcm",
-    "lerp", "log-snr", "onetime-negative", "onnxruntime", "openvino", "pfdiff-1_1", "pfdiff-2_1",
-    "pfdiff-3_1", "self-negative", "slerp", "unipc",
+    "ays", "ays sdxl", "bf16", "bfloat16", "CPU", "cudagraph", "deis", "dpmpp_2m", "eager",
+    "euler", "fast-ddpm", "float16", "fp16", "fp32", "GPU", "inductor", "int8", "karras", "lcm",
+    "lerp", "log-snr", "NPU", "onetime-negative", "onnxruntime", "openvino", "pfdiff-1_1",
+    "pfdiff-2_1", "pfdiff-3_1", "RTX 20", "RTX 30", "RTX 40", "RTX 50", "self-negative", "slerp",
+    "tensorrt", "tensorrt-rtx", "unipc",
 }  # fmt: skip
 SIGNS = {"a", "b", "cfg", "clip", "controlnet", "fps", "h", "k", "vae"}
 # words that a language shares with English, and Live where it is a name

@@ -27,6 +27,7 @@ _THEN = "then restart ComfyUI; docs/engines.md says more"
 
 # every function that is called, with its parameters, as the bindings' docstrings give them
 CALLED = {
+    "Logger": ("min_severity",),
     "ILogger": (),
     "ILogger.log": ("severity", "msg"),
     "Builder": ("logger",),
@@ -162,28 +163,29 @@ class Library:
         """The member for a compute capability such as "8.9"."""
         return getattr(self.module.ComputeCapability, f"SM{name.replace('.', '')}")
 
-    def logger(self) -> Any:
-        """What the library tells its messages to, with what it reports as errors from now on.
+    def listener(self) -> Any:
+        """A logger that keeps what is reported as errors from now on; for builders.
 
-        One for a process, because the library takes the first one for all that follow. An error
-        recorder would be the other way: with one TensorRT for RTX 1.7 crashes when a builder goes.
+        Not for what lives on: threads that compile beside a run would wait for Python in it, and
+        whoever ends them for them. It stays for good, as the library may not have let go of it. An
+        error recorder would be simpler: with one, TensorRT for RTX 1.7 crashes when a builder goes.
         """
-        logger = _LOGGERS.get(self.module)
-        if logger is None:
-            logger = _LOGGERS[self.module] = _logger(self.module)
-        logger.errors.clear()
-        return logger
+        listener = _LISTENERS.get(self.module)
+        if listener is None:
+            listener = _LISTENERS[self.module] = _listener(self.module)
+        listener.errors.clear()
+        return listener
 
 
-_LOGGERS: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()
+_LISTENERS: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()
 _KEPT_ERRORS = 8
 
 
-def _logger(module: Any) -> Any:
+def _listener(module: Any) -> Any:
     known = module.Logger
     bad, worth = (known.INTERNAL_ERROR, known.ERROR), known.WARNING
 
-    class Logger(module.ILogger):
+    class Listener(module.ILogger):
         def __init__(self):
             module.ILogger.__init__(self)
             self.errors: list[str] = []
@@ -196,12 +198,12 @@ def _logger(module: Any) -> Any:
             elif severity == worth:
                 logging.warning("LiveDiffusion: TensorRT: %s", msg)
 
-    return Logger()
+    return Listener()
 
 
-def because(logger: Any) -> str:
+def because(listener: Any) -> str:
     """What was reported first, as the end of a sentence."""
-    return f": {logger.errors[0]}" if logger.errors else "; its messages are in the log above"
+    return f": {listener.errors[0]}" if listener.errors else "; its messages are in the log above"
 
 
 def installed(name: str) -> bool:

@@ -54,7 +54,7 @@ def build(library: api.Library, job: Job, report: Report) -> None:
         Cancelled: `report` has said so.
     """
     trt = library.module
-    logger = library.logger()
+    logger = library.listener()
     builder = trt.Builder(logger)
     network = builder.create_network(library.flags())
     parser = trt.OnnxParser(network, logger)

@@ -63,14 +63,18 @@ class TensorRT:
         started = time.perf_counter()
         library = api.load(self.sidecar.made.library)
         self._trt = trt = library.module
-        self._logger = library.logger()
+        self._logger = trt.Logger(trt.Logger.WARNING)
         loader = trt.Runtime(self._logger)
         try:
-            engine = loader.deserialize_cuda_engine(self.path.read_bytes())
+            data = self.path.read_bytes()
         except OSError as error:
             raise Refused(f"{self.path.name} cannot be read ({error})") from error
+        engine = loader.deserialize_cuda_engine(data)
         if engine is None:
-            said = api.because(self._logger)
+            del loader
+            listener = library.listener()
+            trt.Runtime(listener).deserialize_cuda_engine(data)  # once more, for its words
+            said = api.because(listener)
             raise Refused(f"{library.called} cannot load {self.path.name}{said}. Build it anew")
         here = api.gpu()
         if self.sidecar.made.targets and here is not None:

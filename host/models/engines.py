@@ -16,14 +16,17 @@ import comfy.model_management
 import torch
 from comfy.patcher_extension import CallbacksMP, WrappersMP
 
-from ...compiled.engine import Call, Engine, Refused, Shapes, WeightsAway, residuals
+from ...compiled.engine import Call, Engine, Outdated, Refused, Shapes, WeightsAway, residuals
 from . import looks
 from .compiler import uncompiled
 from .looks import ENGINE
+from .making import Making
 from .unet import ComfyUNet
 from .weights import weights_version
 
-_KEPT = 4  # engines of other shapes that are kept; of those with weights of their own, half
+_KEPT = 16  # engines of other shapes that are kept
+_PLACED = 4  # of those with memory of their own
+_BAKED = 2  # of those with weights of their own
 REST = 1.0  # seconds that changed or moved weights must stay before an engine is made anew
 # how often the newest calls must have come in a shape before an engine is made for it: a step of a
 # sampler asks for a few shapes in turns
@@ -39,6 +42,8 @@ class Attached:
         make: makes one, not prepared yet.
         tell: called with a line for the node whenever what is said there changes.
         alone: there is no UNet to fall back to.
+        beside: an engine is made in a thread of its own, and until then the UNet itself runs: for
+            one that takes minutes, which no stream should stop for.
         accept: called with the BaseModel and the engine before each call, for an engine that looks
             after its weights itself; raises Refused where it cannot.
 
@@ -63,6 +68,7 @@ class Attached:
         tell: Callable[[str], None] = lambda text: None,
         alone: bool = False,
         accept: Callable[[Any, Engine], None] | None = None,
+        beside: bool = False,
     ):
         self.name = name
         self.why = why
@@ -77,6 +83,8 @@ class Attached:
         self.notes: dict[str, Any] = {}
         self._make = make
         self._accept = accept
+        self._beside = beside
+        self._making: Making | None = None
         self._template = make()
         self.capturable = self._template.capturable
         self.placed = self._template.placed
@@ -104,6 +112,7 @@ class Attached:
             "fallbacks": self.fell_back,
             "unsettled": self.unsettled,
             "reason": self.reason,
+            "making": None if self._making is None else str(self._making.shapes),
             "made": [engine.describe() for engine in self._engines.values()],
             **self.notes,
         }
@@ -113,6 +122,8 @@ class Attached:
         line = f"{self.name}: {self.why}"
         if self._note:
             line += f"; {self._note}"
+        if self._making is not None:
+            line += f"; compiling for {self._making.shapes}, until then the UNet itself runs"
         return line if self.reason is None else f"{line}; calls ran eager: {self.reason}"
 
     def note(self, text: str) -> None:
@@ -161,6 +172,8 @@ class Attached:
                 self._follow(module)
             key = self._key(Shapes.of(call), module)
             engine = self._engine(key, Shapes.of(call), module) if self._wanted(key) else None
+            if engine is None and self.inside:
+                raise Refused("its engine is not there any more")
             if engine is not None:
                 if self._accept is not None:
                     self._accept(self._base, engine)
@@ -171,6 +184,12 @@ class Attached:
         except comfy.model_management.InterruptProcessingException:
             raise
         except Exception as error:
+            if isinstance(error, Outdated):
+                self._engines.pop(key).release()
+                if not self._beside:
+                    return self.diffusion_model(
+                        executor, x, timesteps, context, y, control, options, **kwargs
+                    )
             if not isinstance(error, Refused):
                 logging.debug("LiveDiffusion: %s failed", self.name, exc_info=True)
                 self._gave_up(key, reason_of(error))
@@ -301,8 +320,11 @@ class Attached:
             weights = getattr(self._base, "current_weight_patches_uuid", None)
         return self._template.scope(shapes), id(module), weights
 
-    def _engine(self, key: tuple, shapes: Shapes, module: torch.nn.Module) -> Engine:
-        """The engine for these shapes and the weights that are loaded, made if there is none."""
+    def _engine(self, key: tuple, shapes: Shapes, module: torch.nn.Module) -> Engine | None:
+        """The engine for these shapes and the weights that are loaded, made if there is none.
+
+        None while it is made beside.
+        """
         known = self._engines.get(key)
         if known is not None:
             self._engines.move_to_end(key)
@@ -316,23 +338,47 @@ class Attached:
         # weights that change all the time, as by a slider of a LoRA, are not baked
         if any(other[:2] == key[:2] for other in self._engines) and now - first < REST:
             raise Refused("the weights have just changed; it is made anew once they stay")
-        most = _KEPT // 2 if self._template.bakes else _KEPT
-        while len(self._engines) >= most:
-            self._engines.popitem(last=False)[1].release()
-        engine = self._make()
-        try:
-            with uncompiled():
-                engine.prepare(ComfyUNet(module), shapes)
-        except Exception as error:
-            engine.release()
-            if isinstance(error, WeightsAway):
-                self._away = str(error) if self.placed else None
-            elif isinstance(error, Refused) and not self.alone:
-                _remember(self._broken, self._as_loaded(key), str(error))
-            raise
-        self._engines[key] = engine
-        logging.info("LiveDiffusion: %s made for %s", self.name, shapes)
-        return engine
+        making = self._making
+        if making is None:
+            making = Making(key, shapes, self._make(), ComfyUNet(module), self.epoch)
+            if not self._beside:
+                with uncompiled():
+                    making.now()
+            elif self.inside or now < self._rests_until:
+                return None
+            else:
+                self._making = making
+                making.start()
+                self._tell(self.line())
+        if not making.done:
+            return None
+        if self._making is not None:
+            self._making = None
+            self._tell(self.line())
+        self._keep(making)
+        return self._engines.get(key)
+
+    def _keep(self, making: Making) -> None:
+        """Take what was made, and as much of the others as may be kept with it."""
+        error = making.error
+        if error is None:
+            most = _BAKED if self._template.bakes else _PLACED if self.placed else _KEPT
+            while len(self._engines) >= most:
+                self._engines.popitem(last=False)[1].release()
+            self._engines[making.key] = making.engine
+            logging.info("LiveDiffusion: %s made for %s", self.name, making.shapes)
+            return
+        making.engine.release()
+        if self._beside and making.epoch != self.epoch and not isinstance(error, Refused):
+            self._rests_until = time.monotonic() + REST
+            raise WeightsAway("the weights changed while it was compiled; it is tried again")
+        if isinstance(error, WeightsAway):
+            self._away = str(error) if self.placed else None
+        elif isinstance(error, Refused) and not self.alone:
+            _remember(self._broken, self._as_loaded(making.key), str(error))
+        elif self._beside:
+            _remember(self._broken, self._as_loaded(making.key), reason_of(error))
+        raise error
 
 
 def _remember(known: OrderedDict, key: Any, value: Any) -> None:

@@ -142,11 +142,12 @@ def again(sidecar: files.Sidecar, model) -> building.Wish:
     """
     made = sidecar.made
     here = api.gpu()
-    fitting = here is not None and here["capability"] in made.targets
-    taken, capabilities, why = _taken(
-        made.library if fitting else api.AUTO, made.targets if fitting else None, made.precision,
-        "refit" in made.flags,
-    )  # fmt: skip
+    # the same library for the same GPUs, unless this one is another
+    same = api.installed(made.library) and (
+        not made.targets or (here is not None and here["capability"] in made.targets)
+    )
+    library, asked = (made.library, made.targets or None) if same else (api.AUTO, None)
+    taken, capabilities, why = _taken(library, asked, made.precision, "refit" in made.flags)
     dtype = building.PRECISIONS[made.precision]
     named = {
         name: torch.zeros(usual, dtype=torch.float32 if name == "timesteps" else dtype)

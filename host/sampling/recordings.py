@@ -153,12 +153,16 @@ class Recordings:
         if tick is None:
             if not self._may(key):
                 return None
-            self._seen[key] = self._seen.get(key, 0) + 1
-            if self._seen[key] <= _WARM:
+            seen = self._seen.setdefault(key, 0)
+            if seen < _WARM:
                 # the very call that is going to be recorded, so that libraries know its shapes; a
                 # recording of the tick needs none of the UNet
-                with attached.passing(attached.name == "cudagraph"):
-                    return work(guide)
+                alone, ran = attached.name == "cudagraph", attached.ran
+                with attached.passing(alone):
+                    done = work(guide)
+                # an engine inside the tick has to be made first
+                self._seen[key] += alone or attached.ran > ran
+                return done
             try:
                 tick = self._record(visit, attached, work, asked, guide)
             except comfy.model_management.InterruptProcessingException:
@@ -196,10 +200,13 @@ class Recordings:
         before = self._calls.calls, self._calls.rows
         attached.inside = True
         try:
+            shape = (fold.timestep.shape[0], *work.buffers.shape)
+            x = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+            x = x.to(work.plan.device, guide.dtype)
+            tick.try_on(lambda: guide.model(x, fold))
             with uncompiled(), tick.inside():
                 # compiles and loads what the warm ticks have not run, outside of the capture
-                shape = (fold.timestep.shape[0], *work.buffers.shape)
-                guide.model(torch.zeros(shape, dtype=guide.dtype, device=work.plan.device), fold)
+                guide.model(x, fold)
                 warm = self._calls.rows
                 tick.recorded = RecordedTick(work, fold, again, asked.cond, self._new())
             tick.rows = self._calls.rows - warm
@@ -244,14 +251,14 @@ class _FoldedTick:
                     both.enter_context(part.inside())
             yield
 
+    def try_on(self, call: Callable[[], Tensor]) -> None:
+        """See Led.try_on."""
+        if self._led is not None:
+            self._led.try_on(call)
+
     def told(self) -> dict[str, Any]:
         """For the live stats."""
-        if self._led is None:
-            return {}
-        return {
-            "channels_last": self._led.active,
-            "own_weights_mb": round(self._led.size / 2**20, 1),
-        }
+        return {} if self._led is None else self._led.told()
 
     def run(self, visit: Visit, work: Work, fold: Fold, cond: dict[str, Tensor]):
         """One tick."""

@@ -8,6 +8,7 @@ import shutil
 import urllib.request
 
 import av
+import limits
 import numpy as np
 import pytest
 from clock import Limit
@@ -105,14 +106,25 @@ def playwright():
         yield running
 
 
+def browsers():
+    """The processes of all browsers that there are, one for each."""
+    import psutil
+
+    drivers = psutil.Process().children()
+    return {p for driver in drivers for p in driver.children() if "chrom" in p.name().lower()}
+
+
 def launch(playwright, camera_file=None):
-    """Chromium with a camera that plays a file, or with one that has several modes."""
+    """Chromium with a camera that plays a file, or with one that has several modes; its process."""
+    before = browsers()
     film = [f"--use-file-for-fake-video-capture={camera_file}"] if camera_file else []
-    return playwright.chromium.launch(
+    running = playwright.chromium.launch(
         executable_path=CHROMIUM,
         args=["--no-sandbox", "--disable-gpu", "--use-fake-ui-for-media-stream",
               "--use-fake-device-for-media-stream", *film],
     )  # fmt: skip
+    (process,) = browsers() - before
+    return running, process
 
 
 def context_of(browser):
@@ -122,11 +134,51 @@ def context_of(browser):
     return context
 
 
+class Shared:
+    """The browser that most tests share, and its page; a new one after a test that hung in it."""
+
+    def __init__(self, *made_of):
+        self._made_of = made_of
+        self._running = self._process = self._context = self._page = None
+        self._hangs = limits.count
+
+    @property
+    def hung(self):
+        """Whether a test has hung since it was opened, or it is gone."""
+        return self._hangs != limits.count or not self._running.is_connected()
+
+    def context(self):
+        if self._running is None or self.hung:
+            self.end()
+            self._running, self._process = launch(*self._made_of)
+            self._context, self._page, self._hangs = context_of(self._running), None, limits.count
+        return self._context
+
+    def page(self, site):
+        context = self.context()
+        if self._page is None:
+            self._page = Page(context.new_page(), site)
+        return self._page
+
+    def end(self):
+        if self._running is None:
+            return
+        if self.hung:  # who hangs does not close
+            self._process.kill()
+        else:
+            self._running.close()
+
+
 @pytest.fixture(scope="session")
-def browser(playwright, camera_file):
-    running = launch(playwright, camera_file)
-    yield context_of(running)
-    running.close()
+def shared(playwright, camera_file):
+    made = Shared(playwright, camera_file)
+    yield made
+    made.end()
+
+
+@pytest.fixture
+def browser(shared):
+    return shared.context()
 
 
 # what a page keeps of itself for the tests: sockets, open cameras, drawn pictures
@@ -235,19 +287,17 @@ class Page:
                 or "Unknown message type" in n[1]]  # fmt: skip
 
 
-@pytest.fixture(scope="session")
-def first(browser, site):
-    return Page(browser.new_page(), site)
-
-
 @pytest.fixture
-def page(first):
+def page(shared, site):
     """The page that most tests share, idle; opening one takes seconds."""
+    first = shared.page(site)
     if not first.page.url.startswith(first.site.url):
         first.open()
     first.noise.clear()
     yield first
-    if first.page.url.startswith(first.site.url) and first.get("window.live.state()") != "idle":
+    if shared.hung or not first.page.url.startswith(first.site.url):
+        return
+    if first.get("window.live.state()") != "idle":
         first.stop()
 
 
@@ -255,19 +305,16 @@ class Spare:
     """A second browser, whose camera has several modes, and its page; it may be killed."""
 
     def __init__(self, playwright, site):
-        import psutil
-
-        before = set(psutil.Process().children(recursive=True))
-        self.browser = launch(playwright)
+        self.browser, self._process = launch(playwright)
         self.page = Page(context_of(self.browser).new_page(), site)
         self.page.open()
-        self.processes = [
-            p for p in psutil.Process().children(recursive=True) if p not in before
-        ]
 
     def kill(self):
-        for process in self.processes:
+        """Every process of it; returns how many they were."""
+        processes = [self._process, *self._process.children(recursive=True)]
+        for process in processes:
             process.kill()
+        return len(processes)
 
 
 @pytest.fixture(scope="session")

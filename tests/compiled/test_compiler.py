@@ -47,6 +47,7 @@ def compiler(comfyui, monkeypatch):
 
 def test_nothing_is_recorded_at_addresses_that_comfyui_places(compiler, monkeypatch):
     """The UNet alone, as an engine, and the whole tick: either runs the model while recording."""
+    import comfy.samplers
     from comfy.cli_args import args
     from pairs import Pair, settings
 
@@ -78,6 +79,14 @@ def test_nothing_is_recorded_at_addresses_that_comfyui_places(compiler, monkeypa
     # it works for what is not recorded, and for nothing that is
     assert compiler.placed[False] and not compiler.placed[True]
     assert compiler.paused == [True]
+    alone = comfy.samplers.CFGGuider(pair.compiled)
+    alone.set_conds(tiny.conditioning(1), tiny.conditioning(2))
+    noise = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    levels = torch.linspace(10.0, 0.0, 13)
+    alone.sample(noise, torch.zeros_like(noise), comfy.samplers.ksampler("euler"), levels,
+                 disable_pbar=True)  # fmt: skip
+    assert pair.attached.ran > 8
+    assert not compiler.placed[True] and len(compiler.paused) > 1
 
 
 def test_a_comfyui_without_it_is_left_alone(comfyui):

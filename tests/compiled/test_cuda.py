@@ -238,8 +238,7 @@ def test_inductor_in_the_tick():
 
     torch._dynamo.reset()
     both = pair()
-    backend = "eager" if REHEARSED else "inductor"
-    attached = Attached("inductor", "", lambda: Inductor(backend))
+    attached = Attached("inductor", "", replaying.inductor if REHEARSED else Inductor)
     both.compiled = attach(both.patcher, attached)
     base, engine = both.patcher, both.compiled
     for strength in (0.0, 0.1):

@@ -60,6 +60,46 @@ def test_equals_the_unet_and_is_channels_last_throughout(layout, forced):
     assert not any("forward" in vars(part) for part in module.modules())
 
 
+def test_the_embedded_model(forced):
+    """Its time embedding scales and shifts between a norm and its SiLU."""
+    from livediffusion.demo import loader
+
+    model = loader.load()[0].model
+    module, config = model.diffusion_model, model.model_config.unet_config
+    generator = torch.Generator().manual_seed(0)
+
+    def some(*shape):
+        return torch.randn(shape, generator=generator)
+
+    x, pooled = some(2, model.latent_format.latent_channels, 32, 24), config["adm_in_channels"]
+    more = {"context": some(2, 4, config.get("context_dim") or 8), "y": some(2, pooled)}
+    levels = torch.tensor([900.0, 50.0])
+    before = module(x, levels, **more)
+    led = forced.Led(module)
+    led.try_on(lambda: module(x, levels, **more))
+    with led.inside():
+        assert tiny.rms(module(x, levels, **more), before) <= 1e-5
+    assert led.active
+
+
+def test_what_comes_out_otherwise_is_recorded_as_it_is(forced, caplog):
+    """Whatever a UNet of others does inside: both ways are compared before a recording."""
+    module = tiny.model().model.diffusion_model
+    asked = call(tiny.model(), 2)
+
+    class Reads(torch.nn.Identity):
+        def forward(self, x):
+            return x if x.is_contiguous() else -x
+
+    module.input_blocks[0].append(Reads())
+    led = forced.Led(module)
+    led.try_on(lambda: module(asked.x, asked.timesteps, context=asked.context))
+    assert not led.active and led.size == 0
+    assert "relative error" in led.told()["reason"] in caplog.text
+    with led.inside():
+        assert not any("forward" in vars(part) for part in module.modules())
+
+
 def test_an_error_leaves_the_unet_as_it_was(forced):
     module = tiny.model().model.diffusion_model
     with pytest.raises(RuntimeError, match="inside"), forced.Led(module).inside():

@@ -108,6 +108,7 @@ def load(engine, model=None, rebuild=False):
     return LiveTensorRTLoader.execute(engine, rebuild, model).args[0]
 
 
+@pytest.mark.slow
 def test_one_engine_for_several_gpus(computer):
     """Built where there is none, refused naming both where it is for others, built anew there."""
     from livediffusion.compiled.trt import files
@@ -153,6 +154,27 @@ def test_one_engine_for_several_gpus(computer):
             files.read(path)
 
 
+@pytest.mark.slow
+def test_an_engine_is_built_anew_with_its_own_library(computer):
+    """For the GPUs that it was for, although auto would take the other one by now."""
+    from livediffusion.compiled.trt import files
+    from livediffusion.host.models import tensorrt
+
+    rtx = computer(ADA, "tensorrt")
+    model, changed = tiny.model(), tiny.model(seed=1)
+    name, told = node(model)
+    assert told == {"engine": name, "library": "tensorrt", "why": "tensorrt-rtx is not installed"}
+    computer(ADA, *BOTH)
+    wide, _ = node(model, targets="RTX 30 and newer")
+    for engine, library in ((name, "tensorrt"), (wide, "tensorrt-rtx")):
+        before = set(files.listed(tensorrt.folders()))
+        load(engine, changed, rebuild=True)
+        ((_, path),) = [x for x in files.listed(tensorrt.folders()).items() if x[0] not in before]
+        made, old = files.read(path).made, files.read(path.with_name(engine)).made
+        assert made.library == library and made.targets == old.targets and made.model != old.model
+    assert rtx.built == 2
+
+
 def test_engines_of_before_keep_their_names(computer):
     """The key of what TensorRT built does not know that there are two libraries now."""
     from livediffusion.compiled.trt.files import Made
@@ -161,6 +183,7 @@ def test_engines_of_before_keep_their_names(computer):
     assert made.key() == "63b964462e4c"
 
 
+@pytest.mark.slow
 def test_what_is_compiled_is_kept(computer, caplog):
     """In a file for each kind of GPU; what is damaged, too large or of others is compiled anew."""
     from livediffusion.compiled.trt import files
@@ -218,6 +241,7 @@ def test_what_is_compiled_is_kept(computer, caplog):
     assert len(list(path.parent.glob("*.runtime"))) == 2 and file.read_bytes() == good
 
 
+@pytest.mark.slow
 def test_what_is_compiled_is_written_when_nobody_ends_it(computer):
     """An engine that is dropped, or still there when Python ends."""
     from livediffusion.compiled.trt import files
@@ -236,3 +260,28 @@ def test_what_is_compiled_is_written_when_nobody_ends_it(computer):
     assert engine._compiled._end.atexit
     del engine
     assert b"unet" in file.read_bytes()
+
+
+@pytest.mark.parametrize(("now", "order"), [(7, ["run 7"]), (0, ["9 waits", "run 9", "0 waits"])])
+def test_an_engine_runs_beside_cudas_default_stream(now, order, monkeypatch):
+    """In the order of torch's stream: on another one it runs itself, on the default one aside."""
+    from livediffusion.compiled.trt import api
+
+    seen = []
+
+    class Stream:
+        def __init__(self, handle):
+            self.cuda_stream = handle
+
+        def wait_stream(self, other):
+            assert {self.cuda_stream, other.cuda_stream} == {0, 9}
+            seen.append(f"{self.cuda_stream} waits")
+
+    class Context:
+        def execute_async_v3(self, stream_handle):
+            seen.append(f"run {stream_handle}")
+            return "done"
+
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: Stream(now))
+    assert api.run(Context(), torch.device("cuda"), Stream(9)) == "done"
+    assert seen == order

@@ -139,7 +139,7 @@ def test_a_real_build(case, tmp_path, monkeypatch):
         assert error <= {"fp16": 5e-3, "bf16": 4e-2}[precision], (latents, error)
 
 
-@pytest.mark.parametrize("layout", tiny.LAYOUTS)
+@pytest.mark.parametrize("layout", ["SD1.5", "SDXL"])
 def test_every_weight_can_be_marked_for_refit(layout, tmp_path):
     """Marking is the parser's and the network's; only the end of such a build needs a GPU."""
     from livediffusion.compiled import onnx_export

@@ -13,7 +13,7 @@ from livediffusion.live.viewer import Viewer
 from livediffusion.live.wire import VIEW, Packet
 from PIL import Image
 
-pytestmark = pytest.mark.comfy
+pytestmark = [pytest.mark.comfy, pytest.mark.timeless]
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from inprocess import Client, camera, flat, graph, grey, view
 from livediffusion.live import session
 from livediffusion.live.view import View
 
-pytestmark = pytest.mark.comfy
+pytestmark = [pytest.mark.comfy, pytest.mark.timeless]
 
 
 @pytest.fixture

@@ -245,6 +245,7 @@ def engine():
             "exporter": 1, "opset": 18, "precision": "fp16", "model": "abc",
             "inputs": ["x", "timesteps"],
             "profile": {"x": shape, "timesteps": [[1], [2], [4]]}, "flags": ["refit"],
+            "library": "tensorrt-rtx", "targets": ["8.9", "12.0"],
         },
         "family": {
             "base": ["comfy.model_base", "BaseModel"], "config": ["comfy.supported_models", "SD15"],
@@ -389,6 +390,7 @@ def decoded(data, watch, what):
     return picture
 
 
+@pytest.mark.timeless
 def test_pictures(outside, comfyui):
     """Whatever a camera sends is decoded or refused within a second, at 16 megapixels."""
     pictures = hostile_pictures()

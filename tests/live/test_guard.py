@@ -11,7 +11,7 @@ import pytest
 from inprocess import Client, flat, graph, jpeg
 from livediffusion.live.wire import LARGEST
 
-pytestmark = pytest.mark.comfy
+pytestmark = [pytest.mark.comfy, pytest.mark.timeless]
 
 
 @pytest.fixture

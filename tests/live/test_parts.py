@@ -18,6 +18,8 @@ from livediffusion.live.viewer import CREDIT, Viewer
 from livediffusion.live.wire import NotTaken, Packet
 from PIL import Image
 
+pytestmark = pytest.mark.timeless
+
 
 @given(st.lists(st.sampled_from(["put", "take"]), max_size=40))
 def test_a_slot_gives_the_latest_and_counts_the_rest(steps):

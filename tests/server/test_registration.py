@@ -297,7 +297,7 @@ def test_start_up_is_quick(server):
 def test_the_log_holds_no_complaint(server):
     assert "IMPORT FAILED" not in server.log
     assert any(record[3] == "the probe listens" for record in server.start_up["records"])
-    homes = (str(server.base / "custom_nodes" / PACK), str(ROOT))
+    homes = (f"{server.base / 'custom_nodes' / PACK}/", f"{ROOT}/")
     complaints = [
         record
         for record in server.start_up["records"]

@@ -28,7 +28,7 @@ export class Picker {
     })
     this.canvas = element('canvas', { width: 320, height: 180 })
     this.hint = element('div', { className: 'livediffusion-hint' })
-    this.note = element('div', { className: 'livediffusion-note' })
+    this.note = element('div', { className: 'livediffusion-rate' })
     this.upload = element('button', {
       textContent: say('uploadFile'),
       title: say('uploadTip'),

@@ -60,12 +60,12 @@ const CSS = `
 }
 .livediffusion-divider:focus-visible::after { outline: 3px solid #4c9ffe; outline-offset: 1px; }
 .livediffusion-window { position: fixed; inset: 0; border-radius: 0; }
-.livediffusion-note {
+.livediffusion-note, .livediffusion-rate {
   position: absolute; left: 50%; bottom: 8px; transform: translateX(-50%); padding: 2px 10px;
   border-radius: 9px; background: rgb(0 0 0 / 55%); color: #ddd; white-space: nowrap;
   pointer-events: none;
 }
-.livediffusion-note:empty { display: none; }
+.livediffusion-note:empty, .livediffusion-rate:empty { display: none; }
 .livediffusion-tools { display: flex; flex: 1 0 auto; justify-content: flex-end; gap: 4px; }
 .livediffusion-switch { display: flex; flex: none; margin-right: auto; }
 .livediffusion-box .livediffusion-choice {
