@@ -39,6 +39,15 @@ class _Pool:
         self.stream = torch.cuda.Stream()
         self.size = 0
 
+    def close(self, device: int) -> None:
+        """End what a capture that CUDA broke off has left open in torch's allocator.
+
+        Nothing can be captured into it before, and what several streams use is never freed.
+        """
+        # it is closed already, or an old torch has another name for this
+        with contextlib.suppress(RuntimeError, AttributeError):
+            torch._C._cuda_endAllocateToPool(device, self.handle)
+
     def warm(self) -> None:
         """Have cuBLAS take the workspaces it keeps for this stream, outside of any capture."""
         with torch.cuda.stream(self.stream):
@@ -47,12 +56,14 @@ class _Pool:
                 torch.nn.functional.linear(some, some, some[0]).mm(some)
 
 
-_pools: weakref.WeakValueDictionary[int, _Pool] = weakref.WeakValueDictionary()  # by device
+# by device, those that captures go to; and all that recordings live in
+_pools: weakref.WeakValueDictionary[int, _Pool] = weakref.WeakValueDictionary()
+_inhabited: weakref.WeakSet[_Pool] = weakref.WeakSet()
 
 
 def pool_size() -> int:
     """Bytes that all recordings of this process hold together."""
-    return sum(pool.size for pool in list(_pools.values()))
+    return sum(pool.size for pool in list(_inhabited))
 
 
 class CudaRecording:
@@ -105,11 +116,11 @@ class CudaRecording:
                     raise
                 grown = _reserved() - before
         except BaseException:
-            # torch may take it for captured into for ever; those that have it keep it
-            if _pools.get(device) is pool:
-                del _pools[device]
+            _pools.pop(device, None)
+            pool.close(device)
             raise
         pool.size += grown
+        _inhabited.add(pool)
         self._graph, self._pool = graph, pool
 
     def replay(self) -> None:

@@ -16,7 +16,6 @@ from .engine import Call, Outdated, Refused, Shapes, UNet, WeightsAway
 
 # torch.compile can be told since then to refuse what would have to be compiled again
 _STANCES = tuple(int(part) for part in torch.__version__.split(".")[:2]) >= (2, 6)
-_TICK = "torch.compile's kernels take no memory of cudaMallocAsync (--disable-cuda-malloc)"
 # the stance is the whole process's, so that a call that forbids it must not meet a compilation
 _compiling = threading.Lock()
 
@@ -150,7 +149,7 @@ def _apart() -> str:
     """Why no CUDA graph can take what is compiled in; empty where one can."""
     if torch.cuda.is_available() and torch.cuda.get_allocator_backend() == "cudaMallocAsync":
         # what inductor launches its kernels by asks the driver about every pointer
-        return "start ComfyUI with --disable-cuda-malloc for that"
+        return "its kernels take no memory of cudaMallocAsync (--disable-cuda-malloc)"
     return ""
 
 

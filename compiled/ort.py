@@ -4,6 +4,7 @@ import importlib.util
 import pathlib
 import tempfile
 import time
+from collections import OrderedDict
 from collections.abc import Hashable
 from typing import Any
 
@@ -11,11 +12,13 @@ import torch
 from torch import Tensor
 
 from .engine import Call, Refused, Shapes, UNet
+from .graph import Knobs
 from .onnx_export import ROWS, SIZE, TOKENS, Exported, export, needed
 
 _NO_CUDA = (
     "this onnxruntime has no CUDA: pip uninstall onnxruntime, then pip install onnxruntime-gpu"
 )
+_KEPT = 4  # shapes whose buffers are kept
 _HOW = "pip install onnx onnxruntime (onnxruntime-gpu for CUDA)"
 
 
@@ -53,6 +56,7 @@ class OnnxRuntime:
 
     def __init__(self) -> None:
         self._session = None
+        self._bound: OrderedDict[Shapes, _Bound] = OrderedDict()
         self._folder: tempfile.TemporaryDirectory | None = None
         self.seconds = {"export": 0.0, "session": 0.0}
 
@@ -112,31 +116,14 @@ class OnnxRuntime:
         self.seconds["session"] = time.perf_counter() - started
 
     def __call__(self, call: Call) -> Tensor:
-        named = call.named()
-        fed = {
-            name: named[name].detach().to(dtype).contiguous()
-            for name, dtype in self._inputs.items()
-        }
-        if call.x.device.type == "cpu":
-            out = self._session.run(None, {name: t.numpy() for name, t in fed.items()})[0]
-            return torch.from_numpy(out).to(call.x.dtype)
-        return self._bound(fed, call.x).to(call.x.dtype)
-
-    def _bound(self, fed: dict[str, Tensor], x: Tensor) -> Tensor:
-        """On the GPU: tensors are handed over where they lie."""
-        import numpy as np
-
-        binding = self._session.io_binding()
-        place = ("cuda", x.device.index or 0)
-        for name, tensor in fed.items():
-            kind = np.float16 if tensor.dtype is torch.float16 else np.float32
-            binding.bind_input(name, *place, kind, tuple(tensor.shape), tensor.data_ptr())
-        out = torch.empty_like(x, dtype=self._inputs["x"], memory_format=torch.contiguous_format)
-        kind = np.float16 if out.dtype is torch.float16 else np.float32
-        name = self._session.get_outputs()[0].name
-        binding.bind_output(name, *place, kind, tuple(out.shape), out.data_ptr())
-        self._session.run_with_iobinding(binding)
-        return out
+        shapes = Shapes.of(call)
+        bound = self._bound.get(shapes)
+        if bound is None:
+            bound = self._bound[shapes] = _Bound(self._session, self._inputs, call)
+            while len(self._bound) > _KEPT:
+                self._bound.popitem(last=False)
+        self._bound.move_to_end(shapes)
+        return bound(call)
 
     def moved(self) -> None:
         """Nothing to do: it has weights of its own."""
@@ -150,6 +137,7 @@ class OnnxRuntime:
         }
 
     def release(self) -> None:
+        self._bound.clear()
         self._session = None
         if self._folder is not None:
             self._folder.cleanup()
@@ -163,6 +151,49 @@ class OnnxRuntime:
         import onnxruntime
 
         return onnxruntime
+
+
+class _Bound:
+    """Buffers of one shape at fixed addresses, handed to ONNX Runtime once.
+
+    Args:
+        session: an InferenceSession.
+        inputs: its inputs' dtypes by name.
+        call: of this shape.
+    """
+
+    def __init__(self, session: Any, inputs: dict[str, torch.dtype], call: Call):
+        named = call.named()
+        self._session = session
+        self._names = list(inputs)
+        self._knobs = Knobs(
+            {name: named[name].to(dtype).contiguous() for name, dtype in inputs.items()}
+        )
+        self._always = frozenset(inputs) - {"context"}
+        (told,) = session.get_outputs()
+        rows, _, *size = call.x.shape
+        self._out = torch.empty(
+            (rows, told.shape[1], *size), dtype=_TYPES[told.type], device=call.x.device
+        )
+        self._binding = session.io_binding()
+        for name, tensor in self._knobs.tensors.items():
+            self._binding.bind_input(name, *_place(tensor))
+        self._binding.bind_output(told.name, *_place(self._out))
+
+    def __call__(self, call: Call) -> Tensor:
+        named = call.named()
+        self._knobs.fill({name: named[name] for name in self._names}, self._always)
+        self._session.run_with_iobinding(self._binding)
+        return self._out.to(call.x.dtype, copy=True)
+
+
+def _place(tensor: Tensor) -> tuple[Any, ...]:
+    """A tensor as onnxruntime's bindings take it."""
+    import numpy as np
+
+    kind = np.float16 if tensor.dtype is torch.float16 else np.float32
+    device = tensor.device
+    return device.type, device.index or 0, kind, tuple(tensor.shape), tensor.data_ptr()
 
 
 _TYPES = {"tensor(float)": torch.float32, "tensor(float16)": torch.float16}

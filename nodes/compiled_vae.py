@@ -22,7 +22,7 @@ class LiveCompileVAE(io.ComfyNode):
                 "VAEs run as they are, and the node says so."
             ),
             inputs=[
-                io.Vae.Input("vae", tooltip="A TAESD."),
+                io.Vae.Input("vae", tooltip="A tiny one (TAESD)."),
                 io.Combo.Input(
                     "engine",
                     options=[AUTO, *HALVES, "eager"],

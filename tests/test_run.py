@@ -4,10 +4,12 @@ import argparse
 import ast
 import os
 import pathlib
+import platform
 import re
 import signal
 import subprocess
 import sys
+from unittest import mock
 
 import pytest
 from clock import Limit
@@ -158,6 +160,8 @@ def test_the_environment_is_made_once_for_each_set_of_requirements(run, tmp_path
     assert [run.setup.environment(here, test=True) for _ in range(2)] == [python, python]
     assert len(made) == 1
     assert sum("pytest>=" in line for line in installed) == 1
+    linux = (sys.platform, platform.machine()) == ("linux", "x86_64")
+    assert sum("tensorrt_rtx==" in line for line in installed) == linux
     other = run.setup.environment(comfyui(tmp_path / "b", "torch\naiohttp\n"), test=False)
     assert other != python
     # one that was not finished is made anew
@@ -166,6 +170,10 @@ def test_the_environment_is_made_once_for_each_set_of_requirements(run, tmp_path
     run.setup.environment(here, test=False)
     assert made[-1] == made[0]
     assert not (made[0] / "left").exists()
+    run.setup.environment(here, test=True)
+    monkeypatch.setattr(run.setup, "TEST_OPTIONAL", ["nowhere"])
+    monkeypatch.setattr(run.setup, "watched", mock.Mock(side_effect=CONSOLE.Stop("not here")))
+    assert run.setup.environment(here, test=True) == python
 
 
 def test_first_runs_at_the_same_time_wait_for_each_other(run, tmp_path):
@@ -332,6 +340,7 @@ def test_what_it_starts_is_ended(run, how):
 # run.py with a stand-in for ComfyUI, and without the minutes before it
 STARTED = """
 import sys
+from unittest import mock
 from serving import load_run
 run = load_run()
 run.setup.environment = lambda comfyui, test: sys.executable

@@ -7,6 +7,7 @@ import sys
 import time
 
 import pytest
+from clock import crowded
 from serving import launch, load_run
 
 STAGES = launch("stages")
@@ -43,7 +44,7 @@ def runs(pid):
 
 @pytest.mark.parametrize("deaf", ["", DEAF], ids=["", "deaf"])
 def test_a_stage_that_hangs_is_ended_with_all_it_started(left, capfd, deaf):
-    stages = STAGES.Stages(each=1.5, all=100)
+    stages = STAGES.Stages(each=1.5 * crowded(), all=100)
     began = time.monotonic()
     code = stages.run("the first", [sys.executable, "-c", deaf + PARENT + "time.sleep(300)"])
     assert code == STAGES.OVERDUE and time.monotonic() - began < 60

@@ -122,7 +122,7 @@ def test_what_a_view_gives_away_is_kept_and_brings_its_workflow_back(page, brows
     page.wait(f"{TOAST}.includes('kept/film_00002_.png')")
     assert "kept/film_00002_.png" in page.get(TOAST)
     page.stop()
-    # what the stream shows when nothing moves any more is what the node shows
+    # when nothing moves any more the stream shows what the node does, or what a busy page missed
     assert button.is_disabled()
     page.wait(
         f"{TOAST}.includes('as it was: recorded') && {TOAST}.includes('kept/film_00001_.mp4')"
@@ -134,7 +134,7 @@ def test_what_a_view_gives_away_is_kept_and_brings_its_workflow_back(page, brows
     shown = [tools.read_counter(np.array(where(f"{read}()")).reshape(96, 96))
              for where in (page.page.evaluate, watching.evaluate)]  # fmt: skip
     watching.close()
-    assert shown[0] is not None and shown[0] == shown[1]
+    assert None not in shown and (shown[1] - shown[0]) % tools.LAP < tools.LAP / 2, shown
     for name in ("kept/film_00001_.mp4", "kept/film_00002_.png"):
         page.load(tools.through(width=128))
         drop(page, name)

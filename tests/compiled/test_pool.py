@@ -31,8 +31,14 @@ class Cuda:
             "get_allocator_backend": lambda: self.backend,
         }.items():  # fmt: skip
             monkeypatch.setattr(torch.cuda, name, value)
+        self.closed = []
+        monkeypatch.setattr(torch._C, "_cuda_endAllocateToPool", self._end, raising=False)
         monkeypatch.setattr(graph._Pool, "warm", lambda pool: None)
         monkeypatch.setattr(graph.CudaRecording, "_broke", "")
+
+    def _end(self, *asked):
+        self.closed.append(asked)
+        raise RuntimeError("endAllocatePool: not currently recording to mempool_id")
 
     @contextlib.contextmanager
     def _graph(self, graph, pool, stream, capture_error_mode):
@@ -79,6 +85,23 @@ def test_recordings_share_memory_while_one_of_them_lives(cuda):
     assert pool_size() == 0
     recordings[2].capture(nothing)
     assert cuda.pools[-1] not in cuda.pools[:-1]
+
+
+def test_a_broken_capture_leaves_its_pool_to_those_that_live_in_it(cuda):
+    """torch leaves it open then; the next capture could not go there, and much was never freed."""
+    from livediffusion.compiled.graph import CudaRecording
+
+    good, later = CudaRecording(), CudaRecording()
+
+    def broken():
+        raise RuntimeError
+
+    good.capture(nothing)
+    with pytest.raises(RuntimeError):
+        CudaRecording().capture(broken)
+    later.capture(nothing)
+    first, same, other = cuda.pools
+    assert first == same != other and cuda.closed == [(0, first)]
 
 
 class Made:
