@@ -45,7 +45,7 @@ PARTS = (
     "live", "cudnn",
 )  # fmt: skip
 SKIPPED = "no time for"
-MARGIN = 5.0  # seconds of the budget for what comes after the last table
+MARGIN = 8.0  # seconds of the budget for what comes after the last table
 
 
 @dataclasses.dataclass
@@ -326,7 +326,7 @@ def main() -> int:
     report = Report(args.out / "gpu.json", machine())
     print(", ".join(f"{name} {value}" for name, value in report.told["on"].items()), flush=True)
     frames, warm = (4, 8) if args.rehearse else (args.frames, 12)
-    deadline = BEGAN + args.seconds - min(MARGIN, args.seconds / 20)
+    deadline = BEGAN + args.seconds - min(MARGIN, args.seconds / 10)
     bench = Bench(report, device, frames, warm, deadline, args.rehearse)
     bench.benchmark = args.cudnn_benchmark
     if args.rehearse:
