@@ -92,7 +92,8 @@ class Faster:
             if self._gone.is_set():
                 self._engine.release()
 
-        threading.Thread(target=make, name=f"livediffusion-{self.name}", daemon=True).start()
+        # no daemon: Python ends those inside the engine's library, which aborts the process
+        threading.Thread(target=make, name=f"livediffusion-{self.name}", daemon=False).start()
 
     def __call__(self, call: Call) -> Tensor:
         if self.chosen == self.name:

@@ -83,11 +83,16 @@ def options(node, name):
 
 
 def test_auto_says_what_it_took_and_why():
+    from livediffusion.compiled.ov import api as openvino
+
     model = tiny.model()
     compiled, told = compile_(model)
-    assert told["engine"] == "eager"
-    assert told["why"].startswith("on a CPU the others gain little")
-    assert torch.equal(sampled(compiled), sampled(model))
+    if openvino.missing():
+        assert told["engine"] == "eager"
+        assert told["why"].startswith("nothing faster is installed (")
+    else:
+        assert told["engine"] == "openvino" and told["why"] == "if it is faster here"
+    assert tiny.rms(sampled(compiled), sampled(model)) <= 1e-5
 
 
 def test_what_is_not_installed_is_said(monkeypatch):
