@@ -312,7 +312,9 @@ class EpsilonUNet(torch.nn.Module):
         tables = self.signal / self.noise, 1 / self.noise, self.scale
         of_clean, of_x, scale = (table[t].view(-1, 1, 1, 1).to(x.dtype) for table in tables)
         y = self._pooled.expand(x.shape[0], -1)
-        clean = self._base[0].diffusion_model(x * scale, t.float(), context=context, y=y)
+        # the public class keeps some of its state in float32, whatever it is told
+        asked = (x * scale).to(self.dtype)
+        clean = self._base[0].diffusion_model(asked, t.float(), context=context, y=y)
         return (of_x * x - of_clean * clean,)
 
 
