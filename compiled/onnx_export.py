@@ -9,6 +9,7 @@ import hashlib
 import inspect
 import os
 import pathlib
+import threading
 import warnings
 from dataclasses import dataclass, field
 from typing import Any
@@ -31,6 +32,8 @@ _AXES = {
     "y": {0: "rows"},
     OUTPUT: {0: "rows", 2: "height", 3: "width"},
 }
+# torch's exporter keeps its state for the whole process, and engines are made in threads
+_exporting = threading.Lock()
 _KIND = {"rows": ROWS, "height": SIZE, "width": SIZE, "tokens": TOKENS}
 
 
@@ -103,7 +106,7 @@ def _write(
     raw.mkdir()
     try:
         # an exporter cannot trace what inference mode made
-        with torch.inference_mode(False), torch.no_grad(), _quiet():
+        with _exporting, torch.inference_mode(False), torch.no_grad(), _quiet():
             torch.onnx.export(
                 traced,
                 tuple(tensor.clone() for tensor in example.values()),

@@ -258,3 +258,30 @@ def test_buffers_are_bound_once_for_each_shape():
     assert len(bindings) == 7 and len(made._bound) == 4  # two rows had gone
     made.release()
     assert not made._bound
+
+
+def test_files_written_at_the_same_time(comfyui, tmp_path):
+    """A node builds while an engine is made in a thread; torch's exporter knows one at a time."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    import onnxruntime
+    from livediffusion.compiled.onnx_export import export_network
+
+    class Net(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.module = torch.nn.Sequential(*(torch.nn.Linear(8, 8) for _ in range(40)))
+
+        def forward(self, x):
+            return self.module(x)
+
+    with torch.inference_mode(False):
+        nets = [Net().train(False) for _ in range(6)]
+    x = torch.ones(1, 8)
+    with ThreadPoolExecutor(6) as several:
+        made = list(several.map(
+            lambda i: export_network(nets[i], x, tmp_path / f"{i}.onnx"), range(6)
+        ))  # fmt: skip
+    for net, one in zip(nets, made, strict=True):
+        out = onnxruntime.InferenceSession(str(one.path)).run(None, {"x": x.numpy()})[0]
+        assert tiny.rms(torch.from_numpy(out), net(x)) <= 1e-5

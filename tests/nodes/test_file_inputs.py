@@ -23,7 +23,8 @@ WORDS = {
     "LiveOptimizedSteps.solver", "LiveLearnedSteps.solver", "LiveSearchedSteps.solver",
     "LiveSearchedSteps.objective", "LiveSimilarityFilter.measure", "LiveCompile.engine",
     "LiveTensorRTBuild.precision", "LiveTensorRTBuild.library", "LiveTensorRTBuild.targets",
-    "LiveRun.session",
+    "LiveRun.session", "LiveCompile.precision", "LiveCompile.device", "LiveCompileVAE.engine",
+    "LiveCompileVAE.precision", "LiveCompileVAE.device",
 }  # fmt: skip
 
 
