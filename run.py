@@ -7,7 +7,7 @@
     python run.py engines [--install NAME ...]              which engines work here, and how fast
     python run.py train [--minutes N] [--out FOLDER] ...    train the embedded model anew
     python run.py evaluate [--weights FOLDER] ...           judge it on pictures it never saw
-    python run.py bench [--only NAME ...]                   the pack beside others, measured here
+    python run.py bench [--quick] [--frames N]              the pack beside others, measured here
     python run.py test [pytest options]                     lint, then the whole test suite
 
 Everything is set up on the first run: a virtual environment in the user's cache folder, ComfyUI,
@@ -142,7 +142,8 @@ def engines(args: argparse.Namespace, rest: list[str]) -> int:
 def bench(args: argparse.Namespace, rest: list[str]) -> int:
     """The pack beside others on this machine's processor: counts, ratios, scaling."""
     comfyui = setup.find_comfyui(args.comfyui)
-    python = setup.environment(comfyui, test=True)
+    # its rivals are not needed for its help
+    python = setup.environment(comfyui, test=not {"-h", "--help"} & {*rest})
     command = [str(python), str(ROOT / "benchmarks" / "bench.py"), "--comfyui", str(comfyui)]
     return subprocess.run([*command, *rest], stdin=subprocess.DEVNULL).returncode
 

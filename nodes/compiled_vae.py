@@ -41,6 +41,8 @@ class LiveCompileVAE(io.ComfyNode):
     @classmethod
     def execute(cls, vae, engine, precision=DEFAULT, device=openvino.AUTO) -> io.NodeOutput:
         wish = Wish(precision, device, kept_folder())
+        if vae is None:
+            raise ValueError("vae: nothing came in. Wire a loader that gives a VAE.")
         chosen = "chosen"
         if engine == AUTO:
             engine, chosen = picked(vae.device, wish)

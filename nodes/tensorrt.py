@@ -32,6 +32,9 @@ def _path(engine: Any) -> pathlib.Path:
     return inside(found.parent, found.name, "engine", "ComfyUI's models folder, tensorrt")
 
 
+_NAME = 120  # bytes of what a file name begins with; sizes and key follow, and 255 may be all
+
+
 class LiveTensorRTBuild(io.ComfyNode):
     @classmethod
     def define_schema(cls):
@@ -115,11 +118,17 @@ class LiveTensorRTBuild(io.ComfyNode):
         )
 
     @classmethod
+    def fingerprint_inputs(cls, **kwargs):
+        """What lies there: an engine that is gone or spoilt is built when it is queued again."""
+        return files.seen(tensorrt.folders())
+
+    @classmethod
     def execute(
         cls, model, width, height, rows, context_tokens, controlnet, precision, name,
         dynamic_size, refit, library=api.AUTO, targets=targets.HERE,
     ) -> io.NodeOutput:  # fmt: skip
-        if not (isinstance(name, str) and re.fullmatch(r"(?!\.)[\w .+-]{1,100}", name)):
+        named = isinstance(name, str) and re.fullmatch(r"(?!\.)[\w .+-]{1,100}", name)
+        if not named or len(name.encode()) > _NAME:
             raise ValueError(
                 f"name: {name!r:.80} cannot begin a file name. Use letters, digits, - and _."
             )

@@ -164,6 +164,19 @@ def test_a_tooltip_speaks_of_options_as_the_list_does(schemas, language):
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
+def test_what_stands_side_by_side_has_names_of_its_own(schemas, language):
+    """A node's inputs, its outputs, an input's options: two alike cannot be told apart."""
+    told = json.loads((ROOT / "locales" / language / "nodeDefs.json").read_text("utf-8"))
+    for schema in schemas:
+        node = told[key(schema.node_id)]
+        inputs = list(node.get("inputs", {}).values())
+        lists = [[e["name"] for e in inputs], [e["name"] for e in node.get("outputs", {}).values()]]
+        lists += [list(entry.get("options", {}).values()) for entry in inputs]
+        for names in lists:
+            assert len(names) == len(set(names)), (language, schema.node_id, names)
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
 def test_one_thing_has_one_name(language):
     """A node is called the same on the canvas, in the page's sentences and in tooltips."""
     nodes, page = read(language, "nodeDefs"), read(language, "main")["livediffusion"]

@@ -1,6 +1,7 @@
 """OpenVINO itself: whether it is here, what it runs on, and with which settings."""
 
 import functools
+import importlib
 import importlib.util
 from typing import Any
 
@@ -34,14 +35,15 @@ def needed() -> Any:
     """The openvino package.
 
     Raises:
-        Refused: it, or onnx, is not installed.
+        Refused: it, or onnx, is not installed, or does not load.
     """
     reason = missing()
     if reason:
         raise Refused(reason)
-    import openvino
-
-    return openvino
+    try:
+        return importlib.import_module("openvino")
+    except Exception as error:  # its libraries, or what it needs of others
+        raise Refused(f"openvino is installed and does not load ({error}): {_HOW}") from error
 
 
 @functools.cache

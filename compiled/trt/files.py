@@ -192,6 +192,17 @@ def listed(folders: list[str]) -> dict[str, pathlib.Path]:
     return {name: path for _, name, path in sorted(found)}
 
 
+def seen(folders: list[str]) -> str:
+    """What lies there now; another text once an engine or its sidecar has come, gone or changed."""
+    found = []
+    for folder in map(pathlib.Path, folders):
+        for path in (*folder.glob(f"*{SUFFIX}"), *folder.glob(f"*{SUFFIX}.json")):
+            with contextlib.suppress(OSError):
+                about = path.lstat()
+                found.append((path.name, about.st_mtime_ns, about.st_size, about.st_mode))
+    return str(sorted(found))
+
+
 def slug(text: str) -> str:
     """For a part of a file's name."""
     return "".join(c if c.isascii() and c.isalnum() else "-" for c in text).strip("-").lower()

@@ -163,3 +163,8 @@ def test_what_cannot_be_is_refused_by_its_input(taesd, node):
         execute(taesd, "openvino", "default", "NPU")
     with pytest.raises(ValueError, match=r"^precision: eager has the VAE's own"):
         execute(taesd, "eager", "int8")
+
+
+def test_nothing_wired_is_told(node):
+    with pytest.raises(ValueError, match="vae: nothing came in"):
+        node[0](None, "auto")

@@ -350,3 +350,22 @@ def test_auto_runs_openvino_beside_a_real_stream(comfyui, monkeypatch):
     for _ in range(2 * faster.TURNS + 2):
         assert tiny.rms(made(asked), truth) <= 1e-5
     assert made.chosen == "openvino" and made.gain > 0
+
+
+def test_one_that_does_not_load_is_told_in_words(monkeypatch):
+    """Installed, and its libraries are not there."""
+    import importlib
+
+    from livediffusion.compiled.engine import Refused
+    from livediffusion.compiled.ov import api
+
+    def broken(name):
+        raise ImportError("libtbb.so.12: cannot open shared object file")
+
+    api.core.cache_clear()
+    monkeypatch.setattr(importlib, "import_module", broken)
+    for place, precision in (("CPU", "default"), ("auto", "int8")):
+        reason = api.refused(torch.device("cpu"), place, precision)
+        assert "openvino is installed and does not load (libtbb" in reason
+    with pytest.raises(Refused, match="does not load"):
+        api.version()

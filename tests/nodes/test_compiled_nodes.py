@@ -137,6 +137,24 @@ def test_build_and_load(trt):
     assert build(model) == name and trt.built == 1
 
 
+def test_what_is_gone_or_spoilt_is_built_when_queued_again(trt):
+    """ComfyUI runs a node again once its fingerprint is another."""
+    from livediffusion.host.models import tensorrt
+    from livediffusion.nodes.tensorrt import LiveTensorRTBuild
+
+    name = build(tiny.model())
+    seen = [LiveTensorRTBuild.fingerprint_inputs()]
+    assert seen[0] == LiveTensorRTBuild.fingerprint_inputs()
+    engine = pathlib.Path(tensorrt.folders()[0]) / name
+    (engine.with_name(f"{name}.json")).write_text("[]")
+    seen.append(LiveTensorRTBuild.fingerprint_inputs())
+    engine.unlink()
+    seen.append(LiveTensorRTBuild.fingerprint_inputs())
+    engine.mkdir()
+    seen.append(LiveTensorRTBuild.fingerprint_inputs())
+    assert len(set(seen)) == len(seen)
+
+
 def test_the_loader_lists_what_is_there_or_what_to_do(trt, monkeypatch):
     from livediffusion.compiled.trt import api
     from livediffusion.nodes.tensorrt import LiveTensorRTLoader
