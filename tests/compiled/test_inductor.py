@@ -14,7 +14,8 @@ import torch
 from compiled_models import patched, sampled_once
 from pairs import guider, settings
 
-pytestmark = pytest.mark.comfy
+# an engine's own, the same with every ComfyUI
+pytestmark = [pytest.mark.comfy, pytest.mark.slow]
 
 
 @pytest.fixture(autouse=True)

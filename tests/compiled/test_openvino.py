@@ -9,7 +9,8 @@ import tiny
 import torch
 from compiled_models import call, lora
 
-pytestmark = pytest.mark.comfy
+# an engine's own, the same with every ComfyUI
+pytestmark = [pytest.mark.comfy, pytest.mark.slow]
 pytest.importorskip("onnx")
 pytest.importorskip("openvino")
 
