@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from ..kernels.choice import driver_allocates
 from .engine import Refused
 
 
@@ -133,13 +134,9 @@ class CudaRecording:
 _lost: list[BaseException] = []  # and with them what must never be freed
 
 
-def _driver_allocates() -> bool:
-    return torch.cuda.get_allocator_backend() == "cudaMallocAsync"
-
-
 def _reserved() -> int:
     """Bytes that torch's own allocator has; of a graph's memory the driver tells it nothing."""
-    return 0 if _driver_allocates() else torch.cuda.memory_reserved()
+    return 0 if driver_allocates() else torch.cuda.memory_reserved()
 
 
 def _let_go(error: BaseException) -> None:
@@ -147,7 +144,7 @@ def _let_go(error: BaseException) -> None:
 
     An error of CUDA's own has spoilt the capture, and nothing can be freed any more.
     """
-    if not _driver_allocates() or not isinstance(error, RuntimeError):
+    if not driver_allocates() or not isinstance(error, RuntimeError):
         traceback.clear_frames(error.__traceback__)
         return
     CudaRecording._broke = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"

@@ -20,3 +20,16 @@ def trt(comfyui, tmp_path, monkeypatch):
     monkeypatch.setattr(api, "gpu", lambda: dict(GPU))
     monkeypatch.setattr(folder_paths, "models_dir", str(tmp_path / "models"))
     return double
+
+
+@pytest.fixture
+def at_once(comfyui, monkeypatch):
+    """Weights count as settled at once."""
+    import torch
+    from livediffusion.host.models import engines
+    from livediffusion.host.sampling import recordings
+
+    monkeypatch.setattr(recordings, "REST", 0.0)
+    monkeypatch.setattr(engines, "REST", 0.0)
+    with torch.inference_mode():
+        yield

@@ -16,24 +16,13 @@ import torch
 from compiled_models import patched, sampled_once
 from pairs import SIGMAS, Pair, settings
 
-pytestmark = [pytest.mark.comfy, pytest.mark.cuda]
+pytestmark = [pytest.mark.comfy, pytest.mark.cuda, pytest.mark.usefixtures("at_once")]
 
 REHEARSED = os.environ.get("LIVEDIFFUSION_CUDA") == "rehearse"
 DEVICE = "cpu" if REHEARSED else "cuda"
 # float16 rounding, grown over the steps of a stream
 CLOSE = 1e-6 if REHEARSED else 2e-2
 MODES = ("off", "self-negative", "onetime-negative", "full")
-
-
-@pytest.fixture(autouse=True)
-def at_once(comfyui, monkeypatch):
-    from livediffusion.host.models import engines
-    from livediffusion.host.sampling import recordings
-
-    monkeypatch.setattr(recordings, "REST", 0.0)
-    monkeypatch.setattr(engines, "REST", 0.0)
-    with torch.inference_mode():
-        yield
 
 
 def model(seed=0):

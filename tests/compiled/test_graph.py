@@ -13,21 +13,9 @@ import torch
 from compiled_models import patched
 from pairs import SIGMAS, Pair, compiled, settings
 
-pytestmark = pytest.mark.comfy
+pytestmark = [pytest.mark.comfy, pytest.mark.usefixtures("at_once")]
 
 MODES = ("off", "self-negative", "onetime-negative", "full")
-
-
-@pytest.fixture(autouse=True)
-def at_once(comfyui, monkeypatch):
-    """Weights count as settled at once; recordings are counted anew."""
-    from livediffusion.host.models import engines
-    from livediffusion.host.sampling import recordings
-
-    monkeypatch.setattr(recordings, "REST", 0.0)
-    monkeypatch.setattr(engines, "REST", 0.0)
-    with torch.inference_mode():
-        yield
 
 
 @pytest.mark.parametrize(

@@ -9,20 +9,9 @@ import torch
 from compiled_models import call, patched
 from pairs import Pair, settings
 
-pytestmark = pytest.mark.comfy
+pytestmark = [pytest.mark.comfy, pytest.mark.usefixtures("at_once")]
 
 LAST = torch.channels_last
-
-
-@pytest.fixture(autouse=True)
-def at_once(comfyui, monkeypatch):
-    from livediffusion.host.models import engines
-    from livediffusion.host.sampling import recordings
-
-    monkeypatch.setattr(recordings, "REST", 0.0)
-    monkeypatch.setattr(engines, "REST", 0.0)
-    with torch.inference_mode():
-        yield
 
 
 @pytest.fixture

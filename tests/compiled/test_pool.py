@@ -28,7 +28,7 @@ class Cuda:
             "graph_pool_handle": lambda: next(handles),
             "current_device": lambda: self.device,
             "memory_reserved": lambda: self.held,
-            "get_allocator_backend": lambda: self.backend,
+            "get_allocator_backend": lambda: self.backend, "is_available": lambda: True,
         }.items():  # fmt: skip
             monkeypatch.setattr(torch.cuda, name, value)
         self.closed = []
