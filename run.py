@@ -4,10 +4,11 @@
     python run.py                                           the live demo in a real ComfyUI
     python run.py live --headless [--video FILE] ...        the same on a file, without a browser
     python run.py clip [--video FILE] [--prompt TEXT] ...   stylise a clip
+    python run.py serve WORKFLOW.json [--replicas N] ...    many streams behind one address
     python run.py engines [--install NAME ...]              which engines work here, and how fast
     python run.py train [--minutes N] [--out FOLDER] ...    train the embedded model anew
     python run.py evaluate [--weights FOLDER] ...           judge it on pictures it never saw
-    python run.py bench [--quick] [--frames N]              the pack beside others, measured here
+    python run.py bench [--quick] [--only PART ...]         the pack beside others, measured here
     python run.py test [pytest options]                     lint, then the whole test suite
 
 Everything is set up on the first run: a virtual environment in the user's cache folder, ComfyUI,
@@ -22,20 +23,27 @@ import subprocess
 import sys
 import webbrowser
 
-from launch import setup
+from launch import house, setup
 from launch.console import Stop, ended, say, watched
 from launch.server import PACK, base, server
-from launch.stages import Stages
+from launch.stages import Stages, compiled_once
 
 ROOT = pathlib.Path(__file__).resolve().parent
 PRIMARY, ALSO = "0.33.0", ("0.25.0", "0.8.0")
 # what of the suite runs on a version between the oldest and the newest: where ComfyUI is met most
 BETWEEN = [
     "tests/host/test_registry.py", "tests/host/test_live.py", "tests/host/test_paths.py",
-    "tests/nodes", "tests/live", "tests/test_frames.py", "tests/test_clients.py",
+    "tests/nodes", "tests/live", "tests/test_frames.py",
 ]  # fmt: skip
-# and of that alone: its queue and executor, and who is there and who is gone
-BETWEEN_ALONE = ["tests/live/test_run.py", "tests/live/test_flow.py", "tests/live/test_pace.py"]
+# and on the oldest: where it is met at all. What is ours alone, such as engines' own libraries,
+# files and the search for steps, is the same with each; the embedded model runs on each in a server
+OLDEST = [
+    "tests/host", "tests/nodes", "tests/live", "tests/compiled/test_engines.py",
+    "tests/compiled/test_graph.py", "tests/compiled/test_weights_moving.py",
+    "tests/compiled/test_compiled_vae.py", "tests/compiled/test_compiler.py",
+    "tests/test_frames.py", "tests/test_timesteps.py", "tests/test_blend.py",
+    "tests/test_words.py", "tests/test_help.py",
+]  # fmt: skip
 # minutes that a stage of the tests may take, and all of them: three times what they take
 STAGE, STAGES = 25, 60
 DEMO = f"/?template=live_webcam&source={PACK}"
@@ -93,6 +101,11 @@ def live(args: argparse.Namespace, rest: list[str]) -> int:
         if process.wait() != 0:
             raise Stop(f"ComfyUI ended by itself; its log: {log}")
     return 0
+
+
+def serve(args: argparse.Namespace, rest: list[str]) -> int:
+    """Many streams behind one address, on Ray Serve, which this sets up for itself."""
+    return house.serve(args.comfyui, rest)
 
 
 def _port(text: str) -> int:
@@ -164,8 +177,9 @@ def evaluate(args: argparse.Namespace, rest: list[str]) -> int:
 def test(args: argparse.Namespace, rest: list[str]) -> int:
     """Lint, then the suite on one ComfyUI; without --comfyui, on the older ones first, in short.
 
-    Tests that look at the clock run alone, after the others have run on every core. A stage that
-    does not end in time is ended, and the next begins.
+    Tests that look at the clock run alone, after the others have run on every core; on the older
+    ones with the others, where the few that are left bear it. A stage that does not end in time is
+    ended, and the next begins.
     """
     versions = [args.comfyui]
     if args.comfyui == PRIMARY and not rest and not os.environ.get("COMFYUI_PATH"):
@@ -179,24 +193,26 @@ def test(args: argparse.Namespace, rest: list[str]) -> int:
     # who asks for tests of their own knows how long they take
     minutes = (float("inf"),) * 2 if rest else (STAGE, STAGES)
     stages = Stages(*(60 * limit for limit in minutes))
-    for version in reversed(versions):
-        path = {"COMFYUI_PATH": str(setup.find_comfyui(version))}
-        for which, how in parts:
-            what = f"tests on ComfyUI {version}" + (f", {which}" if which else "")
-            say(f"- {what}")
+    with compiled_once() as env:
+        for version in reversed(versions):
+            path = {"COMFYUI_PATH": str(setup.find_comfyui(version))}
+            path |= {} if version == args.comfyui else {"LIVEDIFFUSION_ONCE": "1"}
             short = "comfy and not server and not slow" if version != args.comfyui else ""
-            mark = " and ".join(part for part in (which, short) if part)
-            between = short and version != versions[-1]
-            some = (BETWEEN_ALONE if which == "alone" else BETWEEN) if between else []
-            code = stages.run(
-                what, [str(tools / "pytest"), *(["-m", mark] if mark else []), *how, *some, *rest],
-                cwd=ROOT, env={**os.environ, **path},
-            ) or code  # fmt: skip
+            some = [] if not short else OLDEST if version == versions[-1] else BETWEEN
+            for which, how in [("", cores)] if short else parts:
+                what = f"tests on ComfyUI {version}" + (f", {which}" if which else "")
+                say(f"- {what}")
+                mark = which or short
+                marked = ["-m", mark] if mark else []
+                code = stages.run(
+                    what, [str(tools / "pytest"), *marked, *how, *some, *rest],
+                    cwd=ROOT, env={**env, **path},
+                ) or code  # fmt: skip
     return code
 
 
-COMMANDS = {"live": live, "clip": clip, "engines": engines, "bench": bench, "train": train,
-            "evaluate": evaluate, "test": test}  # fmt: skip
+COMMANDS = {"live": live, "clip": clip, "serve": serve, "engines": engines, "bench": bench,
+            "train": train, "evaluate": evaluate, "test": test}  # fmt: skip
 
 
 def _interrupted(number: int, frame: object) -> None:

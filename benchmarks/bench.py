@@ -2,12 +2,16 @@
 
 Counts of operations, bookkeeping without a network, the live loop against one queued prompt per
 frame, whole frames with the embedded model, scaling. All sides run in one process with the same
-weights, in turns, each measured twice (A/A). Prints tables and bars and writes JSON. Ends with
-status 1 if a count is missed or a part failed; a missed time is only said, as times depend on the
-machine.
+weights, in turns, each measured twice (A/A). By name only, `--only calm`: how calm pictures are
+(docs/coherence.md), `--only serve`: what a house of `run.py serve` holds (docs/serve.md), and
+`--only reuse` and `--only share`: what Live Reuse saves (docs/reuse.md), `--only patchwork`: what
+Live Patchwork does (docs/patchwork.md).
+Prints tables and bars and writes JSON. Ends with status 1 if a count is missed or a part failed; a
+missed time is only said, as times depend on the machine.
 """
 
 import argparse
+import contextlib
 import dataclasses
 import logging
 import math
@@ -17,12 +21,16 @@ import sys
 
 import engines
 import measure
+import reuse_rows
 from measure import Bar, Device, Report
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 TICK = "ours, n = 4, self-negative, the tick"
 # aten operations of a tick of n = 4 outside the UNet: the most that ours may have, and theirs
 OPS = {"off": (6, 11), "full": (8, 16), "self-negative": (14, 30), "onetime-negative": (14, 33)}
+LITTLE = ("counts", "bookkeeping", "memory", "live loop")  # parts with next to no network
+NAMED = ("calm", "reuse", "patchwork", "serve", "share")  # when they are asked for by name
+PARTS = ("counts", "bookkeeping", "memory", "live loop", "whole frames", "scaling", *NAMED)
 
 
 def options() -> argparse.Namespace:
@@ -30,8 +38,18 @@ def options() -> argparse.Namespace:
     parser.add_argument("--comfyui", type=pathlib.Path, required=True, help=argparse.SUPPRESS)
     parser.add_argument("--frames", type=int, default=300, help="of each side (default 300)")
     parser.add_argument("--quick", action="store_true", help="30 frames of each side")
+    parser.add_argument(
+        "--only", nargs="+", choices=PARTS, metavar="PART",
+        help=f"of {', '.join(PARTS)} (default: all but {', '.join(NAMED)})",
+    )  # fmt: skip
+    parser.add_argument(
+        "--docs",
+        action="store_true",
+        help="calm, reuse: write what docs/coherence.md and docs/reuse.md show",
+    )
     parser.add_argument("--json", type=pathlib.Path, default=ROOT / "output" / "bench.json")
     args = parser.parse_args()
+    args.only = args.only or [name for name in PARTS if name not in NAMED]
     if args.quick:
         args.frames = 30
     return args
@@ -216,6 +234,16 @@ def whole(report: Report, device: Device, frames: int) -> None:
         sides["public, bfloat16"] = rivals.Public(rounded, n, mode)
         sides["AutoPipeline, bfloat16"] = rivals.AutoPipeline(rounded, n)
         sides["queue, bfloat16"] = rivals.ComfyQueue(rounded, n)
+    quick = frames < 100
+    kinds = {key: engine for key, engine in (
+        ("ours", "eager"), ("ours, openvino", "openvino"),
+        ("ours, openvino bfloat16", "openvino bfloat16"),
+    ) if key in sides}  # fmt: skip
+    for key, engine in kinds.items():
+        for way in reuse_rows.WAYS:
+            sides[f"{key}, {way}"] = rivals.Ours(
+                kit, n, mode, engine=engine, reuse=reuse_rows.asked(way)
+            )
     fed = rivals.pictures(kit)
     ways = {key: lambda side=side: side.frames(fed) for key, side in sides.items()}
     try:
@@ -236,10 +264,33 @@ def whole(report: Report, device: Device, frames: int) -> None:
                 "x public": times["public"].median / own.median,
             }
         fell = getattr(sides[key], "fallback", None)
-        rows.append(row | ({"fell back": fell} if fell else {}))
+        way = next((way for way in reuse_rows.WAYS if key.endswith(f", {way}")), "the same")
+        pictures = {"pictures": way}
+        rows.append(row | pictures | ({"fell back": fell} if fell else {}))
     report.add("whole frames, the embedded model", rows, f"n = {n}, {kit.size} x {kit.size}")
     ms = {key: own.median for key, own in times.items() if not own.failed}
     bars(report, ms, names)
+    with_reuse(report, ms, names)
+    rows = []
+    for way in reuse_rows.WAYS:
+        near = reuse_rows.psnr(
+            lambda way=way: rivals.Ours(kit, n, mode, reuse=reuse_rows.asked(way)),
+            lambda: rivals.Ours(kit, n, mode), 1 if quick else reuse_rows.CLIPS,
+        )  # fmt: skip
+        rows.append({"pictures": way, **near})
+    report.add("pictures with reuse against the whole network's", rows, "dB, eager")
+
+
+def with_reuse(report: Report, ms: dict[str, float], names: dict[str, str]) -> None:
+    """Bars of the rows whose pictures are others: beside the same pictures, not instead of them."""
+    keys = [key for key in ms if "with reuse" in key and "bfloat16" not in key]
+    if not keys:
+        return
+    for way in reuse_rows.WAYS:
+        best = min((key for key in keys if key.endswith(f", {way}")), key=ms.get)
+        for rival, least in (("public", 1.8), ("queue", 3.0)):
+            name = f"fps / {names[rival]}, {names[best]}"
+            report.bars.append(Bar(name, ms[rival] / ms[best], least=least))
 
 
 def bars(report: Report, ms: dict[str, float], names: dict[str, str]) -> None:
@@ -298,6 +349,34 @@ def scale(report: Report, device: Device, frames: int) -> None:
     report.bars.append(Bar("cost against pixels, slope", rows[1]["slope"], 1.1, 0.9))
 
 
+def calmness(report: Report, quick: bool, docs: bool) -> None:
+    """How calm the embedded model's pictures are, and what makes them so."""
+    import calm
+
+    calm.part(report, quick, docs)
+
+
+def reusing(report: Report, quick: bool, docs: bool) -> None:
+    """What Live Reuse saves with the embedded model, and how far its pictures are off."""
+    import reuse
+
+    reuse.part(report, quick, docs)
+
+
+def patches(report: Report, quick: bool) -> None:
+    """What Live Patchwork saves, how far its pictures are off, and whether they drift."""
+    import patchwork
+
+    patchwork.part(report, quick)
+
+
+def house(report: Report, quick: bool) -> None:
+    """Many streams behind one address: kills, scaling, overhead, tries (serve_bars.py)."""
+    from serve_bars import serve
+
+    serve(report, quick)
+
+
 def main() -> int:
     args = options()
     engines.prepare(args.comfyui)
@@ -308,23 +387,27 @@ def main() -> int:
     device, report = Device("cpu"), Report(args.json, measure.machine())
     cores = report.told["on"]["cores"]
     print(", ".join(f"{name} {value}" for name, value in report.told["on"].items()), flush=True)
-    # a second thread only waits where there is next to nothing to compute
-    torch.set_num_threads(1)
-    with torch.inference_mode():
-        with report.part("counts"):
-            counts(report)
-        with report.part("bookkeeping"):
-            bookkeeping(report, device, args.frames)
-        with report.part("memory"):
-            memory(report, device)
-    with report.part("live loop"):
-        live(report, args.frames)
-    torch.set_num_threads(cores)
-    with torch.inference_mode():
-        with report.part("whole frames"):
-            whole(report, device, args.frames)
-        with report.part("scaling"):
-            scale(report, device, args.frames)
+    parts = {
+        "counts": lambda: counts(report),
+        "bookkeeping": lambda: bookkeeping(report, device, args.frames),
+        "memory": lambda: memory(report, device),
+        "live loop": lambda: live(report, args.frames),
+        "whole frames": lambda: whole(report, device, args.frames),
+        "scaling": lambda: scale(report, device, args.frames),
+        "calm": lambda: calmness(report, args.quick, args.docs),
+        "reuse": lambda: reusing(report, args.quick, args.docs),
+        "patchwork": lambda: patches(report, args.quick),
+        "serve": lambda: house(report, args.quick),
+        "share": lambda: reuse_rows.share(report, device, 3 if args.quick else 9),
+    }
+    for name in PARTS:
+        if name in args.only:
+            # a second thread only waits where there is next to nothing to compute
+            torch.set_num_threads(1 if name in LITTLE else cores)
+            # the live loop's server has threads of its own
+            plain = name == "live loop"
+            with report.part(name), contextlib.nullcontext() if plain else torch.inference_mode():
+                parts[name]()
     report.add("the bars", [bar.row() for bar in report.bars])
     print(f"\n{args.json}; seconds: {report.seconds}")
     wrong = [bar.name for bar in report.bars if bar.counted and not bar.ok]

@@ -226,6 +226,7 @@ class ComfyQueue:
         fed = itertools.count()
         types = "MODEL", "VAE", "CONDITIONING", "CONDITIONING"
         kinds = [f"Benchmark{kind}{id(self)}" for kind in ("Parts", "Picture", "Shown")]
+        self._open.callback(lambda: [classes.pop(kind, None) for kind in kinds])
         _node(classes, kinds[0], types, lambda: parts)
         _node(classes, kinds[1], ("IMAGE",), lambda: (self._in,), lambda: next(fed))
         _node(classes, kinds[2], None, self._show)
@@ -298,6 +299,7 @@ class Ours:
             or "graph": the tick recorded as it is, nothing folded.
         recording: stands for CUDA graphs where there are none.
         ahead: a picture is fetched while the next frame is on its way, as in a live run.
+        reuse: Live Reuse's settings; its pictures are others.
 
     Attributes:
         prepared: frames that went on with what was prepared for the frame before.
@@ -306,8 +308,10 @@ class Ours:
     modes = tuple(MODES)
 
     def __init__(self, kit: Kit, n: int, mode: str = "off", f: int = 1, engine: str = "eager",
-                 recording: Callable | None = None, ahead: bool = False):  # fmt: skip
+                 recording: Callable | None = None, ahead: bool = False,
+                 reuse: Any = None):  # fmt: skip
         from livediffusion.engine.guidance import Guidance
+        from livediffusion.host.models import coherence
         from livediffusion.host.models.engines import engine_of
         from livediffusion.host.sampling.guider import RCFGGuider
         from livediffusion.host.sampling.stream import Settings, Stream
@@ -318,6 +322,9 @@ class Ours:
         if recording is not None:
             self.stream.recorded._new = recording
         self.model = kit.model if engine == "eager" else _attached(kit, engine, recording)
+        if reuse is not None:
+            self.name += f", with reuse ({reuse.depth}, interval {reuse.interval})"
+            self.model = coherence.attach(self.model, reuse=reuse)
         self.attached = engine_of(self.model)
         self.guider = RCFGGuider(self.model, Guidance(mode, CFG, DELTA))
         self.guider.set_conds(kit.conditioning(kit.prompt), kit.conditioning(kit.negative))

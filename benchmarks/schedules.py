@@ -3,8 +3,8 @@
     COMFYUI_PATH=... python benchmarks/schedules.py [part ...]
 
 Parts: solvers, mixtures, hands, learned, few, shifted and searched run where the exact answer is
-known (tests/grid.py), demo on the bundled model; without a name all of them. Prints a table and one
-line of JSON for each; ends with an error if a bar of the project is missed.
+known (tests/grid.py), demo and skipped on the bundled model; without a name all of them. Prints a
+table and one line of JSON for each; ends with an error if a bar of the project is missed.
 """
 
 import argparse
@@ -16,7 +16,7 @@ import sys
 import time
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
-PARTS = ("solvers", "mixtures", "hands", "learned", "few", "shifted", "searched", "demo")
+PARTS = ("solvers", "mixtures", "hands", "learned", "few", "shifted", "searched", "demo", "skipped")
 
 
 # a rule's steps for a number of calls
@@ -290,12 +290,100 @@ def demo(samples: int, scales: list[float], strength: float) -> dict:
     return {"rows": rows, "ok": ok}
 
 
+def skipped(samples: int, n: int, side: int, population: int, generations: int) -> dict:
+    """A quarter of the bundled model's FLOPs left out, from real pictures at strength 0.5: what is
+    searched beside every k-th body, also on pictures that played no part in either."""
+    import torch
+    from livediffusion.demo import loader
+    from livediffusion.demo import pictures as previews
+    from livediffusion.engine.step_rules import STEP_RULES
+    from livediffusion.host.learning.hand_made import fitted, of_comfyui
+    from livediffusion.host.learning.study import Subject
+    from livediffusion.host.models import skips
+    from livediffusion.schedules.architecture import Network, even
+    from livediffusion.schedules.find import Ask, Model, find, fine
+    from livediffusion.schedules.pupil import Pupil, Teacher
+    from livediffusion.schedules.timesteps import SPACINGS, from_strength
+
+    import nodes
+
+    strength, share, solver, prompt = 0.5, 0.25, "euler", "pop art poster"
+    with torch.inference_mode():
+        model, clip, vae = loader.load()
+        folder = previews.fetched(previews.CACHE)
+        crops = previews.crops(previews.split(folder)[0], 3 * samples, 0)
+        crops = torch.from_numpy(crops).movedim(-1, 1).float() / 255
+        pictures = torch.nn.functional.interpolate(crops, size=(side, side), mode="area")
+        latents = vae.encode(pictures.movedim(1, -1))
+        positive = nodes.CLIPTextEncode().encode(clip, prompt)[0]
+    sampling = model.get_model_object("model_sampling")
+    table = sampling.sigmas.float().cpu()
+    counted = skips.cost(model, latents.shape[-2:], positive[0][0].shape[1])
+    network = Network(counted.bodies, counted.whole)
+    ask = Ask("searched", solver, n, strength, samples, generations, 0, population, skip=share)
+    ours = {s: from_strength(table, n, strength, s) for s in SPACINGS}
+    hands = fitted(
+        [*of_comfyui(sampling, False, int(n / strength)), *ours.items()], n, ask.top(table)
+    )
+    told: dict = {}
+
+    def work(bench, clean, noise):
+        family = Model(bench, bench.space, table, False, network)
+        x = bench.noised(clean, noise, ask.top(table))
+        seen, unseen = x[: 2 * samples], x[2 * samples :]
+        began = time.process_time()
+
+        def heard(found, errors):
+            stage = "whole" if not found.steps.skips else "cut"
+            told[stage] = errors["teacher"]
+
+        told["found"], _ = find(family, seen, ask, hands, heard=heard)
+        told["cpu"] = time.process_time() - began
+        goal = Teacher(fine(family, unseen, strength))
+        pupil = Pupil(bench, unseen, STEP_RULES[solver], bench.space, goal)
+        size = goal.ends.double().square().mean().sqrt()
+        steps = told["found"].steps
+        calls = len(steps.skips)
+
+        def error(cut):
+            return float(pupil.terms(steps._replace(skips=cut)).mean().sqrt() / size)
+
+        rules = even(network, share)
+        told["unseen"] = error(steps.skips), error(())
+        told["rules"] = {name: error((cut,) * calls) for name, cut in rules.items()}
+
+    Subject(
+        model, positive, None, 1.0, latents, 3 * samples, 0, frozenset(network.bodies)
+    ).study(work, lambda done: None)  # fmt: skip
+    (own, rule), (whole, _) = told["cut"], told["whole"]
+    best = told["found"]
+    print(f"\nbundled model, {prompt}, {side} x {side}, strength {strength}, {solver}, n = {n}, "
+          f"{samples} samples, population {population}, {generations} generations\n")  # fmt: skip
+    print("| | FLOPs | held out | unseen |\n|---|---|---|---|")
+    rules = sorted(told["rules"].items(), key=lambda one: one[1])
+    left = even(network, share)
+    print(f"| the whole network | 1.00 | {whole:.3f} | {told['unseen'][1]:.3f} |")
+    flops = 1 - network.saved(best.steps.skips)
+    print(f"| searched | {flops:.2f} | {own:.3f} | {told['unseen'][0]:.3f} |")
+    for name, error in rules:
+        held = f"{rule:.3f}" if name == best.hand_made[0] else ""
+        print(f"| {name} | {1 - network.saved([left[name]]):.2f} | {held} | {error:.3f} |")
+    print(f"\n{told['cpu']:.0f} s of one core; left out: {[sorted(s) for s in best.steps.skips]}")
+    ratio, fresh = own / rule, told["unseen"][0] / rules[0][1]
+    return {"ratio": ratio, "ratio unseen": fresh, "flops": flops, "cpu": told["cpu"],
+            "ok": ratio <= 0.85 and fresh <= 0.85 and flops <= 1 - share}  # fmt: skip
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("parts", nargs="*", choices=PARTS, default=PARTS)
     parser.add_argument("--samples", type=int, default=96, help="of the bundled model")
     parser.add_argument("--cfg", type=float, nargs="*", default=[1.0, 3.0])
     parser.add_argument("--strength", type=float, default=1.0)
+    parser.add_argument("--steps", type=int, default=2, help="of skipped")
+    parser.add_argument("--side", type=int, default=128, help="pixels, of skipped")
+    parser.add_argument("--population", type=int, default=50, help="of skipped")
+    parser.add_argument("--generations", type=int, default=8, help="of skipped")
     args = parser.parse_args()
     # the tests' set-up: the pack under its alias, ComfyUI as it makes itself
     spec = importlib.util.spec_from_file_location("conftest", ROOT / "tests" / "conftest.py")
@@ -308,6 +396,10 @@ def main() -> None:
             figures = alone[part]()
         elif part == "demo":
             figures = demo(args.samples, args.cfg, args.strength)
+        elif part == "skipped":
+            figures = skipped(
+                args.samples, args.steps, args.side, args.population, args.generations
+            )
         else:
             figures = found("searched" if part == "searched" else "learned", part == "shifted")
         print(json.dumps({part: figures}))

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .engine import Call, Refused, Shapes, UNet
+from .engine import EXACT, Call, Refused, Shapes, UNet, dtype_of
 from .precision import Against, missing_bfloat16
 
 
@@ -26,6 +26,8 @@ class Bfloat16:
     capturable = False
     placed = False
     per_shape = False
+    remembers = True
+    mixes = True
 
     def __init__(self, note: Callable[[str], None] = lambda text: None):
         self._note = note
@@ -87,9 +89,9 @@ def missing(device: torch.device) -> str | None:
 def _rounded(call: Call) -> Call:
     named = {}
     for name, tensor in call.named().items():
-        if name != "timesteps":
-            tensor = tensor.to(torch.bfloat16)
+        if name not in EXACT:
+            tensor = tensor.to(dtype_of(name, torch.bfloat16))
             if tensor.ndim == 4:
                 tensor = tensor.contiguous(memory_format=torch.channels_last)
         named[name] = tensor
-    return Call.of(named)
+    return Call.of(named, call.memory, call.reuse)

@@ -30,6 +30,8 @@ class CudaGraph:
     capturable = True
     placed = True
     per_shape = True
+    remembers = False
+    mixes = False
 
     def __init__(self, recording: Callable[[], Recording] = CudaRecording):
         self._new = recording

@@ -3,13 +3,17 @@
 torch only: the host hands over the network as a `UNet`, so nothing here knows ComfyUI.
 """
 
-from collections.abc import Hashable
-from dataclasses import dataclass, field
+from collections.abc import Hashable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
+from .remembered import AMOUNT, BANK, SEEN, THRESHOLD, WHO, Layers, Remembered, narrow
+from .reused import GIVEN, INDICES, KEPT, WHOLE, Reused
+
+EXACT = frozenset({"timesteps", AMOUNT, THRESHOLD})  # float32 whatever a network is in
 SIDES = ("input", "middle", "output")
 
 
@@ -25,6 +29,10 @@ class Outdated(WeightsAway):
     """The engine was made for weights of another kind; another one is to be made."""
 
 
+class NotYet(Refused):
+    """It cannot run this call, and will run those that come once the stream has gone on."""
+
+
 @dataclass(frozen=True)
 class Call:
     """The tensors of one UNet call.
@@ -36,6 +44,8 @@ class Call:
         y: pooled vector, [R, P], or None.
         residuals: a ControlNet's, each [R, C_i, H_i, W_i], by name: "control_output_0" is what the
             first output block adds (ComfyUI takes its lists from the end).
+        memory: what is read and written where frames help each other, or None.
+        reuse: what is read and written where rows go on with kept features, or None.
     """
 
     x: Tensor
@@ -43,17 +53,61 @@ class Call:
     context: Tensor | None
     y: Tensor | None = None
     residuals: dict[str, Tensor] = field(default_factory=dict)
+    memory: Remembered | None = None
+    reuse: Reused | None = None
 
     @classmethod
-    def of(cls, named: dict[str, Tensor]) -> "Call":
-        """The call that these tensors make, by name; what is not named is not there."""
+    def of(
+        cls, named: dict[str, Tensor], memory: Remembered | None = None,
+        reuse: Reused | None = None,
+    ) -> "Call":  # fmt: skip
+        """The call that these tensors make, by name; what is not named is not there.
+
+        Args:
+            memory, reuse: of the call, with other tensors in them.
+        """
         residuals = {name: t for name, t in named.items() if name.startswith("control_")}
-        return cls(named["x"], named["timesteps"], named.get("context"), named.get("y"), residuals)
+        if memory is not None:
+            reads = {name: t for name, t in named.items() if name.startswith(BANK)}
+            memory = replace(memory, reads=reads)
+        if reuse is not None:
+            reads = {name: t for name, t in named.items() if name.startswith(KEPT)}
+            reuse = replace(reuse, reads=reads)
+        return cls(
+            named["x"], named["timesteps"], named.get("context"), named.get("y"), residuals, memory,
+            reuse,
+        )  # fmt: skip
 
     def named(self) -> dict[str, Tensor]:
         """Its tensors by the names that a compiled UNet's inputs have."""
         named = {"x": self.x, "timesteps": self.timesteps, "context": self.context, "y": self.y}
-        return {name: t for name, t in {**named, **self.residuals}.items() if t is not None}
+        reads = [part.reads for part in (self.memory, self.reuse) if part is not None]
+        every = {**named, **self.residuals}
+        for more in reads:
+            every |= more
+        return {name: t for name, t in every.items() if t is not None}
+
+    @property
+    def more(self) -> tuple[str, ...]:
+        """Names of what the network gives besides its result."""
+        memory = () if self.memory is None else self.memory.layers.outputs
+        return memory if self.reuse is None else (*memory, *self.reuse.outputs)
+
+    def shape(self, output: str) -> tuple[int, ...]:
+        """Of one of `more`."""
+        return self.reuse.shape() if output == GIVEN else self.memory.shape(output)
+
+    def wrote(self, outputs: Mapping[str, Tensor]) -> None:
+        """Hand on these of `more`."""
+        for name in self.more:
+            part = self.reuse if name == GIVEN else self.memory
+            part.wrote[name] = outputs[name]
+
+    def given(self) -> tuple[Tensor, ...]:
+        """What was handed on, in the order of `more`."""
+        return tuple(
+            (self.reuse if name == GIVEN else self.memory).wrote[name] for name in self.more
+        )
 
     @property
     def control(self) -> dict[str, list[Tensor | None]] | None:
@@ -66,6 +120,13 @@ class Call:
                 order = range(max(found), -1, -1)
                 out[side] = [self.residuals.get(found.get(i)) for i in order]
         return out or None
+
+
+def dtype_of(name: str, dtype: torch.dtype) -> torch.dtype:
+    """What the input of this name is in, in a network of this dtype."""
+    if name.startswith((SEEN, WHO)) or name in INDICES:
+        return torch.int64
+    return torch.float32 if name in EXACT else dtype
 
 
 def residuals(control: dict[str, Any] | None, rows: int) -> dict[str, Tensor]:
@@ -88,16 +149,28 @@ class Shapes:
         sizes: (name, shape) of each input in the order of Call.named.
         dtype: of x, such as "float16".
         device: such as "cuda:0".
+        layers: where frames help each other, or None.
+        frames: that these remember.
+        depth: what every row runs where rows go on with kept features, or None.
+        inner: those of `layers` that only the others have, see Remembered.
     """
 
     sizes: tuple[tuple[str, tuple[int, ...]], ...]
     dtype: str
     device: str
+    layers: Layers | None = None
+    frames: int = 1
+    depth: int | None = None
+    inner: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, call: Call) -> "Shapes":
         sizes = tuple((name, tuple(t.shape)) for name, t in call.named().items())
-        return cls(sizes, str(call.x.dtype).removeprefix("torch."), str(call.x.device))
+        dtype, device, memory = call.x.dtype, str(call.x.device), call.memory
+        more = (None, 1) if memory is None else (memory.layers, memory.frames)
+        depth = None if call.reuse is None else call.reuse.depth
+        inner = () if memory is None else memory.inner
+        return cls(sizes, str(dtype).removeprefix("torch."), device, *more, depth, inner)
 
     def __getitem__(self, name: str) -> tuple[int, ...]:
         return dict(self.sizes)[name]
@@ -109,9 +182,26 @@ class Shapes:
     def example(self) -> Call:
         """A call of these shapes, on the CPU."""
         dtype = getattr(torch, self.dtype)
-        named = {name: torch.zeros(size, dtype=dtype) for name, size in self.sizes}
-        named["timesteps"] = named["timesteps"].float()
-        return Call.of(named)
+        named = {name: torch.zeros(size, dtype=dtype_of(name, dtype)) for name, size in self.sizes}
+        memory = None
+        if self.layers is not None:
+            memory = Remembered(self.layers, self.frames, {}, self.inner)
+        reuse = None if self.depth is None else Reused(self.depth, {})
+        return Call.of(named, memory, reuse)
+
+    @property
+    def open(self) -> "Shapes":
+        """With -1 for how many rows run the inner blocks."""
+        sizes = tuple(
+            (name, (-1, *size[1:]) if name == WHOLE or narrow(name, self.inner) else size)
+            for name, size in self.sizes
+        )
+        return replace(self, sizes=sizes)
+
+    @property
+    def graph(self) -> Hashable:
+        """What one graph, open in all its sizes, holds for."""
+        return self.names, self.layers, self.depth
 
     @property
     def residuals(self) -> tuple[str, ...]:
@@ -122,7 +212,14 @@ class Shapes:
         rows, _, height, width = self["x"]
         tokens = self["context"][1] if "context" in self.names else 0
         control = f", {len(self.residuals)} ControlNet residuals" if self.residuals else ""
-        return f"{rows} rows of {width} x {height} latents, {tokens} tokens{control}, {self.dtype}"
+        more = f", {self.layers}" if self.layers is not None else ""
+        if self.depth is not None:
+            inner = "some" if WHOLE in self.names else "none"
+            more += f", {inner} run more than depth {self.depth}"
+        return (
+            f"{rows} rows of {width} x {height} latents, {tokens} tokens{control}{more}, "
+            f"{self.dtype}"
+        )
 
 
 class UNet(Protocol):
@@ -159,6 +256,8 @@ class Engine(Protocol):
         capturable: a CUDA graph of the whole tick may take its calls in.
         placed: it reads the weights where they were at `prepare`, so it ends when they move.
         per_shape: it is made for one shape, so only for shapes that keep coming.
+        remembers: it takes calls in which frames help each other, or rows go on with kept features.
+        mixes: it takes calls with both.
     """
 
     name: str
@@ -166,6 +265,8 @@ class Engine(Protocol):
     capturable: bool
     placed: bool
     per_shape: bool
+    remembers: bool
+    mixes: bool
 
     def prepare(self, unet: UNet, shapes: Shapes) -> None:
         """Make what runs calls of these shapes.
@@ -178,7 +279,10 @@ class Engine(Protocol):
         """What of the shapes it is made for: equal scopes share an engine."""
 
     def __call__(self, call: Call) -> Tensor:
-        """The UNet's output, [R, C, H, W], in x's dtype and on its device."""
+        """The UNet's output, [R, C, H, W], in x's dtype and on its device.
+
+        What else it gives goes to `call.memory.wrote`.
+        """
 
     def moved(self) -> None:
         """The weights may have other values, where they lie."""
@@ -198,6 +302,8 @@ class Eager:
     capturable = False
     placed = False
     per_shape = False
+    remembers = True
+    mixes = True
 
     def scope(self, shapes: Shapes) -> Hashable:
         return ()

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import torch
 
 from .engine import Shapes, UNet
-from .onnx_export import ROWS, SIZE, TOKENS, export
+from .onnx_export import EVERY, export
 
 _KEPT = 2  # files that stay for the next shape
 _lock = threading.Lock()  # an export is of seconds, and two of them in turns are no faster
@@ -28,7 +28,7 @@ def exported(unet: UNet, shapes: Shapes, dtype: torch.dtype) -> Iterator[pathlib
         Refused: see onnx_export.export.
     """
     with _lock:
-        key = _digest(unet.module), shapes.names, str(dtype)
+        key = _digest(unet.module), shapes.graph, str(dtype)
         folder = _files.get(key)
         if folder is None:
             folder = tempfile.TemporaryDirectory(
@@ -37,7 +37,7 @@ def exported(unet: UNet, shapes: Shapes, dtype: torch.dtype) -> Iterator[pathlib
             try:
                 export(
                     unet, shapes.example(), pathlib.Path(folder.name) / "unet.onnx", dtype,
-                    frozenset({ROWS, SIZE, TOKENS}),
+                    EVERY,
                 )  # fmt: skip
             except BaseException:
                 folder.cleanup()

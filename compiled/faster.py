@@ -54,18 +54,19 @@ class Faster:
         self._clock = clock
         self._engine = make()
         self.name = self._engine.name
+        self.remembers, self.mixes = self._engine.remembers, self._engine.mixes
         self._kept, self._about, self._note = kept, about, note
         self._unet: UNet | None = None
         self._made = threading.Event()
         self._gone = threading.Event()
         self._trouble: str | None = None
-        self._times: tuple[list[float], list[float]] = [], []
+        self._times: dict[tuple, tuple[list[float], list[float]]] = {}  # by what a call runs
         self._checked = False
         self.chosen: str | None = None
         self.gain: float | None = None
 
     def scope(self, shapes: Shapes) -> Hashable:
-        return shapes
+        return shapes.open
 
     def prepare(self, unet: UNet, shapes: Shapes) -> None:
         """Begin; returns at once, but for a copy of the weights.
@@ -74,7 +75,7 @@ class Faster:
             Refused: it is no UNet, or its weights are not there.
         """
         self._unet = unet
-        self._key = f"{self._about()}, {_layout(unet)}, {shapes}"
+        self._key = f"{self._about()}, {_layout(unet)}, {shapes.open}"
         self.gain = self._kept.get(self._key)
         if self.gain is not None and self.gain < LEAST:
             self._stay()
@@ -120,12 +121,13 @@ class Faster:
 
     def _turn(self, call: Call) -> Tensor:
         """One of the two, timed; after enough turns the faster one is known."""
-        at = len(self._times[0]) > len(self._times[1])
+        times = self._times.setdefault(Shapes.of(call).sizes, ([], []))
+        at = len(times[0]) > len(times[1])
         began = self._clock()
         out = self._engine(call) if at else self._unet(call)
-        self._times[at].append(self._clock() - began)
-        if len(self._times[1]) >= TURNS:
-            eager, engine = map(statistics.median, self._times)
+        times[at].append(self._clock() - began)
+        if len(times[1]) >= TURNS:
+            eager, engine = map(statistics.median, times)
             self.gain = eager / engine
             self._kept.put(self._key, self.gain)
             self._take() if self.gain >= LEAST else self._stay()

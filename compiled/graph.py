@@ -1,6 +1,7 @@
 """Recorded work: a CUDA graph, and the tensors that it reads its knobs from."""
 
 import contextlib
+import functools
 import traceback
 import weakref
 from collections.abc import Callable, Iterator
@@ -9,6 +10,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from ..engine.blocks import rows
 from ..kernels.choice import driver_allocates
 from .engine import Refused
 
@@ -225,8 +227,14 @@ class Folded:
         kept = [(module(), out) for module, out in (*self._prompt, *self._time, *self._unused)]
         try:
             for module, out in kept:
-                module.forward = lambda *args, out=out: out
+                module.forward = functools.partial(_known, out)
             yield
         finally:
             for module, _ in kept:
                 module.__dict__.pop("forward", None)
+
+
+def _known(out: Tensor, given: Tensor, *args: Any) -> Tensor:
+    """What is kept for the rows that a layer is given."""
+    index = rows.of(given)
+    return out if index is None else out.index_select(0, index)

@@ -50,6 +50,8 @@ class Inductor:
     bakes = False
     placed = False
     per_shape = True
+    remembers = False
+    mixes = False
 
     def __init__(self, backend: str = "inductor"):
         self._backend = backend

@@ -229,6 +229,11 @@ class _Led(TorchFunctionMode):
             x = args[0]
             if x.ndim == 4 and x.is_contiguous(memory_format=_LAST):
                 return x
+        if func is Tensor.index_select and args[0].ndim == 4 and args[1] == 0:
+            x = args[0]
+            if x.is_contiguous(memory_format=_LAST):  # torch's own would be contiguous
+                rows = func(x.permute(0, 2, 3, 1), *args[1:], **kwargs)
+                return rows.permute(0, 3, 1, 2)
         if func is F.scaled_dot_product_attention and _cudnn(*args[:2]):
             from torch.nn.attention import SDPBackend, sdpa_kernel
 

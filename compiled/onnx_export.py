@@ -11,18 +11,21 @@ import os
 import pathlib
 import threading
 import warnings
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .engine import Call, Refused, UNet
+from .engine import EXACT, Call, Refused, UNet, dtype_of
+from .remembered import BANK, OWN, SEEN, WHO, narrow
+from .reused import FEATURES, GIVEN, PICK, WHOLE
 
 OPSET = 17  # LayerNormalization; what TensorRT 8.6 reads
 VERSION = 1  # of what this module writes; part of every engine's key
 EXTERNAL = 1 << 30  # bytes of weights that go to a file of their own; protobuf ends at 2 GB
-ROWS, SIZE, TOKENS = "rows", "size", "tokens"
+ROWS, SIZE, TOKENS, SEEN_ROWS, RUN = "rows", "size", "tokens", "seen", "run"
+EVERY = frozenset({ROWS, SIZE, TOKENS, SEEN_ROWS, RUN})
 OUTPUT = "out"
 
 _AXES = {
@@ -31,10 +34,14 @@ _AXES = {
     "context": {0: "rows", 1: "tokens"},
     "y": {0: "rows"},
     OUTPUT: {0: "rows", 2: "height", 3: "width"},
+    FEATURES: {0: "rows", 2: "kept_height", 3: "kept_width"},
+    WHOLE: {0: "run"},
+    PICK: {0: "rows"},
+    GIVEN: {0: "run", 2: "kept_height", 3: "kept_width"},
 }
 # torch's exporter keeps its state for the whole process, and engines are made in threads
 _exporting = threading.Lock()
-_KIND = {"rows": ROWS, "height": SIZE, "width": SIZE, "tokens": TOKENS}
+_KIND = {"run": RUN, "rows": ROWS, "height": SIZE, "width": SIZE, "tokens": TOKENS}
 
 
 @dataclass(frozen=True)
@@ -63,10 +70,12 @@ def export(
 
     Args:
         unet: the network.
-        call: an example; its values do not matter. Timesteps stay float32, the rest takes `dtype`.
+        call: an example; its values do not matter. What is of engine.EXACT
+            stays float32, the rest takes `dtype`.
         path: of the file; its folder exists.
         dtype: of weights and tensors: float32, float16 or bfloat16.
-        dynamic: which of "rows", "size", "tokens" the file leaves open.
+        dynamic: which of EVERY the file leaves open; "seen" is how many rows each row sees, "run"
+            how many run the inner blocks.
         external: bytes of weights from which on they go beside the graph.
         named: find out which weight of the file is which parameter.
 
@@ -78,12 +87,15 @@ def export(
     traced = _Traced(plain, call)
     device = next(traced.parameters()).device
     example = {
-        name: tensor.to(device, torch.float32 if name == "timesteps" else dtype)
-        for name, tensor in call.named().items()
+        name: tensor.to(device, dtype_of(name, dtype))
+        for name, tensor in _narrowing(call.named(), _inner(call), dynamic).items()
     }
     if call.residuals:
         _fitting(plain, Call.of(example))
-    weights = _write(onnx, traced, example, pathlib.Path(path), dynamic, external, named)
+    weights = _write(
+        onnx, traced, example, pathlib.Path(path), dynamic, external, named, traced.more,
+        _inner(call),
+    )  # fmt: skip
     return Exported(path, weights)
 
 
@@ -99,7 +111,8 @@ def export_network(module: torch.nn.Module, x: Tensor, path: pathlib.Path) -> Ex
 
 def _write(
     onnx, traced: torch.nn.Module, example: dict[str, Tensor], path: pathlib.Path,
-    dynamic: frozenset[str], external: int, named: bool,
+    dynamic: frozenset[str], external: int, named: bool, more: tuple[str, ...] = (),
+    inner: tuple[str, ...] = (),
 ) -> dict[str, tuple[str, bool]]:  # fmt: skip
     """Trace it, and have the file checked; returns which weight is which if that is asked for."""
     raw = path.with_name(f"{path.name}.raw")
@@ -112,8 +125,8 @@ def _write(
                 tuple(tensor.clone() for tensor in example.values()),
                 str(raw / "unet.onnx"),
                 input_names=list(example),
-                output_names=[OUTPUT],
-                dynamic_axes=_axes(example, dynamic) or None,
+                output_names=[OUTPUT, *more],
+                dynamic_axes=_axes(example, more, dynamic, inner) or None,
                 opset_version=OPSET,
                 **_exporter(),
             )
@@ -180,6 +193,29 @@ def _fitting(unet: UNet, call: Call) -> None:
             )
 
 
+def _inner(call: Call) -> tuple[str, ...]:
+    return () if call.memory is None else call.memory.inner
+
+
+def _narrowing(
+    named: dict[str, Tensor], inner: tuple[str, ...], dynamic: frozenset[str]
+) -> dict[str, Tensor]:
+    """An example in which not every row runs the inner blocks: only then is it traced which do."""
+    whole, rows = named.get(WHOLE), named["x"].shape[0]
+    if whole is None or RUN not in dynamic or whole.shape[0] < rows:
+        return named
+    if rows == 1:
+        if ROWS not in dynamic:
+            return named
+        axes = _axes(named, (), EVERY, inner)
+        of_rows = {
+            name for name, own in axes.items()
+            if own.get(0) == "rows" or (name.startswith(SEEN) and not narrow(name, inner))
+        }  # fmt: skip
+        named = {name: torch.cat([t, t]) if name in of_rows else t for name, t in named.items()}
+    return {n: t[:1] if n == WHOLE or narrow(n, inner) else t for n, t in named.items()}
+
+
 class _Traced(torch.nn.Module):
     """A UNet whose inputs are tensors only, in the order of their names."""
 
@@ -188,18 +224,35 @@ class _Traced(torch.nn.Module):
         self.module = unet.module
         self._unet = unet
         self._names = tuple(call.named())
+        self._memory, self._reuse = call.memory, call.reuse
+        self.more = call.more
 
-    def forward(self, *tensors: Tensor) -> Tensor:
-        return self._unet(Call.of(dict(zip(self._names, tensors, strict=True))))
+    def forward(self, *tensors: Tensor) -> Tensor | tuple[Tensor, ...]:
+        memory = None if self._memory is None else replace(self._memory, wrote={})
+        reuse = None if self._reuse is None else replace(self._reuse, wrote={})
+        call = Call.of(dict(zip(self._names, tensors, strict=True)), memory, reuse)
+        out = self._unet(call)
+        return (out, *call.given()) if self.more else out
 
 
-def _axes(named: dict[str, Tensor], dynamic: frozenset[str]) -> dict[str, dict[int, str]]:
+def _axes(
+    named: dict[str, Tensor], more: tuple[str, ...], dynamic: frozenset[str],
+    inner: tuple[str, ...] = (),
+) -> dict[str, dict[int, str]]:  # fmt: skip
     out = {}
-    for name in (*named, OUTPUT):
-        # a residual's height and width are the latent's divided, each level its own
+    for name in (*named, OUTPUT, *more):
+        # a residual's height and width are the latent's divided, each level its own, and so are a
+        # layer's tokens
         levels = {0: "rows", 2: f"{name}_height", 3: f"{name}_width"}
+        if name.startswith((BANK, OWN)):
+            rows = "run" if narrow(name, inner) else "rows"
+            levels = {} if name in EXACT else {0: rows, 1: f"{name}_tokens"}
+        kinds = _KIND
+        if name.startswith((SEEN, WHO)):
+            levels = {i: f"{name}_{i}" for i in range(named[name].ndim)}
+            kinds = {f"{name}_0": RUN if narrow(name, inner) else ROWS, f"{name}_1": SEEN_ROWS}
         axes = _AXES.get(name, levels)
-        kept = {i: axis for i, axis in axes.items() if _KIND.get(axis, SIZE) in dynamic}
+        kept = {i: axis for i, axis in axes.items() if kinds.get(axis, SIZE) in dynamic}
         if kept:
             out[name] = kept
     return out

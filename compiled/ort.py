@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .engine import Call, Refused, Shapes, UNet
 from .graph import Knobs
-from .onnx_export import ROWS, SIZE, TOKENS, Exported, export, needed
+from .onnx_export import EVERY, OUTPUT, Exported, export, needed
 
 _NO_CUDA = (
     "this onnxruntime has no CUDA: pip uninstall onnxruntime, then pip install onnxruntime-gpu"
@@ -53,6 +53,8 @@ class OnnxRuntime:
     capturable = False
     placed = False
     per_shape = False
+    remembers = True
+    mixes = True
 
     def __init__(self) -> None:
         self._session = None
@@ -61,7 +63,7 @@ class OnnxRuntime:
         self.seconds = {"export": 0.0, "session": 0.0}
 
     def scope(self, shapes: Shapes) -> Hashable:
-        return shapes.names, shapes.dtype, shapes.device
+        return shapes.graph, shapes.dtype, shapes.device
 
     def prepare(self, unet: UNet, shapes: Shapes) -> None:
         """See Engine.prepare.
@@ -81,7 +83,7 @@ class OnnxRuntime:
                 shapes.example(),
                 pathlib.Path(folder.name) / "unet.onnx",
                 dtype,
-                frozenset({ROWS, SIZE, TOKENS}),
+                EVERY,
             )
             self.seconds["export"] = time.perf_counter() - started
             self.load(exported, shapes.device)
@@ -170,30 +172,40 @@ class _Bound:
             {name: named[name].to(dtype).contiguous() for name, dtype in inputs.items()}
         )
         self._always = frozenset(inputs) - {"context"}
-        (told,) = session.get_outputs()
         rows, _, *size = call.x.shape
-        self._out = torch.empty(
-            (rows, told.shape[1], *size), dtype=_TYPES[told.type], device=call.x.device
-        )
+        self._outs = {}
+        for told in session.get_outputs():
+            shape = (rows, told.shape[1], *size)
+            if told.name != OUTPUT:
+                shape = call.shape(told.name)
+            self._outs[told.name] = torch.empty(
+                shape, dtype=_TYPES[told.type], device=call.x.device
+            )
         self._binding = session.io_binding()
         for name, tensor in self._knobs.tensors.items():
             self._binding.bind_input(name, *_place(tensor))
-        self._binding.bind_output(told.name, *_place(self._out))
+        for name, tensor in self._outs.items():
+            self._binding.bind_output(name, *_place(tensor))
 
     def __call__(self, call: Call) -> Tensor:
         named = call.named()
         self._knobs.fill({name: named[name] for name in self._names}, self._always)
         self._session.run_with_iobinding(self._binding)
-        return self._out.to(call.x.dtype, copy=True)
+        call.wrote(self._outs)  # taken out before the next call
+        return self._outs[OUTPUT].to(call.x.dtype, copy=True)
 
 
 def _place(tensor: Tensor) -> tuple[Any, ...]:
     """A tensor as onnxruntime's bindings take it."""
     import numpy as np
 
-    kind = np.float16 if tensor.dtype is torch.float16 else np.float32
+    kinds = {torch.float16: np.float16, torch.int64: np.int64}
     device = tensor.device
+    kind = kinds.get(tensor.dtype, np.float32)
     return device.type, device.index or 0, kind, tuple(tensor.shape), tensor.data_ptr()
 
 
-_TYPES = {"tensor(float)": torch.float32, "tensor(float16)": torch.float16}
+_TYPES = {
+    "tensor(float)": torch.float32, "tensor(float16)": torch.float16,
+    "tensor(int64)": torch.int64,
+}  # fmt: skip

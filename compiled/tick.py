@@ -61,7 +61,8 @@ class RecordedTick:
 
     def fill(self, work: Work, fold: Fold, knobs: dict[str, Tensor]) -> set[str]:
         """Set everything for a tick; returns which of `knobs` are new."""
-        return self._knobs.fill({**_read(work, fold), **knobs}, _FRESH) & self._own
+        fresh = _FRESH | {"base"} if work.plan.renewed else _FRESH
+        return self._knobs.fill({**_read(work, fold), **knobs}, fresh) & self._own
 
     def replay(self, work: Work) -> tuple[Tensor, None]:
         """The tick: rows after the step, as they lie in the ring, [R, C, H, W]."""
@@ -80,7 +81,7 @@ def layout(work: Work, fold: Fold) -> tuple[Any, ...]:
     # the addresses alone do not tell: buffers of another size may come to lie at the same ones
     return (
         fold.form, fold.which, fold.base is None, None if entry is None else tuple(entry.shape),
-        tuple(own.shape), where(own),
+        tuple(own.shape), where(own), None if work.carried is None else work.carried.key,
     )  # fmt: skip
 
 

@@ -4,6 +4,7 @@ Run inside ComfyUI's environment, by packed.py, without ComfyUI itself. Not part
 """
 
 import argparse
+import asyncio
 import contextlib
 import importlib.util
 import os
@@ -156,25 +157,56 @@ def looked_at(args: argparse.Namespace) -> pathlib.Path:
     return path
 
 
-@contextlib.contextmanager
-def stoppable():
-    """Ctrl+C and the end that run.py asks for unwind once; a second one waits for the first."""
-    signals = (signal.SIGINT, signal.SIGTERM)
-    before = [signal.getsignal(number) for number in signals]
+class Stoppable:
+    """Ctrl+C and the end that run.py asks for unwind once; a second one waits for the first.
 
-    def stop(number, frame):
-        for other in signals:
-            # not SIG_IGN: Python tells of one that is on its way already
-            signal.signal(other, lambda number, frame: None)
-        raise KeyboardInterrupt
+    Outside of `run` it is a KeyboardInterrupt. Inside of it nothing is raised wherever the event
+    loop happens to be, which leaves coroutines behind that nobody awaits: the task is cancelled.
+    """
 
-    for number in signals:
-        signal.signal(number, stop)
-    try:
-        yield
-    finally:
-        for number, handler in zip(signals, before, strict=True):
+    def __init__(self):
+        self._asked = False
+        self._cancel = None  # how the task is told, while there is a loop
+
+    def __enter__(self):
+        signals = (signal.SIGINT, signal.SIGTERM)
+        self._before = {number: signal.signal(number, self._stop) for number in signals}
+        return self
+
+    def __exit__(self, kind, error, trace):
+        for number, handler in self._before.items():
             signal.signal(number, handler)
+
+    def _stop(self, number, frame):
+        # not SIG_IGN: Python tells of one that is on its way already
+        if self._asked:
+            return
+        self._asked = True
+        if self._cancel is None:
+            raise KeyboardInterrupt
+        self._cancel()
+
+    def run(self, client, *args):
+        """What the coroutine function returns; KeyboardInterrupt where it was stopped."""
+
+        async def cancelled():
+            task, loop = asyncio.current_task(), asyncio.get_running_loop()
+            self._cancel = lambda: loop.call_soon_threadsafe(task.cancel)
+            if self._asked:
+                task.cancel()
+            return await client(*args)
+
+        # before there is a loop, and when there is none any more, it is kept for later
+        self._cancel = lambda: None
+        try:
+            result = asyncio.run(cancelled())
+        except asyncio.CancelledError:
+            raise KeyboardInterrupt from None
+        finally:
+            self._cancel = None
+        if self._asked:
+            raise KeyboardInterrupt
+        return result
 
 
 def complaint(answer: dict) -> str:

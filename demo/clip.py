@@ -4,7 +4,6 @@ Runs inside ComfyUI's environment (av, Pillow, aiohttp are ComfyUI's own). Not p
 """
 
 import argparse
-import asyncio
 import contextlib
 import itertools
 import json
@@ -23,11 +22,11 @@ from . import timed
 from .client import (
     Failed,
     Parser,
+    Stoppable,
     complaint,
     lent,
     looked_at,
     parser,
-    stoppable,
     told,
     within,
 )
@@ -248,13 +247,13 @@ def table(result: dict, count: int) -> str:
 def main() -> int:
     args = options()
     try:
-        with stoppable():
+        with Stoppable() as stoppable:
             path = looked_at(args)
             if args.check:
                 return 0
             clip = read(path, args.frames, args.size)
             print(f"- {len(clip.frames)} frames of {path.name}, prompt {args.prompt!r}", flush=True)
-            result = asyncio.run(run(args, clip, path))
+            result = stoppable.run(run, args, clip, path)
             after = read(args.out / "clip.mp4", args.frames, args.size).frames
             if len(after) != len(clip.frames):
                 raise Failed(f"{len(clip.frames)} frames went in, {len(after)} came out.")

@@ -5,7 +5,6 @@ stops it. Runs inside ComfyUI's environment. Not part of the pack.
 """
 
 import argparse
-import asyncio
 import io
 import json
 import pathlib
@@ -19,11 +18,11 @@ from PIL import Image
 
 from .client import (
     Failed,
+    Stoppable,
     complaint,
     lent,
     looked_at,
     parser,
-    stoppable,
     within,
 )
 
@@ -139,13 +138,13 @@ def main() -> int:
     args = options()
     began = time.monotonic()
     try:
-        with stoppable():
+        with Stoppable() as stoppable:
             path = looked_at(args)
             if args.check:
                 return 0
             print(f"- {args.frames} frames of {path.name}, prompt {args.prompt!r}", flush=True)
             with lent(args.folder, path.suffix, path) as copy:
-                stats, pictures = asyncio.run(run(args, copy.name))
+                stats, pictures = stoppable.run(run, args, copy.name)
             sheet(pictures, args.out / "live_sheet.png")
     except (Failed, aiohttp.ClientError, OSError) as reason:
         print(f"run.py live: {reason}", file=sys.stderr)

@@ -81,6 +81,7 @@ class LatentFormat(comfy.latent_formats.LatentFormat):
     latent_channels = CHANNELS
     scale_factor = SCALE
     spacial_downscale_ratio = PATCH
+    patch = PATCH  # what is moved along a motion is moved as pixels (host.sampling.carry)
     # pixel_unshuffle lays the pixels of one colour side by side
     latent_rgb_factors = [  # noqa: RUF012
         [float(channel // PATCH**2 == colour) / PATCH**2 / SCALE for colour in range(3)]

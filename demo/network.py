@@ -47,6 +47,8 @@ class Tile(torch.nn.Module):
         device, dtype: of the map, as for ComfyUI's layers.
     """
 
+    adds_to_positions = True  # the same to every picture (host.models.patchwork)
+
     def __init__(self, channels: int, device=None, dtype: torch.dtype | None = None):
         super().__init__()
         self.map = torch.nn.Parameter(

@@ -72,7 +72,7 @@ class Fold:
             target: {
                 name.split(".")[1]: columns(name) for name in parts if name.startswith(f"{target}.")
             }
-            for target in ("after", "denoised", "kept", "entered")
+            for target in ("after", "denoised", "kept", "entered", "carried")
         }
         # the same side by side, [terms, R], for the kernels
         self.after, self.kept, self.own = (self._block(p) for p in ("after", "kept", "entered"))
@@ -131,15 +131,15 @@ def _fold(plan: Plan, guidance: Guidance, which: Which, levels: Levels, key: tup
     ):
         for name in names:
             parts[f"{target}.{name}"] = [each[target].get(name, 0.0) for each in sums]
+    # of a prediction, in the step and in what is remembered
+    for name in ("after", "kept") if past else ("after",):
+        parts[f"carried.{name}"] = [each["carried"][name] for each in sums]
     if which == "entered":
         for name in ("x", "output"):
             parts[f"entered.{name}"] = [level.prediction()[name] for level in known[entered]]
     if plan.mix is not None:
         parts["mix"] = [plan.mix.source, 1.0]
-    base = None
-    if plan.noise is not None:
-        base = torch.zeros(copies + 1, *plan.noise.shape, device=plan.device)
-        base[-1] = plan.noise
+    base = None if plan.planes is None else plan.planes[-copies - 1 :]
     numbers = torch.tensor([value for part in parts.values() for value in part])
     form = tuple((name, len(part)) for name, part in parts.items())
     return Fold(form, which, uploaded(numbers, plan.device), base, plan.dims, key, levels)
@@ -161,4 +161,5 @@ def _sums(step: Weights, level: Level, guidance: Guidance) -> dict[str, Sum]:
         "after": step.after.put("denoised", denoised),
         "denoised": denoised,
         "kept": step.kept.put("denoised", denoised),
+        "carried": {"after": step.denoised, "kept": step.keep.denoised},
     }

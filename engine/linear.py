@@ -58,7 +58,7 @@ class Linear(OwnWay):
         if weights is None:
             weights = self.fold(work.plan)
             prepare(work, self)
-        fused = work.full and not work.buffers.unfused
+        fused = work.full and not work.buffers.unfused and work.carried is None
         return (_fused if fused else _unfused)(work, self, weights)
 
 
@@ -88,9 +88,18 @@ def _unfused(work: Work, guide: Linear, fold: Fold) -> tuple[Tensor, Tensor | No
     for i, past in enumerate(own.past):
         terms[f"past{i}"] = own.take(past, plan.rows)
     weighted(fold.weights["after"], terms, onto=after)
-    denoised = None if work.finishes else weighted(fold.weights["denoised"], terms)
-    if own.past:
-        own.push(plan.rows, weighted(fold.weights["kept"], terms).nan_to_num_(0.0, 0.0, 0.0))
+    denoised = None
+    if work.carried is not None or not work.finishes:
+        denoised = weighted(fold.weights["denoised"], terms)
+    kept = weighted(fold.weights["kept"], terms) if own.past else None
+    if work.carried is not None:
+        before, denoised = denoised, work.carried(plan, denoised)
+        more = denoised - before
+        after.addcmul_(more, fold.weights["carried"]["after"])
+        if kept is not None:
+            kept.addcmul_(more, fold.weights["carried"]["kept"])
+    if kept is not None:
+        own.push(plan.rows, kept.nan_to_num_(0.0, 0.0, 0.0))
     own.count(after, work.recorded)
     if reference is not None and work.source is not None:
         own.heal(reference, plan)

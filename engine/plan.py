@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .noise import SlotNoise
+from .noise import Noise
 from .space import Mix
 from .step_rules import Course, Weights
 from .sums import Sum
@@ -25,7 +25,7 @@ class Place:
     """
 
     course: Course
-    noise: SlotNoise
+    noise: Noise | None
     payloads: list[Any]
     age: int
     k: int = 0
@@ -38,6 +38,11 @@ class Place:
     @property
     def sigma(self) -> float:
         return self.course.levels[self.k]
+
+    @property
+    def lasting(self) -> Noise | None:
+        """The noise that other frames bring, too."""
+        return None if self.noise is None or not self.noise.fixed else self.noise
 
     @property
     def finishes(self) -> bool:
@@ -57,12 +62,28 @@ class Plan:
     steps: list[tuple[float, Weights]]  # noise level and step of each row
     mix: Mix | None  # how the entering rows take in noise
     history: int  # tensors remembered with a frame
-    noise: Tensor | None  # of the step, weighted, [R, C, H, W]
+    planes: Tensor | None  # noise of the step, weighted, [3, R, C, H, W]; all but the last are 0
+    renewed: list[tuple[int, slice, float]]  # places whose noise is another each time, its weight
     dims: int  # of a latent
     device: torch.device
     holds: list[Any] = field(default_factory=list)  # what the plan's key names by id
     fold: Any = None  # of the guider's latest settings (engine.fold.Fold)
     views: Any = None  # of the ring's buffers (engine.buffers.Views)
+
+    @property
+    def noise(self) -> Tensor | None:
+        """Of the step, weighted, [R, C, H, W]."""
+        return None if self.planes is None else self.planes[-1]
+
+    def renew(self, places: list[Place]) -> None:
+        """Take in the noise of frames that have their own.
+
+        Args:
+            places: the plan's, in order.
+        """
+        for i, span, weight in self.renewed:
+            place = places[i]
+            torch.mul(place.noise.slot(place.k + 1), weight, out=self.planes[-1][span])
 
     @cached_property
     def sigma(self) -> Tensor:
@@ -134,12 +155,15 @@ def plan(
         place = places[entered]
         span, mix = spans[at.index(entered)], place.course.entry
         entering = slice(entered * f, entered * f + place.count)
-    noise = None
+    planes, renewed = None, []
     if any(w.noise for _, w in per_row):
-        zero = torch.zeros(shape, device=device)
-        noise = torch.stack(
-            [p.noise.slot(p.k + 1) * w.noise if w.noise else zero for p, w in per_row]
-        )
+        planes = torch.zeros(3, len(index), *shape, device=device)
+        for i, (p, rows) in enumerate(zip(taken, spans, strict=True)):
+            weight = p.course.steps[p.k].noise
+            if weight and p.noise.fixed:
+                planes[-1][rows] = p.noise.slot(p.k + 1) * weight
+            elif weight:
+                renewed.append((i, rows, weight))
     contiguous = index == list(range(index[0], index[0] + len(index)))
     rows = slice(index[0], index[-1] + 1)
     return Plan(
@@ -151,8 +175,9 @@ def plan(
         steps=[(p.sigma, w) for p, w in per_row],
         mix=mix,
         history=history,
-        noise=noise,
+        planes=planes,
+        renewed=renewed,
         dims=len(shape),
         device=device,
-        holds=[(p.course, p.noise) for p in taken],
+        holds=[(p.course, p.lasting) for p in taken],
     )

@@ -13,7 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from .buffers import Buffers
-from .noise import SlotNoise
+from .noise import Noise
 from .plan import Place, Plan, plan
 from .step_rules import Course
 from .work import Guide, Way, Work
@@ -57,7 +57,7 @@ class Ring:
         self._places: list[Place | None] = []
         self._ticks = 0
         self._plans: OrderedDict[tuple, Plan] = OrderedDict()
-        self._newest: tuple[Course, SlotNoise] | None = None  # of the frames that entered last
+        self._newest: tuple[Course, Noise] | None = None  # of the frames that entered last
 
     @property
     def in_flight(self) -> list[Place]:
@@ -79,7 +79,7 @@ class Ring:
         source: Tensor | None = None,
         payloads: Sequence[Any] = (),
         course: Course | None = None,
-        noise: SlotNoise | None = None,
+        noise: Noise | None = None,
         entry_noise: Tensor | None = None,
         road: Way | None = None,
     ) -> Tick:
@@ -90,7 +90,7 @@ class Ring:
             source: clean latents that enter, [b, C, H, W], b <= F; None only drives the ring.
             payloads: one object per entering frame, handed to `guide` with its rows.
             course: the way the entering frames will take.
-            noise: the slots' noise, for entering and for re-noising.
+            noise: the slots' noise, for entering and for re-noising; it goes with the frames.
             entry_noise: noise of the entering frames instead of slot 0's, [b, C, H, W].
             road: does the work on the device, `work(guide)`, in its own way.
 
@@ -104,6 +104,7 @@ class Ring:
             return Tick()
         plan = self._plan(entered)
         places = [self._places[p] for p in plan.places]
+        plan.renew(places)
         if entry_noise is None and noise is not None:
             entry_noise = noise.slot(0)
         f = self.frames_per_slot
@@ -162,7 +163,7 @@ class Ring:
 
     def _plan(self, entered: int | None) -> Plan:
         key = tuple(
-            (i, p.k, p.count, id(p.course), id(p.noise)) for i, p in enumerate(self._places) if p
+            (i, p.k, p.count, id(p.course), id(p.lasting)) for i, p in enumerate(self._places) if p
         )
         known = self._plans.get(key)
         if known is None:
@@ -183,8 +184,8 @@ class Ring:
 
         Each holds its rows' noise, weighted; with a new seed per frame none of them comes again.
         """
-        taken = [(place.course, place.noise) for place in self._places if place]
-        alive = {id(part) for pair in [*taken, self._newest] for part in pair}
+        taken = [(place.course, place.lasting) for place in self._places if place]
+        alive = {id(part) for pair in [*taken, self._newest, (None,)] for part in pair}
         for key, known in list(self._plans.items()):
             if any(id(part) not in alive for pair in known.holds for part in pair):
                 del self._plans[key]

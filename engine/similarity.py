@@ -101,6 +101,19 @@ def score(a: Sketch, b: Sketch) -> float:
     return max(-1.0, 1.0 - worst / 2)
 
 
+def correlation(a: Sketch, b: Sketch) -> float:
+    """How alike two frames are as wholes, -1..1, for sketches of the centred measure.
+
+    `score` counts the worst block and falls to -1 with any motion; this falls slowly with motion,
+    and at once where the scene, or its light, is another.
+    """
+    (old, *_), (new, *_) = a.views, b.views
+    if old.values.shape != new.values.shape or abs(a.light - b.light) > _RELIT:
+        return -1.0
+    # for unit contrast, half the squared difference is one minus the correlation
+    return max(-1.0, 1.0 - float((new.values - old.values).square().mean()) / 2)
+
+
 def _view(values: Tensor, noise: float) -> View:
     values = values.nan_to_num()
     centred = values - values.mean()

@@ -51,6 +51,7 @@ class StepRule(Protocol):
     """How a frame goes through a schedule, one model call per step."""
 
     history: int  # how many kept tensors travel with a frame
+    draws: bool  # noise at its steps
 
     def levels(self, sigmas: tuple[float, ...]) -> tuple[float, ...]:
         """The noise levels at which the model is called, one for each step."""
@@ -62,6 +63,8 @@ class StepRule(Protocol):
 class _EveryLevel:
     """One call at every noise level but the last."""
 
+    draws = False
+
     def levels(self, sigmas: tuple[float, ...]) -> tuple[float, ...]:
         return sigmas[:-1]
 
@@ -70,6 +73,7 @@ class Lcm(_EveryLevel):
     """Latent consistency: the clean prediction, noised again (Luo et al. 2023)."""
 
     history = 0
+    draws = True
 
     def weights(self, sigmas: tuple[float, ...], k: int, space: NoiseSpace) -> Weights:
         if sigmas[k + 1] == 0:
@@ -234,6 +238,7 @@ class PFDiff:
     """
 
     history = 1
+    draws = False
 
     def __init__(self, k: int, h: int):
         if not 1 <= h <= k:

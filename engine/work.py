@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from .buffers import Buffers
+from .coherence.carry import Carried
 from .plan import Place, Plan
 from .upload import uploaded
 
@@ -56,6 +57,7 @@ class Work:
         full: they do, F enter, and every place holds F.
         steady: frames enter and frames leave, so the next tick has as many rows.
         recorded: this is recorded, so Python sees it once only.
+        carried: what is carried from the predictions of frames before; None for nothing.
     """
 
     buffers: Buffers
@@ -67,6 +69,7 @@ class Work:
     full: bool
     steady: bool
     recorded: bool = False
+    carried: Carried | None = None
 
     def __call__(self, guide: "Guide") -> tuple[Tensor, Tensor | None]:
         """Rows after the step, and the clean predictions, [R, C, H, W].
@@ -81,6 +84,8 @@ class Work:
         x, source = (buffers.take(own, plan.rows) for own in (buffers.x, buffers.source))
         rows = TickRows(x, plan.sigma, source, plan.entered, self.places, plan.spans, buffers, plan)
         denoised = buffers.finite(guide(rows), source)
+        if self.carried is not None:
+            denoised = self.carried(plan, denoised)
         return buffers.step(plan, x, denoised), denoised
 
 

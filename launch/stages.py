@@ -6,13 +6,29 @@ import pathlib
 import secrets
 import signal
 import subprocess
+import tempfile
 import time
+from collections.abc import Iterator
 
 from .console import say
 
 OVERDUE = 124  # what a stage that did not end in time ends with
 _MARK = "LIVEDIFFUSION_STAGE"  # in the environment of all that a stage starts
 _GRACE = 5.0  # seconds to end by itself
+
+
+@contextlib.contextmanager
+def compiled_once() -> Iterator[dict[str, str]]:
+    """An environment in which Python keeps what it has compiled, at the most until the end.
+
+    Where it is told to keep nothing (PYTHONDONTWRITEBYTECODE), each of the many processes of the
+    suite would compile ComfyUI and the tests anew: 5 seconds of one core.
+    """
+    with tempfile.TemporaryDirectory(prefix="livediffusion-pyc-") as folder:
+        env = dict(os.environ)
+        if env.pop("PYTHONDONTWRITEBYTECODE", ""):
+            env["PYTHONPYCACHEPREFIX"] = folder
+        yield env
 
 
 class Stages:

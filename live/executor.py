@@ -38,6 +38,12 @@ class NodeKinds:
     def is_output(self, node: dict[str, Any]) -> bool:
         return bool(getattr(self._class(node), "OUTPUT_NODE", False))
 
+    def keeps(self, node: dict[str, Any]) -> bool:
+        return bool(getattr(self._class(node), "LIVE_KEEPS", False))
+
+    def recalls(self, node: dict[str, Any]) -> bool:
+        return bool(getattr(self._class(node), "LIVE_LASTS", False))
+
     def is_lazy(self, node: dict[str, Any], name: str) -> bool:
         _, _, info = get_input_info(self._class(node), name)
         return bool(info and info.get("lazy"))
@@ -129,7 +135,7 @@ class FrameExecutor(execution.PromptExecutor):
         if split.workflow is not None:
             kept["workflow"] = split.workflow
         extra = {**extra, "extra_pnginfo": kept}
-        await self.execute_async(split.graph, prompt_id, extra, split.views)
+        await self.execute_async(split.graph, prompt_id, extra, [*split.views, *split.keeps])
 
 
 class _Silent:

@@ -48,6 +48,12 @@ class Server(Protocol):
         """No more frames."""
 
 
+class Turn:
+    """A frame's way through the graph, for what is kept until the next; see host.frames.keep."""
+
+    well = False
+
+
 class Frames:
     """A run, for its frame loop and nodes.
 
@@ -56,12 +62,14 @@ class Frames:
         server: the other side.
 
     Attributes:
+        turn: of the frame that runs.
         before: the graph that an edit replaced and its version, until a frame has run on the edit.
     """
 
     def __init__(self, shared: Shared, server: Server):
         self.shared = shared
         self.server = server
+        self.turn = Turn()
         self.before: tuple[int, Split] | None = None
         self._latest: dict[Feed, Frame] = {}
         self._origins = Origins()
@@ -155,6 +163,7 @@ class Frames:
                 return False
             await first([feeds[i].slot for i in due.awaited], left)
         self._take(feeds)
+        self.turn = Turn()
         self._began = time.monotonic()
         self._lent.clear()
         return not shared.stopping
@@ -253,6 +262,7 @@ class Frames:
     def frame_done(self) -> None:
         """The frame went through the graph."""
         now, shared = time.monotonic(), self.shared
+        self.turn.well = True
         shared.compute.add(now - self._began)
         shared.frame_rate.add(now)
         shared.counts["frames"] += 1

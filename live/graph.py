@@ -29,6 +29,12 @@ class Kinds(Protocol):
 
     def is_output(self, node: dict[str, Any]) -> bool: ...
 
+    def keeps(self, node: dict[str, Any]) -> bool:
+        """Whether it keeps something, by name, for the frame after."""
+
+    def recalls(self, node: dict[str, Any]) -> bool:
+        """Whether it gives what was kept in the frame before."""
+
     def is_lazy(self, node: dict[str, Any], name: str) -> bool: ...
 
     def outputs(self, node: dict[str, Any]) -> int: ...
@@ -42,6 +48,7 @@ class Split:
         graph: the whole of it.
         sources: ids of the live sources that a view depends on.
         views: ids of the views, in the graph's order.
+        keeps: nodes that run per frame though no view depends on them; see `keepers`.
         live: nodes that run per frame.
         frozen: nodes that run once, and again when an edit reaches them.
         handover: (node id, output index) of the frozen values that the ordinary prompt makes.
@@ -52,6 +59,7 @@ class Split:
     graph: Graph
     sources: list[str]
     views: list[str]
+    keeps: list[str]
     live: frozenset[str]
     frozen: frozenset[str]
     handover: list[tuple[str, int]]
@@ -69,7 +77,8 @@ def split(graph: Graph, kinds: Kinds) -> Split:
     views = [name for name, node in graph.items() if kinds.is_view(node)]
     if not views:
         raise GraphError("There is no Live View in the graph. Add one: it shows the frames.")
-    needed = behind(graph, views)
+    keeps = keepers(graph, kinds)
+    needed = behind(graph, [*views, *keeps])
     sources = [name for name in graph if name in needed and kinds.is_source(graph[name])]
     if not sources:
         raise GraphError(
@@ -77,7 +86,9 @@ def split(graph: Graph, kinds: Kinds) -> Split:
             views[0],
         )
     _followed(graph, needed)
-    live = _downstream(graph, set(sources), needed)
+    # what was kept is another thing in each frame, and is kept anew in each
+    by_frame = {n for n in needed if kinds.keeps(graph[n]) or kinds.recalls(graph[n])}
+    live = _downstream(graph, by_frame.union(sources), needed)
     frozen = needed - live
 
     def once(node: str, name: str) -> bool:
@@ -95,11 +106,41 @@ def split(graph: Graph, kinds: Kinds) -> Split:
         graph=graph,
         sources=sources,
         views=views,
+        keeps=keeps,
         live=frozenset(live),
         frozen=frozenset(frozen),
         handover=[(n, i) for n in graph if n in given for i in range(kinds.outputs(graph[n]))],
         idle=[n for n, node in graph.items() if kinds.is_output(node) and n not in needed],
     )
+
+
+def keepers(graph: Graph, kinds: Kinds) -> list[str]:
+    """What keeps something for the next frame and is behind no view, but whose name a node asks
+    for that a view depends on, itself or by way of what is kept. What nobody asks for is idle.
+    """
+    needed = behind(graph, [name for name, node in graph.items() if kinds.is_view(node)])
+    found: list[str] = []
+    while True:
+        asked = {_kept_as(graph[name]) for name in needed if kinds.recalls(graph[name])}
+        more = [
+            name
+            for name, node in graph.items()
+            if name not in needed and kinds.keeps(node) and _asked_for(_kept_as(node), asked)
+        ]
+        if not more:
+            return found
+        found += more
+        needed |= behind(graph, more)
+
+
+def _kept_as(node: dict[str, Any]) -> str | None:
+    """The name that something is kept under; None if it comes over a link."""
+    name = node["inputs"].get("name")
+    return name.strip() if isinstance(name, str) else None
+
+
+def _asked_for(name: str | None, asked: set[str | None]) -> bool:
+    return bool(asked) and (name is None or None in asked or name in asked)
 
 
 def _followed(graph: Graph, needed: set[str]) -> None:

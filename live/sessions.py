@@ -16,7 +16,7 @@ import folder_paths
 from ..trust import boundary
 from .bounds import most
 from .executor import NodeKinds
-from .graph import GraphError, Split, constant, split
+from .graph import GraphError, Split, constant, keepers, split
 from .media.folder import inside
 from .media.reader import look_at
 from .session import BROWSER, Session
@@ -127,7 +127,11 @@ class Sessions:
             words = f"{len(views)} Live Views are more than {boundary.MOST_VIEWS}. Remove some."
             raise _invalid(graph, GraphError(words, views[-1]))
         if views:
-            valid = await execution.validate_prompt(prompt_id, graph, views)
+            # what is no node yet is refused by ComfyUI
+            whole = {n: {"class_type": "", **node} for n, node in graph.items()
+                     if isinstance(node.get("inputs"), dict)}  # fmt: skip
+            outputs = [*views, *keepers(whole, self._kinds)]
+            valid = await execution.validate_prompt(prompt_id, graph, outputs)
             if not valid[0] or valid[3]:
                 raise Invalid(valid[1] or _error("The graph is not valid."), valid[3])
         try:

@@ -5,13 +5,18 @@ from .compat import ComfyExtension, io, quick
 
 class LiveDiffusionExtension(ComfyExtension):
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
+        from .coherence import LiveFutureAttention, LiveMemory
         from .compiled import LiveCompile
         from .compiled_vae import LiveCompileVAE
         from .conditioning import LivePromptBlend
+        from .flow import LiveFlowNoise
         from .frames import LiveDecode, LiveEncode, LiveSimilarityFilter
+        from .keep import LiveKeep, LiveLast
         from .learning import LiveLearnedSteps, LiveSearchedSteps
         from .live import LiveCamera, LiveRun, LiveView, connect
         from .models import LiveDemoModel
+        from .patchwork import LivePatchwork
+        from .reuse import LiveReuse
         from .sampling import LivePFDiff, LiveRCFGGuider, LiveStreamBatch, LiveStreamSampler
         from .schedules import LiveOptimizedSteps, LiveStrength, LiveTimesteps
         from .tensorrt import LiveTensorRTBuild, LiveTensorRTLoader
@@ -22,6 +27,7 @@ class LiveDiffusionExtension(ComfyExtension):
             LiveView,
             LiveStreamSampler,
             LiveStreamBatch,
+            LiveFlowNoise,
             LiveRCFGGuider,
             LivePFDiff,
             LivePromptBlend,
@@ -31,9 +37,15 @@ class LiveDiffusionExtension(ComfyExtension):
             LiveLearnedSteps,
             LiveSearchedSteps,
             LiveSimilarityFilter,
+            LiveKeep,
+            LiveLast,
             LiveEncode,
             LiveDecode,
             LiveDemoModel,
+            LiveFutureAttention,
+            LiveMemory,
+            LiveReuse,
+            LivePatchwork,
             LiveCompile,
             LiveCompileVAE,
             LiveTensorRTBuild,

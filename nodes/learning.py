@@ -2,8 +2,9 @@
 
 import contextlib
 import logging
+import math
 import pathlib
-from typing import Any
+from typing import Any, NamedTuple
 
 import comfy.model_management
 import comfy.utils
@@ -14,10 +15,11 @@ import torch
 from ..engine.step_rules import STEP_RULES
 from ..host.learning.hand_made import BESIDE, fitted, of_comfyui
 from ..host.learning.study import Subject
-from ..host.models import fingerprint
+from ..host.models import fingerprint, skips
 from ..host.models.time_shift import shifted
 from ..host.sampling.check import checked_latent, noise_table
 from ..schedules import results
+from ..schedules.architecture import Network
 from ..schedules.find import PICTURES, SOLVERS, TEACHER, Ask, Model, evaluations, find
 from ..schedules.optimized import SOLVERS as OPTIMIZED
 from ..schedules.optimized import from_optimized
@@ -219,15 +221,33 @@ class LiveSearchedSteps(io.ComfyNode):
                     tooltip="For match pictures: your pictures, encoded; 32 and more. With the "
                     "other objective their distance is told as well.",
                 ),
+                io.Float.Input(
+                    "skip_up_to",
+                    optional=True,  # prompts from before there was such a thing go on to run
+                    default=0.0,
+                    min=0.0,
+                    max=0.9,
+                    step=0.05,
+                    tooltip="Share of the network's operations that the steps together leave out: "
+                    "after the steps it is searched which blocks each can do without. Then the "
+                    "model output must be used with them. 0: nothing. For SD1.5, SD2.1 and SDXL.",
+                ),
             ],
-            outputs=[io.Sigmas.Output(display_name="sigmas")],
-            **newer(search_aliases=["autodiffusion", "evolution", "timesteps"]),
+            outputs=[
+                io.Sigmas.Output(display_name="sigmas"),
+                io.Model.Output(
+                    display_name="model",
+                    tooltip="The model, with the blocks left out at each noise level if there are "
+                    "such.",
+                ),
+            ],
+            **newer(search_aliases=["autodiffusion", "evolution", "timesteps", "prune", "skip"]),
         )
 
     @classmethod
     def execute(
         cls, model, positive, cfg, solver, steps, population, generations, seed, samples, strength,
-        result, objective, negative=None, latent=None, pictures=None,
+        result, objective, negative=None, latent=None, pictures=None, skip_up_to=0.0,
     ) -> io.NodeOutput:  # fmt: skip
         goal = _OBJECTIVES[objective]
         if goal == PICTURES and pictures is None:
@@ -236,10 +256,19 @@ class LiveSearchedSteps(io.ComfyNode):
                 "your pictures, or choose match the fine solution."
             )
         ask = Ask(
-            "searched", solver, steps, strength, samples, generations, seed, population, goal=goal
-        )
+            "searched", solver, steps, strength, samples, generations, seed, population, goal=goal,
+            skip=skip_up_to,
+        )  # fmt: skip
         found = _steps(ask, model, positive, negative, cfg, latent, pictures, result)
-        return io.NodeOutput(torch.tensor(found.levels), ui=plotted(found))
+        if found.skips:
+            calls = STEP_RULES[solver].levels(found.levels)
+            if len(calls) != len(found.skips):
+                raise ValueError(
+                    f"result: it leaves blocks out {len(found.skips)} times, and {solver} calls "
+                    f"the model {len(calls)} times. Choose another."
+                )
+            model = skips.skipping(model, calls, found.skips)
+        return io.NodeOutput(torch.tensor(found.levels), model, ui=plotted(found))
 
 
 def _steps(ask, model, positive, negative, cfg, latent, pictures, result) -> results.Result:
@@ -265,22 +294,54 @@ def _steps(ask, model, positive, negative, cfg, latent, pictures, result) -> res
     shown = None if pictures is None else checked_latent(model, pictures)
     if shown is not None and len(shown) < 2:
         raise ValueError("pictures: one says nothing about all. Connect a batch of 32 or more.")
-    subject = Subject(model, positive, negative, cfg, latents, 2 * ask.samples, ask.seed)
+    network = _network(ask, model, positive, latents) if ask.skip else None
+    bodies = frozenset() if network is None else frozenset(network.bodies)
+    subject = Subject(model, positive, negative, cfg, latents, 2 * ask.samples, ask.seed, bodies)
     known = fingerprint.of_model(model)
     asked = {
         **vars(ask), "cfg": cfg, "model": known,
         "content": fingerprint.of([positive, negative, latents, shown]),
     }  # fmt: skip
+    if not ask.skip:
+        del asked["skip"]  # results from before there was such a thing are of the same key
     name = f"{ask.method}-{ask.solver}-{ask.steps}-{results.key(asked)}.json"
     before = _kept(folder() / name)
     if before is not None and before.complete:
         return before
-    return _found(ask, subject, shown, known, asked, before, folder() / name, (table, flow, top))
+    family = Family(table, flow, top, network)
+    return _found(ask, subject, shown, known, asked, before, folder() / name, family)
+
+
+class Family(NamedTuple):
+    """What steps are found within.
+
+    Attributes:
+        table, flow, network: see schedules.find.Model.
+        top: the first level.
+    """
+
+    table: torch.Tensor
+    flow: bool
+    top: float
+    network: Network | None
+
+
+def _network(ask, model, positive, latents) -> Network:
+    """What of a model's network can be left out, and what it costs."""
+    tokens = max((cond.shape[1] for cond, _ in positive if cond is not None), default=1)
+    counted = skips.cost(model, latents.shape[-2:], tokens)
+    network = Network(counted.bodies, counted.whole)
+    if ask.skip > network.most:
+        raise ValueError(
+            f"skip_up_to: {ask.skip:.2f} is more than this model's blocks are of it. Set it to "
+            f"{math.floor(100 * network.most) / 100:.2f} at most."
+        )
+    return network
 
 
 def _found(ask, subject, shown, known, asked, before, path, family) -> results.Result:
     """Found now, and kept; what a cancelled run has found is kept too."""
-    table, flow, top = family
+    table, flow, top, network = family
     model = subject.model
     hands = _hand_made(model, ask, table, flow, top)
     bar = comfy.utils.ProgressBar(evaluations(ask, len(hands)))
@@ -295,10 +356,19 @@ def _found(ask, subject, shown, known, asked, before, path, family) -> results.R
     def heard(found, errors) -> None:
         nonlocal latest
         curves = {name: hands[name] for name in BESIDE if name in hands}
-        curves[found.hand_made[0]] = hands[found.hand_made[0]]
+        if found.hand_made[0] in hands:
+            curves[found.hand_made[0]] = hands[found.hand_made[0]]
+        levels, shifts, skipped = found.steps
+        whole = {}
+        if skipped:
+            # the stage before, of this run or of the one that it goes on from
+            of_steps = before if latest is None else latest
+            curves, whole = of_steps.curves, of_steps.whole or of_steps.errors
         latest = results.Result(
-            ask.method, ask.solver, *found.steps, ask.goal, errors, found.hand_made[0], known,
+            ask.method, ask.solver, levels, shifts, ask.goal, errors, found.hand_made[0], known,
             (found.done, found.total), asked, curves, results.today(),
+            tuple(tuple(sorted(names)) for names in skipped),
+            1 - network.saved(skipped) if skipped else 1.0, whole,
         )  # fmt: skip
         if preview is not None:
             image = preview.decode_latent_to_preview_image("JPEG", found.ends[:1].float())
@@ -308,7 +378,7 @@ def _found(ask, subject, shown, known, asked, before, path, family) -> results.R
         x = bench.noised(clean, noise, top)
         scaled = None if shown is None else bench.scaled(shown)
         steps = None if before is None else before.steps
-        find(Model(bench, bench.space, table, flow), x, ask, hands, scaled, steps, heard)
+        find(Model(bench, bench.space, table, flow, network), x, ask, hands, scaled, steps, heard)
 
     try:
         subject.study(work, calls)

@@ -32,6 +32,12 @@ def plotted(result: Result) -> dict[str, list]:
     for goal, (error, hand) in result.errors.items():
         ratio = f" ({error / hand:.2f} x)" if hand > 0 else ""
         lines.append(f"{_WORDS.get(goal, goal)}: {error:.3g}, {result.hand_made} {hand:.3g}{ratio}")
+        if goal in result.whole:
+            lines.append(f"the whole network: {result.whole[goal][0]:.3g}")
+    if result.skips:
+        blocks = ", ".join(str(len(names)) for names in result.skips)
+        lines.append(f"{result.flops:.0%} of the network runs: use the model output")
+        lines.append(f"blocks left out at each step: {blocks}")
     if result.shifts:
         lines.append("time shift: use the model output")
     if not result.complete:

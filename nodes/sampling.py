@@ -9,6 +9,7 @@ from ..engine.step_rules import STEP_RULES
 from ..host.registry import stream_key, streams
 from ..host.sampling.check import checked_latent, checked_sigmas
 from ..host.sampling.guider import RCFGGuider
+from ..host.sampling.noises import brought, seed_of
 from ..host.sampling.pfdiff import sample_pfdiff
 from ..host.sampling.sampler import StreamSampler
 from ..host.sampling.stream import Settings, Stream
@@ -53,7 +54,7 @@ class LiveStreamSampler(io.ComfyNode):
                     max=0xFFFFFFFFFFFFFFFF,
                     control_after_generate=False,
                     tooltip="Each slot has fixed noise, the same on every machine: this keeps a "
-                    "stream calm.",
+                    "stream calm. With noise wired, its seed counts instead.",
                 ),
                 io.Combo.Input(
                     "step_rule", options=list(STEP_RULES), default="lcm", tooltip=_STEP_RULE_TIP
@@ -80,6 +81,12 @@ class LiveStreamSampler(io.ComfyNode):
                     default=True,
                     tooltip="Off: source latents enter as they are, with no noise added.",
                 ),
+                io.Noise.Input(
+                    "noise",
+                    optional=True,
+                    tooltip="Live Flow Noise moves the noise with the scene. Any other noise is "
+                    "what frames enter with. Unwired: the slots' fixed noise.",
+                ),
             ],
             outputs=[io.Latent.Output(display_name="latent")],
             hidden=[io.Hidden.unique_id, io.Hidden.extra_pnginfo],
@@ -90,14 +97,15 @@ class LiveStreamSampler(io.ComfyNode):
     @classmethod
     def execute(
         cls, guider, sigmas, latent, noise_seed, step_rule, frames_per_slot, mode, conditioning,
-        add_noise,
+        add_noise, noise=None,
     ) -> io.NodeOutput:  # fmt: skip
         clip = mode == "clip"
+        seed = noise_seed if noise is None else seed_of(noise)
         settings = Settings(
-            checked_sigmas(sigmas), step_rule, noise_seed, clip, conditioning == "immediate",
-            add_noise,
-        )  # fmt: skip
+            checked_sigmas(sigmas), step_rule, seed, clip, conditioning == "immediate", add_noise
+        )
         samples = checked_latent(guider.model_patcher, latent, finite=clip)
+        wired = None if noise is None else brought(noise, {**latent, "samples": samples})
         if clip:
             stream = Stream(frames_per_slot)
         else:
@@ -112,7 +120,7 @@ class LiveStreamSampler(io.ComfyNode):
             bar.update_absolute(done, total)
 
         out = stream.run(
-            guider, samples, settings, latent.get("noise_mask"), progress if clip else None
+            guider, samples, settings, latent.get("noise_mask"), progress if clip else None, wired
         )
         result = {**latent, "samples": out}
         for name in ("downscale_ratio_spacial", "downscale_ratio_temporal"):

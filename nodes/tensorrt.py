@@ -141,7 +141,9 @@ class LiveTensorRTBuild(io.ComfyNode):
         label = f"{name}_{width}x{height}_r{rows}_t{context_tokens}_{precision}"
         path = tensorrt.build(model, asked, label, _reporter(tell))
         told = {"engine": path.name, "library": asked.library.name, "why": asked.why}
-        tell(f"{path.name}: {asked.library.name}, {asked.why}")
+        memory = asked.call.memory
+        within = "" if memory is None else f", with {memory.layers}"
+        tell(f"{path.name}: {asked.library.name}, {asked.why}{within}")
         return io.NodeOutput(path.name, ui=engine_ui(told))
 
 

@@ -1,6 +1,7 @@
-"""From a model, noise and hand-made schedules to the best steps: learned or searched."""
+"""From a model, noise and hand-made schedules to the best steps: learned or searched; and, if asked
+for, to what of the network each step can do without."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -9,6 +10,7 @@ from torch import Tensor
 from ..engine.sequential import walk
 from ..engine.space import NoiseSpace
 from ..engine.step_rules import STEP_RULES, Course
+from .architecture import Network, even, pruned
 from .axis import Axis
 from .frechet import Pictures
 from .learned import learned
@@ -39,6 +41,7 @@ class Ask:
         population: of a generation, if searched.
         shift: also learn what time the model is told.
         goal: `teacher` or `pictures`; learned steps have a teacher.
+        skip: share of the network's FLOPs that the steps leave out, if searched; below 1.
     """
 
     method: str
@@ -51,6 +54,7 @@ class Ask:
     population: int = 0
     shift: bool = False
     goal: str = TEACHER
+    skip: float = 0.0
 
     def top(self, table: Tensor) -> float:
         """The first level.
@@ -69,12 +73,14 @@ class Model(NamedTuple):
         space: its family's.
         table: noise levels it was trained on, rising, [T].
         flow: whether it is a flow model.
+        network: what can be left out, or None.
     """
 
     predict: Predict
     space: NoiseSpace
     table: Tensor
     flow: bool
+    network: Network | None = None
 
 
 def fine(model: Model, x: Tensor, strength: float) -> Tensor:
@@ -113,6 +119,8 @@ def find(
     Returns:
         what was found; and by goal its error on held-out noise beside that of the best hand-made
         schedule: the RMSE to the fine solution in parts of its size, and the Frechet distance.
+        Where a share is to be left out, both are of steps that leave it out, and the best made by
+        hand is the best of architecture.even.
     """
     if not hands:
         raise ValueError("no schedule to begin with")
@@ -139,15 +147,39 @@ def find(
         return {name: (of(name, found.ends), of(name, found.hand_ends)) for name in goals}
 
     axis = Axis(ask.top(model.table), float(model.table[0]), model.flow)
-    more: dict[str, Any] = {"known": known}
-    if ask.method == "learned":
-        rounds = learned(contest, axis, ask.rounds, ask.shift, _PROBE, **more)
+
+    def followed(rounds: Iterator[Found], stage: int = 0) -> tuple[Found, dict]:
+        for found in rounds:
+            if ask.skip:
+                done = found.done + stage * found.total
+                found = found._replace(done=done, total=2 * found.total)
+            told = errors(found)
+            heard(found, told)
+        return found, told
+
+    pruned_before = known if known is not None and known.skips else None
+    if pruned_before is not None:
+        steps = pruned_before._replace(skips=())
     else:
-        rounds = searched(contest, axis, ask.population, ask.rounds, ask.seed, **more)
-    for found in rounds:
-        told = errors(found)
-        heard(found, told)
-    return found, told
+        more: dict[str, Any] = {"known": known}
+        if ask.method == "learned":
+            rounds = learned(contest, axis, ask.rounds, ask.shift, _PROBE, **more)
+        else:
+            rounds = searched(contest, axis, ask.population, ask.rounds, ask.seed, **more)
+        found, told = followed(rounds)
+        if not ask.skip:
+            return found, told
+        steps = found.steps
+    calls = len(rule.levels(steps.levels))
+    rules = {
+        name: steps._replace(skips=(skipped,) * calls)
+        for name, skipped in even(model.network, ask.skip).items()
+    }
+    rounds = pruned(
+        Contest(contest.train, contest.held, rules), axis, model.network, ask.skip,
+        ask.population, ask.rounds, ask.seed, pruned_before,
+    )  # fmt: skip
+    return followed(rounds, 1)
 
 
 def evaluations(ask: Ask, hands: int) -> int:
@@ -157,5 +189,5 @@ def evaluations(ask: Ask, hands: int) -> int:
         courses = 2 + 3 * ask.shift
         per_sample += courses * ask.rounds * n * (n // 2 + 2)
     else:
-        per_sample += ask.population * ask.rounds * n
+        per_sample += ask.population * ask.rounds * n * (1 + (ask.skip > 0))
     return ask.samples * (per_sample + 2 * FINE + n * (4 + ask.rounds))

@@ -1,6 +1,6 @@
 """A few steps of a solver on given noise, and how far from its goal they end."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -11,8 +11,10 @@ from ..engine.sequential import State, stepped
 from ..engine.space import NoiseSpace
 from ..engine.step_rules import Course, StepRule
 
-# the clean prediction of x at a noise level, where the model is told level * exp(shift)
-Predict = Callable[[Tensor, float, float], Tensor]
+# the clean prediction of x at a noise level, where the model is told level * exp(shift), and if
+# there is a fourth argument, without these bodies of its network
+Predict = Callable[..., Tensor]
+Skips = tuple[frozenset[str], ...]
 
 
 class Steps(NamedTuple):
@@ -22,10 +24,12 @@ class Steps(NamedTuple):
         levels: n + 1 descending noise levels, the last 0.
         shifts: for each model call, what is added to the logarithm of the level that the model is
             told (the decoupled time of Tong et al. 2024, section 3.3); () for none.
+        skips: for each model call, names of the bodies that the network passes by; () for none.
     """
 
     levels: tuple[float, ...]
     shifts: tuple[float, ...] = ()
+    skips: Skips = ()
 
 
 class Goal(Protocol):
@@ -57,7 +61,7 @@ class Run(NamedTuple):
     """A run with all that another one of the same beginning can take over."""
 
     course: Course
-    shifts: tuple[float, ...]
+    calls: list[tuple]
     states: list[State]
     denoised: list[Tensor]
 
@@ -94,10 +98,18 @@ class Pupil:
         shifts = steps.shifts or (0.0,) * course.n
         if len(shifts) != course.n:
             raise ValueError(f"{len(shifts)} shifts for {course.n} model calls")
-        calls = list(zip(course.levels, shifts, strict=True))
+        calls: list[tuple] = list(zip(course.levels, shifts, strict=True))
+        if steps.skips:
+            if len(steps.skips) != course.n:
+                raise ValueError(f"{len(steps.skips)} choices of bodies for {course.n} model calls")
+            # a call that skips nothing is the same call as ever
+            calls = [
+                (*call, skipped) if skipped else call
+                for call, skipped in zip(calls, steps.skips, strict=True)
+            ]
         same, states, denoised = 0, [State(self.x)], []
         if like is not None:
-            before = list(zip(like.course.levels, like.shifts, strict=True))
+            before = like.calls
             while same < course.n and (
                 calls[same] == before[same] and course.steps[same] == like.course.steps[same]
             ):
@@ -110,7 +122,7 @@ class Pupil:
                 denoised.append(self.predict(states[k].x, *calls[k]))
                 self.calls += 1
             states.append(stepped(states[k], denoised[k], course, k))
-        return Run(course, shifts, states, denoised)
+        return Run(course, calls, states, denoised)
 
     def terms(self, steps: Steps) -> Tensor:
         """The goal's terms at the end of the steps; infinite where the solver runs away."""
@@ -150,19 +162,20 @@ class Contest:
     Args:
         train: what challengers are made on.
         held: the same with other noise.
-        hands: levels of each hand-made schedule, all from the same first level.
+        hands: levels of each hand-made schedule, all from the same first level; or its steps.
     """
 
     _FINALISTS = 4  # hand-made ones that are run on held-out noise too
 
-    def __init__(self, train: Pupil, held: Pupil, hands: dict[str, Sequence[float]]):
+    def __init__(self, train: Pupil, held: Pupil, hands: Mapping[str, Sequence[float] | Steps]):
         self.train, self.held = train, held
-        trained = {name: train.terms(Steps(tuple(hand))) for name, hand in hands.items()}
+        made = {
+            name: hand if isinstance(hand, Steps) else Steps(tuple(hand))
+            for name, hand in hands.items()
+        }
+        trained = {name: train.terms(steps) for name, steps in made.items()}
         self.ranked = sorted(
-            (
-                (float(trained[name].mean()), name, Steps(tuple(hand)))
-                for name, hand in hands.items()
-            ),
+            ((float(trained[name].mean()), name, steps) for name, steps in made.items()),
             key=lambda entry: entry[0],
         )
         finals = []

@@ -16,6 +16,7 @@ from ..trust.schema import BadData
 from .pupil import Steps
 
 _VERSION = 1
+_OF_SKIPS = ("skips", "flops", "whole")
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,10 @@ class Result:
         asked: the settings it was made with.
         curves: levels and error of a few hand-made schedules, by name.
         date: in UTC, ISO 8601.
+        skips: for each model call, names of the bodies that are passed by; () for none.
+        flops: share of the network's that runs.
+        whole: `errors` of the steps before anything was left out; then the best made by hand of
+            `errors` is a rule that leaves out as much.
     """
 
     method: str
@@ -49,10 +54,13 @@ class Result:
     asked: dict[str, Any] = field(default_factory=dict)
     curves: dict[str, Any] = field(default_factory=dict)
     date: str = ""
+    skips: tuple[tuple[str, ...], ...] = ()
+    flops: float = 1.0
+    whole: dict[str, tuple[float, float]] = field(default_factory=dict)
 
     @property
     def steps(self) -> Steps:
-        return Steps(self.levels, self.shifts)
+        return Steps(self.levels, self.shifts, tuple(map(frozenset, self.skips)))
 
     @property
     def complete(self) -> bool:
@@ -76,7 +84,11 @@ def save(result: Result, path: pathlib.Path) -> None:
         OSError: it cannot be written.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    text = json.dumps({"livediffusion": _VERSION, **asdict(result)}, indent=1)
+    parts = asdict(result)
+    if not result.skips:
+        for name in _OF_SKIPS:  # so that packs from before there were any can read it
+            del parts[name]
+    text = json.dumps({"livediffusion": _VERSION, **parts}, indent=1)
     handle, name = tempfile.mkstemp(dir=path.parent, suffix=".part")
     try:
         with os.fdopen(handle, "w", encoding="ascii") as file:

@@ -76,15 +76,30 @@ def _child(parents, axis: Axis, width: float, chance: np.random.Generator) -> np
     # each step from either, or all of them in between and beyond
     mix = chance.random(n) < 0.5 if chance.random() < 0.5 else chance.uniform(-0.5, 1.0)
     child = np.sort(a + mix * (b - a))
+    return moved(child, axis, width, chance, low=parents[0][1][0])
+
+
+def moved(
+    lambdas: np.ndarray, axis: Axis, width: float, chance: np.random.Generator,
+    low: float | None = None,
+) -> np.ndarray:  # fmt: skip
+    """Steps near these.
+
+    Args:
+        lambdas: rising, [n].
+        width: how far, in the gaps beside a step.
+        low: where the first belongs; by default where it is.
+    """
+    n = len(lambdas)
     end = axis.lambdas([axis.bottom])[0]
-    gaps = np.diff([*child, end])
+    gaps = np.diff([*lambdas, end])
     # a step moves by a part of the gaps beside it
     reach = np.append(0.0, np.sqrt(np.maximum(gaps[:-1] * gaps[1:], 1e-4))) if n > 1 else gaps
     if chance.random() < _FRESH:
         width = _WIDE
     moving = chance.random(n) < 0.7
-    child = child + width * reach * moving * chance.standard_normal(n)
-    return _ordered(child, parents[0][1][0], end)
+    child = lambdas + width * reach * moving * chance.standard_normal(n)
+    return _ordered(child, lambdas[0] if low is None else low, end)
 
 
 def _ordered(lambdas: np.ndarray, low: float, end: float) -> np.ndarray:

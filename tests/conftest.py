@@ -13,15 +13,23 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 ALIAS = "livediffusion"
 CACHE = pathlib.Path.home() / ".cache" / "livediffusion" / "comfyui"
 PRIMARY = "0.33.0"
-# where tests are few and long: begun first, so that at the end no core waits for one of them
+# files and folders that take long: begun first, those of few and long tests before the others, so
+# that at the end no core waits for one of them
 LONG = [
+    "server",
     "test_onnx", "test_rows", "test_graph", "test_learning", "test_engines", "test_tensorrt",
     "test_flow", "test_pictures", "test_demo_stream", "test_benchmarks", "test_weights_moving",
     "test_demo_model", "test_looks", "test_memory", "test_optimized", "test_triton",
-    "test_training", "test_nothing_installed", "test_faults", "test_guard",
+    "test_training", "test_nothing_installed", "test_faults", "test_guard", "test_openvino",
+    "test_inductor", "test_rtx", "test_registry", "test_equivalence", "test_habits", "test_live",
+    "test_paths", "test_counts", "test_learning_nodes", "test_clients", "test_limits", "test_run",
+    "test_stages", "test_layout",
 ]  # fmt: skip
+CLOCKS = ("live", "browser")  # folders whose tests look at the clock
+SERVERS = "tests/server"
 CUDA = "LIVEDIFFUSION_CUDA"  # set by benchmarks/gpu.py: the tests marked cuda, on the GPU
 PAGED = "LIVEDIFFUSION_DYNAMIC_VRAM"  # set there, too: with ComfyUI's dynamic VRAM
+ONCE = "LIVEDIFFUSION_ONCE"  # set by run.py on older ComfyUIs: every value of a parameter once
 
 
 def comfyui_path() -> pathlib.Path | None:
@@ -62,6 +70,7 @@ if ALIAS not in sys.modules:
 
 COMFYUI = comfyui_path()
 sys.path.insert(0, str(ROOT / "tests"))
+import chromium  # noqa: E402
 import limits  # noqa: E402
 
 if COMFYUI is not None and str(COMFYUI) not in sys.path:
@@ -88,14 +97,55 @@ def pytest_configure(config):
     config.option.loadscopereorder = False
 
 
-def pytest_collection_modifyitems(config, items):
-    if hasattr(config, "workerinput"):
-        items.sort(key=lambda i: LONG.index(i.path.stem) if i.path.stem in LONG else len(LONG))
-    # Playwright keeps an event loop in this thread until the end of the session
-    items.sort(key=lambda item: item.path.parent.name == "browser")
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """By file, and all that needs servers in one process, so that each is started once."""
+    from xdist.scheduler import LoadFileScheduling
+
+    class Scheduling(LoadFileScheduling):
+        def _split_scope(self, nodeid):
+            file = super()._split_scope(nodeid)
+            return SERVERS if file.startswith(f"{SERVERS}/") else file
+
+    return Scheduling(config, log)
+
+
+def pytest_ignore_collect(collection_path, config):
+    """Of the tests that run alone only the files that have any are read: the rest takes longer."""
+    if config.getoption("markexpr", "").startswith("alone") and collection_path.suffix == ".py":
+        if collection_path.parent.name in CLOCKS:
+            return None
+        return "mark.alone" not in collection_path.read_text(encoding="utf-8") or None
+    return None
+
+
+def each_value_once(items):
+    """Of a test's parametrisations those that have a value of some parameter for the first time."""
+    seen, few = set(), []
     for item in items:
-        clocks = item.path.parent.name in ("live", "server", "browser")
-        if clocks and not item.get_closest_marker("timeless"):
+        given = item.callspec.params if hasattr(item, "callspec") else {"": item.nodeid}
+        test = item.nodeid.partition("[")[0]
+        own = {(test, name, repr(value)) for name, value in given.items()}
+        if not own <= seen:
+            few.append(item)
+        seen |= own
+    return few
+
+
+def pytest_collection_modifyitems(config, items):
+    if ONCE in os.environ and "LIVEDIFFUSION_LONG" not in os.environ:
+        few = each_value_once(items)
+        config.hook.pytest_deselected(items=[i for i in items if i not in set(few)])
+        items[:] = few
+    if hasattr(config, "workerinput"):
+        order = {name: place for place, name in enumerate(LONG)}
+        items.sort(
+            key=lambda i: min(order.get(n, len(LONG)) for n in (i.path.stem, i.path.parent.name))
+        )
+    # Playwright keeps an event loop in this thread until the end of the session
+    items.sort(key=lambda item: "playwright" in item.fixturenames)
+    for item in items:
+        if item.path.parent.name in CLOCKS and not item.get_closest_marker("timeless"):
             item.add_marker(pytest.mark.alone)
         if item.get_closest_marker("cuda") and CUDA not in os.environ:
             item.add_marker(pytest.mark.skip(reason="for a GPU: benchmarks/gpu.py"))
@@ -139,3 +189,10 @@ def comfyui() -> pathlib.Path:
     if COMFYUI is None:
         pytest.skip("no ComfyUI here (COMFYUI_PATH)")
     return COMFYUI
+
+
+@pytest.fixture(scope="session")
+def playwright():
+    """Once it runs, no other test may run an event loop: tests that use it come last."""
+    with chromium.driving() as running:
+        yield running

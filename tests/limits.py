@@ -5,13 +5,15 @@ all threads are printed and the test fails; where its thread runs no Python that
 process ends a while later, after the stacks once more.
 
 A test that leaves its thread with another scheduling policy than it found fails as well: what has
-real-time priority, and all that it starts from then on, goes before everything else.
+real-time priority, and all that it starts from then on, goes before everything else. So does the
+last test of a file that leaves nodes of its own in ComfyUI's registry, which others walk.
 
 LIVEDIFFUSION_TEST_SECONDS is the limit in seconds; 0 for none.
 """
 
 import faulthandler
 import os
+import pathlib
 import signal
 import sys
 import threading
@@ -19,6 +21,7 @@ import time
 
 import pytest
 
+_HERE = pathlib.Path(__file__).parent
 SECONDS = float(os.environ.get("LIVEDIFFUSION_TEST_SECONDS", "300"))
 _AGAIN = 0.25  # of the limit: how often a test is told that what it waits for is over
 # what is still not over then ends the process: of the limit, and seconds at the least
@@ -74,12 +77,31 @@ def pytest_runtest_call(item):
 
 
 @pytest.hookimpl(wrapper=True)
-def pytest_runtest_teardown(item):
+def pytest_runtest_teardown(item, nextitem):
     ended = yield from _limited(item, "teardown")
     if (policy := _scheduling()) != _ordinary:
         os.sched_setscheduler(0, _ordinary[0], os.sched_param(_ordinary[1]))
         pytest.fail(f"left its thread with the scheduling policy and priority {policy}")
+    # a fixture of the whole file may have some there until its end
+    if (nextitem is None or nextitem.path != item.path) and (left := _registered()):
+        for name in left:
+            del sys.modules["nodes"].NODE_CLASS_MAPPINGS[name]
+        pytest.fail(f"its file left nodes of its own in ComfyUI's registry, for all others: {left}")
     return ended
+
+
+def _registered():
+    """Ids of nodes that a test or a benchmark has made, and that are in ComfyUI's registry."""
+    known = getattr(sys.modules.get("nodes"), "NODE_CLASS_MAPPINGS", {})
+    files = {
+        name: getattr(sys.modules.get(node.__module__), "__file__", None)
+        for name, node in known.items()
+    }
+    ours = _HERE, _HERE.parent / "benchmarks"
+    return [
+        name for name, file in files.items()
+        if file and any(folder in pathlib.Path(file).parents for folder in ours)
+    ]  # fmt: skip
 
 
 def _scheduling():

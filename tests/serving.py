@@ -1,6 +1,7 @@
 """A real ComfyUI with the pack linked in, as a process of its own."""
 
 import contextlib
+import importlib
 import importlib.util
 import os
 import pathlib
@@ -56,3 +57,12 @@ def serving(comfyui: pathlib.Path, base: pathlib.Path):
             spinner = console.Spinner("starting ComfyUI")
             server.wait_for(f"http://127.0.0.1:{port}", process, log, spinner)
             yield port, process, log
+
+
+def served(name: str):
+    """A module of serve/, as Ray's processes import it: from the root of the repository."""
+    sys.path.insert(0, str(ROOT))
+    try:
+        return importlib.import_module(f"serve.{name}")
+    finally:
+        sys.path.remove(str(ROOT))

@@ -195,6 +195,29 @@ def circle(paths: list[pathlib.Path]) -> list[str]:
     return []
 
 
+SERVE = [p for p in PYTHON if p.parts[0] == "serve"]
+BESIDE = {"serve", "tests", "benchmarks"}  # who may know of serve/
+DECIDES = {"admission", "scaling", "capacity", "tickets", "arrivals", "simulation", "plan"}
+
+
+def test_serve_stands_beside_the_pack():
+    """The pack never imports Ray or the house, and the house reaches the pack as a page does."""
+    for path in PYTHON:
+        absolute, relative = imports(path)
+        if path.parts[0] not in BESIDE:
+            assert not absolute & {"serve", "ray"}, path
+            assert not any(target[0] == "serve" for target in relative), path
+        elif path.parts[0] == "serve":
+            assert not absolute & (ROOMS - {"trust"}), f"{path}: only trust/ and launch/ are shared"
+            assert all(target[0] == "serve" for target in relative), path
+            if path.stem in DECIDES:
+                assert absolute <= set(sys.stdlib_module_names), f"{path} decides, without Ray"
+
+
+def test_no_module_of_serve_imports_itself_by_others():
+    assert len(SERVE) > 30 and circle(SERVE) == []
+
+
 def test_no_module_imports_itself_by_others():
     """Layers, inside a room as between rooms: what is below can be read without what is above."""
     assert circle([*PACK, pathlib.Path("__init__.py")]) == []

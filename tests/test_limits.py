@@ -100,6 +100,30 @@ def test_is_well():
     assert os.sched_getscheduler(0) == os.SCHED_OTHER
 """
 
+REGISTRY = """
+import sys
+import types
+
+import pytest
+
+nodes = sys.modules["nodes"] = types.SimpleNamespace(NODE_CLASS_MAPPINGS={})
+
+def node():
+    return type("Left", (), {"__module__": "limits"})
+
+@pytest.fixture(scope="module")
+def for_the_file():
+    nodes.NODE_CLASS_MAPPINGS["Taken away"] = node()
+    yield
+    del nodes.NODE_CLASS_MAPPINGS["Taken away"]
+
+def test_has_one_for_its_file(for_the_file):
+    pass
+
+def test_leaves_a_node(for_the_file):
+    nodes.NODE_CLASS_MAPPINGS["Left"] = node()
+"""
+
 
 def outcome(tmp_path, source, seconds):
     """pytest's exit code on a file, what it printed, and what went how."""
@@ -150,6 +174,15 @@ def test_who_changes_the_scheduling_of_its_thread_fails(tmp_path):
         ("PASSED", "test_is_well"),
     }  # fmt: skip
     assert "left its thread with the scheduling policy" in said
+
+
+def test_who_leaves_a_node_of_its_own_fails(tmp_path):
+    _, said, ends = outcome(tmp_path, REGISTRY, 60)
+    assert ends == {
+        ("PASSED", "test_has_one_for_its_file"), ("PASSED", "test_leaves_a_node"),
+        ("ERROR", "test_leaves_a_node"),
+    }  # fmt: skip
+    assert "its file left nodes of its own in ComfyUI's registry, for all others: ['Left']" in said
 
 
 def test_a_film_of_any_codec_leaves_its_writer_as_it_was(tmp_path):

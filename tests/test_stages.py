@@ -82,6 +82,22 @@ def test_ctrl_c_ends_a_stage_too(left, capfd, monkeypatch):
     assert not any(map(runs, left(capfd.readouterr().out)))
 
 
+@pytest.mark.parametrize("told", ["", "1"], ids=["", "told to keep nothing"])
+def test_what_is_compiled_is_kept_until_the_end(tmp_path, monkeypatch, told):
+    (tmp_path / "part.py").write_text("", encoding="utf-8")
+    look = "import os, part; print(os.path.exists(part.__cached__), part.__cached__)"
+    monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", told)
+    monkeypatch.delenv("PYTHONPYCACHEPREFIX", raising=False)
+    with STAGES.compiled_once() as env:
+        said = subprocess.run(
+            [sys.executable, "-c", look], cwd=tmp_path, env=env, text=True, capture_output=True
+        ).stdout.split()
+        assert said[0] == "True"
+    # beside the source where Python may, else nowhere once it is over
+    assert os.path.exists(said[1]) == (not told)
+    assert (tmp_path / "__pycache__").exists() == (not told)
+
+
 def test_the_suite_ends_before_an_hour_and_a_half():
     run = load_run()
     assert run.STAGE < run.STAGES <= 70

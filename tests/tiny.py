@@ -39,6 +39,8 @@ LAYOUTS = {
         "transformer_depth_middle": 2, "num_classes": "sequential", "adm_in_channels": 24,
     },
 }  # fmt: skip
+# attention at the finest level, too, which some nodes patch alone
+FINE = {"transformer_depth": [1, 1], "transformer_depth_output": [1, 1, 1, 1]}
 
 
 def model(prediction="epsilon", seed=0, adm=None, layout="SD1.5", prompt=4.0, device="cpu"):
@@ -46,7 +48,7 @@ def model(prediction="epsilon", seed=0, adm=None, layout="SD1.5", prompt=4.0, de
 
     `prompt` is how much prompts matter; as much as by default makes rounding errors grow, too.
     """
-    unet = {**UNET, **LAYOUTS[layout]}
+    unet = {**UNET, **(FINE if layout == "fine" else LAYOUTS[layout])}
     adm = unet.get("adm_in_channels", adm)
     if adm is not None:
         unet |= {"num_classes": "sequential", "adm_in_channels": adm}

@@ -120,7 +120,8 @@ FAMILY = record(
         "memory_usage_factor": number(0, 1000),
     }
 )
-_SHAPE = items(whole(1, 2**16), 1, 6)
+_SHAPE = items(whole(1, 2**24), 1, 6)
+_LAYERS = items(text(64, r"[\w.]+"), 0, 256)
 _MADE = record(
     {
         "gpu": _NAME,
@@ -131,13 +132,18 @@ _MADE = record(
         "opset": whole(0, 10**4),
         "precision": one_of("fp16", "bf16", "fp32"),
         "model": _NAME,
-        "inputs": items(_KEY, 1, 64),
-        "profile": table(_KEY, fields(_SHAPE, _SHAPE, _SHAPE), 64),
+        "inputs": items(_KEY, 1, 1024),
+        "profile": table(_KEY, fields(_SHAPE, _SHAPE, _SHAPE), 1024),
         "flags": items(_KEY, 0, 16),
     },
     {
         "library": one_of("tensorrt", "tensorrt-rtx"),
         "targets": items(text(8, r"\d{1,2}\.\d"), 0, 16),
+        "layers": either(
+            nothing, record({"ahead": _LAYERS, "behind": _LAYERS, "fused": _LAYERS})
+        ),
+        "frames": whole(1, 64),
+        "depth": either(nothing, whole(0, 255)),
     },
 )
 ENGINE = record(
@@ -153,6 +159,8 @@ ENGINE = record(
 )
 _LEVEL = number(0, 1e6)
 _ERROR = number(-1e30, 1e30)
+# of a UNet: side, number of the block, place in it
+_BODY = text(32, r"(input|middle|output)\.\d{1,3}\.\d{1,3}")
 SCHEDULE = record(
     {
         "livediffusion": whole(0, 10**6),
@@ -170,6 +178,9 @@ SCHEDULE = record(
         "asked": table(_NAME, either(nothing, flag, number(-1e30, 1e30), text(256)), 64),
         "curves": table(_NAME, items(_LEVEL, 0, 1001), 64),
         "date": _NAME,
+        "skips": items(items(_BODY, 0, 500), 0, 1000),
+        "flops": number(0, 1),
+        "whole": table(_NAME, fields(_ERROR, _ERROR), 8),
     },
 )
 

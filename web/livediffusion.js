@@ -14,11 +14,11 @@ app.queuePrompt = function (...of) {
 const VERSION = '0.1.0'
 const place = (name) => new URL(`./live/${name}.mjs?v=${VERSION}`, import.meta.url).href
 const modules = [
-  'camera', 'compare', 'edits', 'picker', 'plot', 'reader', 'screen', 'session', 'stage',
-  'style', 'view', 'words'
+  'camera', 'compare', 'edits', 'picker', 'picture', 'plot', 'reader', 'screen', 'session',
+  'stage', 'style', 'view', 'words'
 ]
 const [
-  { Camera }, { Compare }, { Edits }, { Picker }, { Plot }, { Reader }, { Screen },
+  { Camera }, { Compare }, { Edits }, { Picker }, { Picture }, { Plot }, { Reader }, { Screen },
   { Invalid, Session, fileName }, { Stage }, { addStyle, element }, { View }, { Words }
 ] = await Promise.all(modules.map((name) => import(place(name))))
 
@@ -63,7 +63,7 @@ function notify(severity, summary, detail) {
 }
 
 const apiURL = (path) => api.apiURL(path)
-const tools = { say, element, addStyle, notify, upload, apiURL, Compare, Screen }
+const tools = { say, element, addStyle, notify, upload, apiURL, Compare, Picture, Screen }
 const root = () => app.rootGraph ?? app.graph
 const title = (id) => node(id)?.title ?? say('node', { id })
 

@@ -100,11 +100,12 @@ class Observer:
     Attributes:
         ranges: of each layer's input so far.
         frames: calls that were looked at.
+        own: see Program.
     """
 
     def __init__(self, compiled: Any, names: list[str]):
         self._program = Program(compiled)
-        self._names = names
+        self._names, self.own = names, self._program.own
         self.ranges: Ranges = {}
         self.frames = 0
 

@@ -34,7 +34,7 @@ class Compiling:
     """ONNX files on one device, in one shape.
 
     Args:
-        sizes: shape of each input; the file may have fewer.
+        sizes: shape of each input, -1 for what is left open; the file may have fewer.
         asked: see Asked.
 
     Attributes:
@@ -118,6 +118,7 @@ class Network:
     Attributes:
         compiling: what making it took.
         settled: it computes in the precision that was asked for.
+        own: see Program.
 
     Raises:
         Refused: see Compiling.
@@ -131,6 +132,7 @@ class Network:
     ):
         self.compiling = Compiling(sizes, asked)
         self._source, self._program, self._observer = source, None, None
+        self.own: dict[str, Tensor] = {}
         with source() as path:
             if asked.precision == INT8:
                 self._observer = self.compiling.observer(path)
@@ -144,8 +146,9 @@ class Network:
     def __call__(self, named: dict[str, Tensor]) -> Tensor:
         """The output, a tensor of its own, for inputs by name."""
         if self._program is not None:
-            return self._program(named)
-        out = self._observer(named)
+            out, self.own = self._program(named), self._program.own
+            return out
+        out, self.own = self._observer(named), self._observer.own
         if self._observer.frames >= int8.FRAMES:
             with self._source() as path:
                 self._program = self.compiling.program(path, self._observer.ranges)

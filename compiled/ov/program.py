@@ -5,19 +5,24 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..remembered import OWN
 from . import api
 
-_TYPES = {"f32": torch.float32, "f16": torch.float16}
+_TYPES = {"f32": torch.float32, "f16": torch.float16, "i64": torch.int64}
 
 
 class Program:
-    """A compiled network of fixed shapes, called with tensors on the CPU.
+    """A compiled network of a fixed output, called with tensors on the CPU.
 
     Tensors are handed over where they lie: an input that lies where it lay is not touched, and the
     output is written into the tensor that is returned.
 
     Args:
-        compiled: openvino.CompiledModel; what it has besides its first output are single numbers.
+        compiled: openvino.CompiledModel; what it has besides its first output are single numbers,
+            and outputs whose names begin with OWN.
+
+    Attributes:
+        own: these outputs of the newest call, by name; the next one writes over them.
     """
 
     def __init__(self, compiled: Any):
@@ -29,11 +34,22 @@ class Program:
             for port in compiled.inputs
         }
         port = self._output = compiled.outputs[0]
-        self._numbers = len(compiled.outputs) - 1
+        self._numbers, self._loose, self.own = [], {}, {}
         self._shape = tuple(port.shape)
         self._type = _TYPES[port.element_type.get_type_name()]
         # OpenVINO keeps addresses, so what lies there must stay
         self._bound: dict[str, tuple[Tensor, Any]] = {}
+        for i, port in enumerate(compiled.outputs[1:], 1):
+            name = next((name for name in port.get_names() if name.startswith(OWN)), None)
+            if name is None:
+                self._numbers.append(i)
+                continue
+            if port.partial_shape.is_dynamic:
+                self._loose[name] = port
+                continue
+            dtype = _TYPES[port.element_type.get_type_name()]
+            self.own[name] = torch.empty(tuple(port.shape), dtype=dtype)
+            self._bind(name, port, self.own[name])
 
     def __call__(self, named: dict[str, Tensor]) -> Tensor:
         """The output, a tensor of its own, for inputs by name."""
@@ -42,6 +58,8 @@ class Program:
         out = torch.empty(self._shape, dtype=self._type)
         self._bind("", self._output, out)
         self._request.infer(share_outputs=True)
+        for name, port in self._loose.items():
+            self.own[name] = torch.from_numpy(self._request.get_tensor(port).data)
         return out
 
     def _bind(self, name: str, port: Any, tensor: Tensor) -> None:
@@ -54,4 +72,4 @@ class Program:
 
     def more(self) -> list[float]:
         """The numbers beside the output of the newest call."""
-        return [float(self._request.get_output_tensor(1 + i).data) for i in range(self._numbers)]
+        return [float(self._request.get_output_tensor(i).data) for i in self._numbers]

@@ -14,7 +14,8 @@ from .network import Asked, Network
 
 
 class OpenVino:
-    """The UNet run by OpenVINO, for models on the CPU; made for one shape.
+    """The UNet run by OpenVINO, for models on the CPU; made for one shape, whatever number of rows
+    runs the inner blocks.
 
     The weights are those at `prepare`. float32 whatever the model is in, unless asked for less.
 
@@ -31,6 +32,8 @@ class OpenVino:
     capturable = False
     placed = False
     per_shape = True
+    remembers = True
+    mixes = True
 
     def __init__(self, asked: Asked | None = None, note: Callable[[str], None] = lambda text: None):
         self._asked, self._note = asked or Asked(), note
@@ -38,7 +41,7 @@ class OpenVino:
         self._against: Against | None = None
 
     def scope(self, shapes: Shapes) -> Hashable:
-        return shapes
+        return shapes.open
 
     def prepare(self, unet: UNet, shapes: Shapes) -> None:
         """See Engine.prepare.
@@ -51,13 +54,14 @@ class OpenVino:
             raise Refused(f"OpenVINO takes models on the CPU, and this one is on {shapes.device}")
         api.placed(self._asked.device, self._asked.precision)
         dtype = torch.float16 if shapes.dtype == "float16" else torch.float32
-        sizes = dict(shapes.sizes)
+        sizes = dict(shapes.open.sizes)
         self._network = Network(lambda: exported(unet, shapes, dtype), sizes, self._asked)
         self._against = Against(unet)
 
     def __call__(self, call: Call) -> Tensor:
         settled = self._network.settled
         out = self._network(call.named()).to(call.x.dtype)
+        call.wrote(self._network.own)
         if settled and self._against.look(call, out):
             what = "float32" if self._asked.precision == DEFAULT else self._asked.precision
             self._note(

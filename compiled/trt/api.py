@@ -334,7 +334,10 @@ def run(context: Any, device: torch.device, aside: "torch.cuda.Stream | None") -
 
 def dtype(module: Any, kind: Any) -> torch.dtype:
     """torch's type of a TensorRT DataType."""
-    known = {"FLOAT": torch.float32, "HALF": torch.float16, "BF16": torch.bfloat16}
+    known = {
+        "FLOAT": torch.float32, "HALF": torch.float16, "BF16": torch.bfloat16,
+        "INT32": torch.int32, "INT64": torch.int64,
+    }  # fmt: skip
     for name, own in known.items():
         if kind == getattr(module.DataType, name, object()):
             return own

@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import math
 import pathlib
 import queue
 import shutil
@@ -16,9 +17,12 @@ import torch
 
 from .. import onnx_export
 from ..engine import Call, Refused, UNet
+from ..remembered import BANK, SEEN
+from ..reused import FEATURES, WHOLE
 from . import api, builder, files
 
 PRECISIONS = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
+_SCALES = tuple(2**i for i in range(8))  # of a UNet's levels
 _LEFT_BEHIND = 86400  # seconds after which what a killed build left is removed
 
 Report = Callable[[str, int, int], None]
@@ -58,21 +62,48 @@ class Wish:
             **here, tensorrt=self.library.version, exporter=onnx_export.VERSION,
             opset=onnx_export.OPSET, precision=self.precision, model=self.model,
             inputs=tuple(self.call.named()), profile=self._profile(), flags=flags,
-            library=self.library.name, targets=self.targets,
+            library=self.library.name, targets=self.targets, **self._memory(),
         )  # fmt: skip
+
+    def _memory(self) -> dict[str, Any]:
+        memory, reuse = self.call.memory, self.call.reuse
+        told = {} if memory is None else {"layers": memory.layers, "frames": memory.frames}
+        return told if reuse is None else {**told, "depth": reuse.depth}
+
+    @property
+    def open(self) -> frozenset[str]:
+        """What of the shapes may differ from call to call, of onnx_export.EVERY."""
+        sees = f"{SEEN}0" in self.call.named()
+        asked = {
+            onnx_export.SIZE: self.dynamic_size, onnx_export.SEEN_ROWS: sees,
+            onnx_export.RUN: self.call.reuse is not None,
+        }  # fmt: skip
+        return frozenset(word for word, wanted in asked.items() if wanted)
 
     def _profile(self) -> dict[str, tuple[tuple[int, ...], ...]]:
         spans = {}
         for name, tensor in self.call.named().items():
             usual = tuple(tensor.shape)
             low = high = usual
-            if self.dynamic_size and (name == "x" or name.startswith("control_")):
+            if self.dynamic_size and (name in ("x", FEATURES) or name.startswith("control_")):
                 # latents in steps that every level of the UNet can halve
                 deep = self.call.x.shape[-1] // usual[-1]
                 low = (*usual[:2], *(_step(s * deep * 0.5) // deep for s in usual[2:]))
                 high = (*usual[:2], *(_step(s * deep * 1.5) // deep for s in usual[2:]))
+            elif name.startswith(SEEN):
+                low = usual[0], 1
+            elif name == WHOLE:
+                low, high = (1,), (self.call.x.shape[0],)
+            elif self.dynamic_size and name.startswith(BANK) and tensor.ndim > 1:
+                low, high = self._tokens(usual, spans["x"][0]), self._tokens(usual, spans["x"][2])
             spans[name] = low, usual, high
         return spans
+
+    def _tokens(self, usual: tuple[int, ...], x: tuple[int, ...]) -> tuple[int, ...]:
+        """The shape of what is remembered, [R, frames * tokens, ...], where latents are of x's."""
+        usually, frames = self.call.x.shape[2:], self.call.memory.frames
+        scale = next(s for s in _SCALES if frames * _count(usually, s) == usual[1])
+        return usual[0], frames * _count(x[2:], scale), *usual[2:]
 
 
 def make(
@@ -116,9 +147,8 @@ def make(
     ) as place:
         work = pathlib.Path(place)
         report("exporting", 0, 1)
-        sizes = {onnx_export.SIZE} if wish.dynamic_size else set()
         exported = onnx_export.export(
-            unet(), wish.call, work / "unet.onnx", PRECISIONS[wish.precision], frozenset(sizes),
+            unet(), wish.call, work / "unet.onnx", PRECISIONS[wish.precision], wish.open,
             named=wish.refit,
         )  # fmt: skip
         report("exporting", 1, 1)
@@ -127,7 +157,7 @@ def make(
         timing = folder / f"timing-{files.slug(made.gpu)}-{made.tensorrt}.cache"
         job = builder.Job(
             exported.path, work / "engine", timing, wish.precision,
-            made.profile if wish.dynamic_size else {}, tuple(exported.weights), wish.targets,
+            made.profile if wish.open else {}, tuple(exported.weights), wish.targets,
         )  # fmt: skip
         _build(wish.library, job, report, check)
         files.beside(path).unlink(missing_ok=True)
@@ -180,6 +210,11 @@ def _sweep(folder: pathlib.Path) -> None:
         with contextlib.suppress(OSError):
             if time.time() - left.stat().st_mtime > _LEFT_BEHIND:
                 shutil.rmtree(left, ignore_errors=True)
+
+
+def _count(size: tuple[int, ...], scale: int) -> int:
+    """Tokens of a level whose pictures are so many times smaller."""
+    return math.prod(-(-side // scale) for side in size)
 
 
 def _step(size: float) -> int:

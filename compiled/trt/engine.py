@@ -10,6 +10,8 @@ from torch import Tensor
 
 from ..engine import Call, Refused, Shapes, UNet
 from ..onnx_export import OUTPUT
+from ..remembered import SEEN, Remembered, read_of
+from ..reused import FEATURES, GIVEN, PICK, WHOLE, Reused
 from . import api, files, runtime
 
 
@@ -33,6 +35,8 @@ class TensorRT:
     capturable = False
     placed = False
     per_shape = False
+    remembers = True
+    mixes = False
 
     def __init__(self, path: pathlib.Path, sidecar: files.Sidecar, device: torch.device):
         self.path = path
@@ -109,9 +113,19 @@ class TensorRT:
             types[name] = api.dtype(self._trt, engine.get_tensor_dtype(name))
             if engine.get_tensor_mode(name) == self._trt.TensorIOMode.INPUT:
                 inputs.add(name)
-        if inputs != set(self._most) or OUTPUT not in types:
+        made = self.sidecar.made
+        self._own = () if made.layers is None else made.layers.outputs
+        if made.depth is not None:
+            self._own = (*self._own, GIVEN)
+        if inputs != set(self._most) or types.keys() - inputs != {OUTPUT, *self._own}:
             raise Refused(f"{self.path.name} has other inputs than it says; build it anew")
         shapes = {**self._most, OUTPUT: self._most["x"]}
+        for name in self._own:
+            if name == GIVEN:
+                shapes[name] = self._most[FEATURES]
+                continue
+            rows, tokens, channels = self._most[read_of(name)]
+            shapes[name] = rows, tokens // made.frames, channels
         for name, shape in shapes.items():
             elements = torch.Size(shape).numel()
             buffer = torch.zeros(elements, dtype=types[name], device=self.device)
@@ -127,8 +141,12 @@ class TensorRT:
         Raises:
             Refused: the call does not fit what the engine was built for.
         """
-        named = call.named()
+        self._remembers(call.memory)
+        self._reuses(call.reuse)
         rows = call.x.shape[0]
+        named = call.named()
+        if call.reuse is not None:
+            named |= self._padded(call.reuse, rows)
         self._admit(named, rows)
         for name in self._most:
             self._feed(name, named.get(name), named, rows)
@@ -138,7 +156,62 @@ class TensorRT:
         out = tuple(self._context.get_tensor_shape(OUTPUT))
         if not api.run(self._context, self.device, self._aside):
             raise RuntimeError("TensorRT could not run; its messages are in the log")
+        for name in call.more:
+            size = tuple(self._context.get_tensor_shape(name))
+            part = call.reuse if name == GIVEN else call.memory
+            part.wrote[name] = self._view(name, size)[:rows]
         return self._view(OUTPUT, out)[:rows].to(call.x.dtype, copy=True)
+
+    def _remembers(self, memory: Remembered | None) -> None:
+        """Refuses a call whose frames help each other otherwise than the engine was built for."""
+        made = self.sidecar.made
+        has = "" if made.layers is None else made.layers.words(made.frames, made.inputs)
+        asked = "" if memory is None else memory.layers.words(memory.frames, memory.reads)
+        if asked and not has:
+            raise Refused(
+                f"the engine was built without what the MODEL has now ({asked}): build it from the "
+                "model behind Live Memory and Live Future Attention"
+            )
+        if has and not asked:
+            raise Refused(f"the engine was built with {has}, and this call has none of it")
+        if has and (has != asked or made.layers != memory.layers):
+            raise Refused(
+                f"the engine was built with {has}, and this call has {asked}: build it anew"
+            )
+        if memory is not None and f"{SEEN}1" in memory.reads:
+            raise Refused(
+                "rows of this guidance see unequally many others, which an engine of TensorRT "
+                "cannot: with Live Memory and Live Future Attention use self-negative or full"
+            )
+
+    def _reuses(self, reuse: Reused | None) -> None:
+        """Refuses a call whose rows go on with other features than the engine was built for."""
+        depth = self.sidecar.made.depth
+        if (None if reuse is None else reuse.depth) == depth:
+            return
+        if depth is None:
+            raise Refused(
+                "the engine was built without Live Reuse, which the MODEL has now: build it from "
+                "the model behind it"
+            )
+        if reuse is None:
+            raise Refused("the engine was built with Live Reuse, and this call has none of it")
+        raise Refused(
+            f"the engine was built with Live Reuse at depth {depth}, and this call is at "
+            f"{reuse.depth}: build it anew"
+        )
+
+    def _padded(self, reuse: Reused, rows: int) -> dict[str, Tensor]:
+        """Indices for as many rows as the engine has. One row runs whole where none has to, and
+        goes on with what is kept all the same."""
+        pick = reuse.reads.get(PICK)
+        if pick is not None:
+            return {}
+        device = reuse.reads[FEATURES].device
+        return {
+            WHOLE: torch.zeros(1, dtype=torch.int64, device=device),
+            PICK: torch.arange(1, 1 + rows, device=device),
+        }
 
     def _admit(self, named: dict[str, Tensor], rows: int) -> None:
         unknown = [name for name in named if name not in self._most]
@@ -189,6 +262,10 @@ class TensorRT:
             self._shape(name, size)
             return
         self._zeroed.discard(name)
+        if name == WHOLE:
+            self._shape(name, tuple(tensor.shape))
+            self._view(name, tuple(tensor.shape)).copy_(tensor)
+            return
         if name == "context" and tensor.shape[1] != most[1]:
             # attention over a prompt said twice is attention over the prompt
             tensor = tensor.repeat(1, most[1] // tensor.shape[1], 1)

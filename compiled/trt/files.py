@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from ...trust import boundary, schema
+from ..remembered import Layers
 from . import targets
 
 FORMAT = 1
@@ -52,6 +53,9 @@ class Made:
         flags: of the build, such as "refit".
         library: "tensorrt" or "tensorrt-rtx".
         targets: compute capabilities that it runs on, such as "8.9"; TensorRT for RTX only.
+        layers: where frames help each other, or None.
+        frames: that these remember.
+        depth: what every row runs where rows go on with kept features, or None.
     """
 
     gpu: str
@@ -67,10 +71,18 @@ class Made:
     flags: tuple[str, ...] = ()
     library: str = "tensorrt"
     targets: tuple[str, ...] = ()
+    layers: Layers | None = None
+    frames: int = 1
+    depth: int | None = None
 
     def key(self) -> str:
-        """The same for the same engine, short; for TensorRT as before there were two libraries."""
+        """The same for the same engine, short; for TensorRT as before there were two libraries, and
+        without what it has not."""
         told = asdict(self)
+        if self.layers is None:
+            del told["layers"], told["frames"]
+        if self.depth is None:
+            del told["depth"]
         if not self.targets:
             del told["library"], told["targets"]
         text = json.dumps(_plain(told), sort_keys=True)
@@ -122,7 +134,10 @@ def read(engine: pathlib.Path) -> Sidecar:
             raise Unfit("was built by another version of this pack")
         told = boundary.ENGINE(told, "it")
         del told["format"]
-        made = Made(**told.pop("made"))
+        made = told.pop("made")
+        if made.get("layers") is not None:
+            made["layers"] = Layers(**made["layers"])
+        made = Made(**made)
         if (made.library == "tensorrt-rtx") != bool(made.targets):
             raise Unfit(f"has a JSON file beside it in which {made.library} and targets disagree")
         return Sidecar(made=made, **told)

@@ -11,6 +11,7 @@ import comfy.samplers
 import torch
 from torch import Tensor
 
+from ..models import skips
 from ..models.time_shift import Dial
 from ..sampling.space import ModelSpace, scaled_in
 
@@ -25,20 +26,29 @@ class Bench:
         calls: evaluations of one sample so far.
     """
 
-    def __init__(self, wrap, extra_args: dict, dial: Dial, heard: Callable[[int], None]):
-        self._wrap, self._extra, self._dial, self._heard = wrap, extra_args, dial, heard
+    def __init__(
+        self, wrap, extra_args: dict, dials: tuple[Dial, skips.Dial],
+        heard: Callable[[int], None],
+    ):  # fmt: skip
+        self._wrap, self._extra, self._heard = wrap, extra_args, heard
+        self._time, self._skips = dials
         self._rows = _ROWS
         self._model = wrap.inner_model
         self.space = ModelSpace(self._model.model_sampling)
         self.calls = 0
 
-    def __call__(self, x: Tensor, sigma: float, shift: float = 0.0) -> Tensor:
+    def __call__(
+        self, x: Tensor, sigma: float, shift: float = 0.0, skipped: frozenset[str] = frozenset()
+    ) -> Tensor:
         """Clean predictions, [S, ...], in as many calls as memory asks for.
+
+        Args:
+            skipped: bodies that the network passes by, for a subject that can.
 
         Raises:
             InterruptProcessingException: the user cancelled.
         """
-        self._dial.shift = shift
+        self._time.shift, self._skips.skipped = shift, skipped
         out, at = [], 0
         while at < len(x):
             comfy.model_management.throw_exception_if_processing_interrupted()
@@ -56,6 +66,20 @@ class Bench:
             self.calls += len(part)
             self._heard(self.calls)
         return torch.cat(out)
+
+    def probe(self, x: Tensor, bodies: frozenset[str]) -> None:
+        """Sees whether anything is passed by.
+
+        Raises:
+            ValueError: nothing is.
+        """
+        level = float(self._model.model_sampling.sigma_max)
+        x = x * level
+        if torch.equal(self(x, level), self(x, level, 0.0, bodies)):
+            raise ValueError(
+                "skip_up_to: something runs this model's network in a way of its own, so that "
+                "nothing of it is left out. Set it to 0, or do without that node or pack."
+            )
 
     def noised(self, clean: Tensor, noise: Tensor, top: float) -> Tensor:
         """What a run that begins at `top` starts from."""
@@ -78,6 +102,7 @@ class Subject:
         latents: the pictures that runs begin from, [B, C, H, W] as VAEs give them, or zeros.
         count: samples; latents repeat.
         seed: of their noise.
+        bodies: of its network, that may be passed by.
     """
 
     model: Any
@@ -87,6 +112,7 @@ class Subject:
     latents: Tensor
     count: int
     seed: int
+    bodies: frozenset[str] = frozenset()
 
     def noise(self) -> Tensor:
         """[count, C, H, W], the same on every machine."""
@@ -105,12 +131,13 @@ class Subject:
         Returns:
             what `work` returned.
         """
-        dial = Dial()
-        guider = comfy.samplers.CFGGuider(dial.on(self.model))
+        dials = Dial(), skips.Dial()
+        model = dials[0].on(self.model)
+        guider = comfy.samplers.CFGGuider(dials[1].on(model) if self.bodies else model)
         negative = self.negative
         guider.set_conds(self.positive, [] if negative is None else negative)
         guider.set_cfg(1.0 if negative is None else self.cfg)
-        inside = _StudyAsSampler(self, work, dial, heard)
+        inside = _StudyAsSampler(self, work, dials, heard)
         # ComfyUI makes room for this many rows
         rows = self.latents[:1].expand(min(self.count, _ROWS), *self.latents.shape[1:])
         top = float(self.model.get_model_object("model_sampling").sigma_max)
@@ -122,8 +149,8 @@ class Subject:
 
 
 class _StudyAsSampler(comfy.samplers.Sampler):
-    def __init__(self, subject: Subject, work, dial: Dial, heard):
-        self.subject, self.work, self.dial, self.heard = subject, work, dial, heard
+    def __init__(self, subject: Subject, work, dials, heard):
+        self.subject, self.work, self.dials, self.heard = subject, work, dials, heard
         self.result: Any = None
 
     def sample(
@@ -134,6 +161,9 @@ class _StudyAsSampler(comfy.samplers.Sampler):
         latents = subject.latents.to(device, torch.float32)
         clean = scaled_in(model_wrap.inner_model, latents)
         clean = clean[torch.arange(subject.count, device=device) % len(clean)]
-        bench = Bench(model_wrap, extra_args, self.dial, self.heard)
-        self.result = self.work(bench, clean, subject.noise().to(device))
+        bench = Bench(model_wrap, extra_args, self.dials, self.heard)
+        noise = subject.noise().to(device)
+        if subject.bodies:
+            bench.probe(noise[:1], subject.bodies)
+        self.result = self.work(bench, clean, noise)
         return latent_image

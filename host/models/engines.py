@@ -16,11 +16,21 @@ import comfy.model_management
 import torch
 from comfy.patcher_extension import CallbacksMP, WrappersMP
 
-from ...compiled.engine import Call, Engine, Outdated, Refused, Shapes, WeightsAway, residuals
-from . import looks
+from ...compiled.engine import (
+    Call,
+    Engine,
+    NotYet,
+    Outdated,
+    Refused,
+    Shapes,
+    WeightsAway,
+    residuals,
+)
+from . import coherence, looks, reused
 from .compiler import uncompiled
-from .looks import ENGINE
+from .looks import COHERENCE, ENGINE, EXCHANGE
 from .making import Making
+from .remembering import remembered
 from .unet import ComfyUNet
 from .weights import weights_version
 
@@ -160,14 +170,32 @@ class Attached:
     ):  # fmt: skip
         """DIFFUSION_MODEL: the call, by the engine or by the UNet itself."""
         options = {} if transformer_options is None else transformer_options
-        if self.inside and self.name == "cudagraph":
+        helping = coherence.among(executor.wrappers[executor.idx + 1 :])
+        helps = helping is not None and helping.acts(options, executor.class_obj)
+        # where frames help each other, the whole tick is recorded or nothing is
+        if self.name == "cudagraph" and (self.inside or helps):
             return executor(x, timesteps, context, y, control, options, **kwargs)
         self.used = time.monotonic()
-        key = failure = None
+        key = failure = exchange = memory = reuse = None
+        if helps:
+            exchange = helping.exchange(options, executor.class_obj, x.shape)
+            options = {**options, EXCHANGE: exchange}
         try:
             self._admit(executor, options, kwargs)
-            call = Call(x, timesteps.float(), context, y, residuals(control, x.shape[0]))
             module = executor.class_obj
+            if helps and helping.patchwork is not None:
+                raise reused.patching(self.name)
+            if exchange is not None:
+                remembers = self._template.remembers
+                alone = not self._template.mixes
+                goes = helping.goes_by_plan(exchange, options, module, alone=alone)
+                if goes:
+                    reuse = reused.reused(self.name, remembers, exchange, module, x)
+                memory = remembered(self.name, remembers, helping, exchange, module, x, goes)
+            elif helping is not None and helping.skips is not None:
+                raise reused.skipping(self.name)
+            given = residuals(control, x.shape[0])
+            call = Call(x, timesteps.float(), context, y, given, memory, reuse)
             if self.placed:
                 self._follow(module)
             key = self._key(Shapes.of(call), module)
@@ -178,6 +206,10 @@ class Attached:
                 if self._accept is not None:
                     self._accept(self._base, engine)
                 out = engine(call)
+                if memory is not None:
+                    memory.tell(exchange)
+                if reuse is not None:
+                    reused.tell(reuse, exchange, x.dtype)
                 self.done()
                 return out
             self.unsettled += 1
@@ -197,7 +229,7 @@ class Attached:
         if failure is None:
             return executor(x, timesteps, context, y, control, options, **kwargs)
         reason = reason_of(failure)
-        self.fall_back(reason, isinstance(failure, WeightsAway))
+        self.fall_back(reason, isinstance(failure, WeightsAway | NotYet))
         if self.alone:
             raise RuntimeError(f"{self.name}: {reason}")
         return executor(x, timesteps, context, y, control, options, **kwargs)
@@ -299,7 +331,11 @@ class Attached:
     def _admit(self, executor, options: dict[str, Any], kwargs: dict[str, Any]) -> None:
         """Refuses what only the UNet itself can do, by name."""
         inner = executor.wrappers[executor.idx + 1 :]
-        others = [w for w in inner if getattr(w, "__self__", None) is not self]
+        owners = [(getattr(wrapper, "__self__", None), wrapper) for wrapper in inner]
+        others = [
+            wrapper for owner, wrapper in owners
+            if owner is not self and not isinstance(owner, coherence.Coherence)
+        ]  # fmt: skip
         if others:
             raise Refused(f"another node has wrapped the UNet ({_named(others[0])})")
         if steers := looks.steering(options):
@@ -402,6 +438,9 @@ def attach(patcher, attached: Attached, frees: bool = False):
     clone = fixed(patcher)
     clone.add_wrapper_with_key(WrappersMP.APPLY_MODEL, ENGINE, attached.apply_model)
     clone.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, ENGINE, attached.diffusion_model)
+    around = clone.wrappers[WrappersMP.DIFFUSION_MODEL]
+    if coherence.coherence_of(clone) is not None:  # inside, as where it is attached later
+        around[COHERENCE] = around.pop(COHERENCE)
     clone.add_callback_with_key(CallbacksMP.ON_LOAD, ENGINE, attached.loaded)
     gone = attached.taken if frees else attached.unloaded
     clone.add_callback_with_key(CallbacksMP.ON_DETACH, ENGINE, gone)

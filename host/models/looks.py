@@ -8,6 +8,7 @@ it. Everything else is taken to look at the level, the step, the batch and the c
 
 import functools
 import os
+import sys
 import types
 import weakref
 from collections.abc import Iterator
@@ -31,6 +32,9 @@ class Look(IntEnum):
 
 ENGINE = "livediffusion.engine"  # key of an engine's wrappers and callbacks
 COUNT = "livediffusion.calls"  # key of what counts model calls
+COHERENCE = "livediffusion.coherence"  # key of what lets frames help each other
+NEIGHBOURS = "livediffusion.neighbours"  # of a call's options: who its rows are
+EXCHANGE = "livediffusion.exchange"  # and what its layers read and write
 # AnimateDiff-Evolved's words for a part of a batch, which other packs read too: places in the
 # batch, its length, and that of the part
 PLACE = "ad_params"
@@ -44,10 +48,19 @@ _KNOWN = {
     ("comfy_extras/nodes_model_downscale.py", "input_block_patch"): Look.LEVEL,
     ("comfy_extras/nodes_model_advanced.py", "rescale_cfg"): Look.LEVEL,
     ("comfy_extras/nodes_pag.py", "post_cfg_function"): Look.LEVEL,
+    # tokens of a row are matched within it; what is drawn, all rows of a call share, as they do in
+    # ComfyUI's own batch, and each step of a frame has a draw of its own either way
+    ("comfy_extras/nodes_tomesd.py", "tomesd_m"): Look.ROWS,
+    ("comfy_extras/nodes_tomesd.py", "tomesd_u"): Look.ROWS,
+    ("comfy_extras/nodes_hypertile.py", "hypertile_in"): Look.ROWS,
+    ("comfy_extras/nodes_hypertile.py", "hypertile_out"): Look.ROWS,
     # called for each place with that place's own levels (evaluate)
     ("comfy_extras/nodes_differential_diffusion.py", "forward"): Look.ROWS,
     ("comfy_extras/nodes_differential_diffusion.py", "<lambda>"): Look.ROWS,
 }
+# what is run of a part when it is called
+_WAYS = frozenset({"forward", "_forward", "_conv_forward"})
+_HOUSE = __name__.removesuffix("host.models.looks")  # what our modules' names begin with
 _KNOWN_FOLDERS = ("comfy/weight_adapter/",)  # LoRA beside the weights instead of in them
 # ComfyUI's own way from a guider to the model
 SEAM = (
@@ -66,7 +79,7 @@ _HUNG = ("wrappers", "callbacks")
 _WRITTEN = frozenset({
     "cond_or_uncond", "uuids", "sigmas", "sample_sigmas", "prefetch_dynamic_vbars",
     "original_shape", "transformer_index", "block", "block_index", "activations_shape", PLACE,
-    *_HUNG,
+    NEIGHBOURS, EXCHANGE, *_HUNG,
 })  # fmt: skip
 _CONDS = (
     comfy.conds.CONDRegular, comfy.conds.CONDNoiseShape, comfy.conds.CONDCrossAttn,
@@ -115,6 +128,31 @@ def of_model(model) -> Iterator[Found]:
             yield _look_of(own), f"{name or 'the network'} has a forward of its own"
         if part._forward_hooks or part._forward_pre_hooks:
             yield Look.FRAME, f"{name or 'the network'} has a hook on it"
+
+
+def changed_part(network: torch.nn.Module) -> str:
+    """The kind of a part that does not do what its class was written to, by a hook, a forward of
+    its own or one put into its class; empty where there is none."""
+    kinds = set()
+    for part in network.modules():
+        own = part._forward_hooks or part._forward_pre_hooks or not _WAYS.isdisjoint(vars(part))
+        if own:
+            return type(part).__name__
+        kinds.add(type(part))
+    return next((kind.__name__ for kind in kinds if not _as_written(kind)), "")
+
+
+def _as_written(kind: type) -> bool:
+    """Whether what a class does when it is called stands in the file of who defines it."""
+    for name in _WAYS:
+        owner = next((c for c in kind.__mro__ if name in vars(c)), None)
+        if owner is None:
+            continue
+        code, module = _code(vars(owner)[name]), sys.modules.get(owner.__module__)
+        file = getattr(module, "__file__", None)
+        if code is None or file is None or _relative(code.co_filename) != _relative(file):
+            return False
+    return True
 
 
 _known_parts: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
@@ -182,16 +220,22 @@ def _of_transformer(options: dict[str, Any]) -> Iterator[Found]:
 
 
 def _of_hung(hung: dict[str, dict[str, list]], kind: str) -> Iterator[Found]:
-    """Wrappers or callbacks by type and key, but for an engine's and the count of calls."""
+    """Wrappers or callbacks by type and key, but for our own that leave a row what it is, or mean
+    to have frames help each other."""
     for name, by_key in hung.items():
         for key, functions in by_key.items():
-            if key in (ENGINE, COUNT):
-                continue
             for function in functions:
+                # another pack may have used a key of ours
+                if key in (ENGINE, COUNT, COHERENCE) and _ours(function):
+                    continue
                 look = _look_of(function)
                 if kind == "callbacks" and name not in _WHILE_SAMPLING:
                     look = Look.ROWS
-                yield look, f"{_named(function)} is wrapped around the model ({name})"
+                yield look, f"{named(function)} is wrapped around the model ({name})"
+
+
+def _ours(function: Any) -> bool:
+    return str(getattr(function, "__module__", "")).startswith(_HOUSE)
 
 
 def _each(value: Any, name: str) -> Iterator[Found]:
@@ -205,7 +249,7 @@ def _each(value: Any, name: str) -> Iterator[Found]:
     elif isinstance(value, torch.Tensor):
         yield Look.FRAME, f"a tensor in the model's options ({name})"
     elif value is not None and not isinstance(value, str | int | float | torch.dtype):
-        yield _look_of(value), f"{_named(value)} patches the model ({name})"
+        yield _look_of(value), f"{named(value)} patches the model ({name})"
 
 
 def _look_of(function: Any) -> Look:
@@ -239,5 +283,5 @@ def file_of(function: Any) -> str:
     return "" if code is None else _relative(code.co_filename)
 
 
-def _named(thing: Any) -> str:
+def named(thing: Any) -> str:
     return getattr(thing, "__qualname__", type(thing).__name__).replace(".<locals>", "")

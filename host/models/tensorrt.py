@@ -13,10 +13,12 @@ from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 
 from ...compiled import onnx_export
 from ...compiled.engine import Call, Refused
+from ...compiled.remembered import BANK
 from ...compiled.trt import api, building, files, targets
 from ...compiled.trt.engine import TensorRT
 from ...compiled.weights import whole
-from . import fingerprint, skeleton
+from . import fingerprint, remembering, reused, skeleton
+from .coherence import coherence_of
 from .engines import Attached, attach, fixed
 from .looks import ENGINE
 from .unet import ComfyUNet
@@ -78,9 +80,21 @@ def wish(
         for name, shape in _residuals(config, Call.of(named)).items():
             named[name] = torch.zeros(shape, dtype=dtype)
     return building.Wish(
-        taken, Call.of(named), precision, fingerprint.of_model(model), capabilities, dynamic_size,
-        refit, skeleton.described(model), why,
+        taken, _example(model, named, dtype), precision, fingerprint.of_model(model), capabilities,
+        dynamic_size, refit, skeleton.described(model), why,
     )  # fmt: skip
+
+
+def _example(model, named: dict[str, torch.Tensor], dtype: torch.dtype) -> Call:
+    """The call of these tensors, with what frames help each other by in this MODEL."""
+    unet = model.model.diffusion_model
+    asked = coherence_of(model)
+    memory = remembering.example(asked, unet, named["x"], dtype)
+    # where frames help each other, rows run whole
+    reuse = None if memory is not None else reused.example(asked, unet, named["x"], dtype)
+    for part in (memory, reuse):
+        named = named if part is None else {**named, **part.reads}
+    return Call.of(named, memory, reuse)
 
 
 def _taken(
@@ -152,10 +166,12 @@ def again(sidecar: files.Sidecar, model) -> building.Wish:
     named = {
         name: torch.zeros(usual, dtype=torch.float32 if name == "timesteps" else dtype)
         for name, (_, usual, _) in made.profile.items()
+        if not name.startswith(BANK)
     }
     return building.Wish(
-        taken, Call.of(named), made.precision, fingerprint.of_model(model), capabilities,
-        "dynamic_size" in made.flags, "refit" in made.flags, skeleton.described(model), why,
+        taken, _example(model, named, dtype), made.precision, fingerprint.of_model(model),
+        capabilities, "dynamic_size" in made.flags, "refit" in made.flags,
+        skeleton.described(model), why,
     )  # fmt: skip
 
 
@@ -170,7 +186,21 @@ def here(library: str) -> dict[str, Any]:
 
 
 def load(path: pathlib.Path, sidecar: files.Sidecar, tell: Callable[[str], None]):
-    """A MODEL that is the engine alone."""
+    """A MODEL that is the engine alone.
+
+    Raises:
+        ValueError: it has a memory, which the UNet itself has to fill, or was built with reuse.
+    """
+    if sidecar.made.layers is not None:
+        raise ValueError(
+            f"model: {path.name} was built with {sidecar.made.layers}, and while nothing is "
+            "remembered yet the model itself has to run. Wire the one it was built from."
+        )
+    if sidecar.made.depth is not None:
+        raise ValueError(
+            f"model: {path.name} was built with Live Reuse, whose node needs the model itself. "
+            "Wire the one it was built from."
+        )
     device = comfy.model_management.get_torch_device()
     engine = TensorRT(path, sidecar, device)
     base = skeleton.made(sidecar.family, building.PRECISIONS[sidecar.made.precision])
@@ -181,8 +211,18 @@ def load(path: pathlib.Path, sidecar: files.Sidecar, tell: Callable[[str], None]
 
 
 def fits(model, sidecar: files.Sidecar) -> bool:
-    """True where an engine can run for a MODEL: built from it, or refittable."""
-    return bool(sidecar.weights) or fingerprint.of_model(model) == sidecar.made.model
+    """True where an engine can run for a MODEL: built from it, or refittable, and with what its
+    frames help each other by."""
+    built = bool(sidecar.weights) or fingerprint.of_model(model) == sidecar.made.model
+    return built and not _helps_otherwise(model, sidecar)
+
+
+def _helps_otherwise(model, sidecar: files.Sidecar) -> str:
+    """See remembering.differs and reused.differs."""
+    asked, unet = coherence_of(model), model.model.diffusion_model
+    return remembering.differs(asked, unet, sidecar.made) or reused.differs(
+        asked, unet, sidecar.made
+    )
 
 
 def run_on(model, path: pathlib.Path, sidecar: files.Sidecar, tell: Callable[[str], None]):
@@ -193,6 +233,11 @@ def run_on(model, path: pathlib.Path, sidecar: files.Sidecar, tell: Callable[[st
     """
     engine = TensorRT(path, sidecar, model.load_device)
     built_from = fingerprint.of_model(model) == sidecar.made.model
+    if why := _helps_otherwise(model, sidecar):
+        raise ValueError(
+            f"model: {why}. Queue Live TensorRT Build with this model, switch rebuild on, or take "
+            "the nodes out."
+        )
     if not fits(model, sidecar):
         raise ValueError(
             f"model: {path.name} was built from another model, or with other LoRAs or strengths. "
@@ -201,6 +246,11 @@ def run_on(model, path: pathlib.Path, sidecar: files.Sidecar, tell: Callable[[st
     weights = _Weights(model.patches_uuid if built_from else None)
     attached = Attached("tensorrt", path.name, lambda: engine, tell, accept=weights)
     clone = attach(model, attached)
+    if sidecar.made.layers is not None and not remembering.helps(model):
+        built = sidecar.made.layers.words(sidecar.made.frames, sidecar.made.inputs)
+        attached.note(f"it was built with {built}: only behind such nodes does it run")
+    if sidecar.made.depth is not None and not reused.reuses(model):
+        attached.note("it was built with Live Reuse: only behind such a node does it run")
     # ComfyUI is to know of the engine's memory, and may take it back
     holder = torch.nn.Module()
     holder.engine = engine

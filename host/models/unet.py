@@ -8,7 +8,11 @@ from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel, timestep_e
 from torch import Tensor
 
 from ...compiled.engine import Call, Refused
+from ...compiled.remembered import INNER, Fed
 from ...compiled.weights import whole
+from ...engine.blocks.plan import BlockPlan
+from .coherence import extended
+from .walk import walk
 
 
 class ComfyUNet:
@@ -24,9 +28,22 @@ class ComfyUNet:
         self._options = options or {}
 
     def __call__(self, call: Call) -> Tensor:
+        options = dict(self._options)
+        if call.memory is not None:
+            layers, fed = call.memory.layers, Fed(call.x.shape[0], call.memory)
+            if call.reuse is not None:
+                fed.plan = BlockPlan(call.reuse)
+                fed.inner = Fed(call.reuse.whole.shape[0], call.memory, INNER)
+            options = extended(options, self.module, fed, layers.ahead, layers.behind)
+        if call.reuse is not None:
+            plan = BlockPlan(call.reuse)
+            return walk(
+                self.module, plan, call.x, call.timesteps, call.context, call.y, call.control,
+                options,
+            )  # fmt: skip
         return self.module(
             call.x, call.timesteps, context=call.context, y=call.y, control=call.control,
-            transformer_options=dict(self._options),
+            transformer_options=options,
         )  # fmt: skip
 
     def embedding(self, timesteps: Tensor, y: Tensor | None, dtype: torch.dtype) -> Tensor:
@@ -78,7 +95,7 @@ class ComfyUNet:
 
     def bare(self) -> "ComfyUNet":
         """With attention as one operation."""
-        return ComfyUNet(self.module, {"optimized_attention_override": _plain_attention})
+        return ComfyUNet(self.module, {"optimized_attention_override": plain_attention})
 
     def _is_plain(self, dtype: torch.dtype) -> bool:
         alike = all(w.dtype == dtype for w in self.module.parameters())
@@ -93,7 +110,7 @@ def inference_dtype(model) -> torch.dtype:
     return model.get_dtype() if cast is None else cast
 
 
-def _plain_attention(
+def plain_attention(
     func, q: Tensor, k: Tensor, v: Tensor, heads: int, *args, skip_reshape: bool = False,
     skip_output_reshape: bool = False, **kwargs,
 ) -> Tensor:  # fmt: skip

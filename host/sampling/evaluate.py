@@ -7,13 +7,16 @@ cfg functions), rows are split into calls whose first row speaks for all.
 """
 
 import dataclasses
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 import comfy.samplers
 import torch
 from torch import Tensor
 
+from ...engine.coherence.neighbours import Row
 from ...engine.work import TickRows
+from .coherence import asked_rows, rows_of
 from .guider import RCFGGuider
 from .payload import Payload
 from .route import Road
@@ -35,6 +38,7 @@ class Group:
     index: list[int] | None = None  # rows of the tick; None means all
     whole: TickRows | None = None
     levels: tuple[float, ...] | None = None  # of their course, where something may look at them
+    who: list[Row] = field(default_factory=list)  # told where frames help each other
 
     def remember(self, negative: Tensor | None) -> Tensor:
         if self.index is None:
@@ -47,11 +51,14 @@ class Group:
 def evaluate(visit: Visit, rows: TickRows) -> Tensor:
     """Guided clean predictions of all rows, [R, C, H, W]."""
     payloads = [p for place in rows.places for p in place.payloads]
+    if visit.neighbours is not None:
+        visit.neighbours.begin()  # a direct call may have been told that was not made
     masked = any(p.mask is not None for p in payloads)
     if masked:
         mask, rows, source = _inpaint(visit, rows, payloads)
     if visit.route.road is Road.PER_FRAME:
-        out = _guided(visit, rows, payloads[0].conditioning.alone(visit.model))
+        sides = payloads[0].conditioning.alone(visit.model)
+        out = _guided(visit, rows, sides, who=rows_of(rows.places))
     elif len(groups := _groups(visit, rows, payloads)) == 1:
         out = _call(visit, groups[0])
     else:
@@ -78,36 +85,44 @@ def _groups(visit: Visit, rows: TickRows, payloads: list[Payload]) -> list[Group
         frames = [payloads[i].conditioning for i in index]
         for part, joint in visit.joints.split(frames, index, visit.model):
             calls.append((part, joint, levels))
+    who = rows_of(rows.places)
     if len(calls) == 1:
         _, joint, levels = calls[0]
         return [
-            Group(rows.x, rows.sigma, rows.source, rows.entered, joint, None, rows, levels)
+            Group(rows.x, rows.sigma, rows.source, rows.entered, joint, None, rows, levels, who)
         ]
     out = []
     for index, joint, levels in calls:
         entered = [j for j, i in enumerate(index) if rows.entered.start <= i < rows.entered.stop]
         span = slice(entered[0], entered[-1] + 1) if entered else slice(0, 0)
         x, sigma, source = rows.x[index], rows.sigma[index], rows.source[index]
-        out.append(Group(x, sigma, source, span, joint, index, rows, levels))
+        out.append(
+            Group(x, sigma, source, span, joint, index, rows, levels, [who[i] for i in index])
+        )
     return out
 
 
 def _call(visit: Visit, group: Group) -> Tensor:
     if visit.guidance is not None and group.joint.plain:
         return visit.guidance(group, lambda rows, which: _predict(visit, rows, which))
-    return _guided(visit, group, group.joint.sides, group.levels)
+    return _guided(visit, group, group.joint.sides, group.levels, group.who)
 
 
 def _guided(
-    visit: Visit, rows: Group | TickRows, sides: Sides, levels: tuple[float, ...] | None = None
-) -> Tensor:
+    visit: Visit, rows: Group | TickRows, sides: Sides, levels: tuple[float, ...] | None = None,
+    who: Sequence[Row] = (),
+) -> Tensor:  # fmt: skip
     """Clean predictions by the guider itself, [R, C, H, W].
 
     Args:
         sides: the conditioning of just these rows.
         levels: of their course, where something may look at them.
+        who: the rows are.
     """
     guider, options = visit.guider, visit.options
+    if visit.neighbours is not None:
+        several = any(len(entries) > 1 for entries in sides.values())
+        visit.neighbours.among(who, rows.entered, several)
     if levels is not None:
         # the frames of a call may be on another course than the newest
         own = {"sample_sigmas": torch.tensor(levels, device=rows.x.device)}
@@ -148,6 +163,8 @@ def apply(visit: Visit, rows, which: str, batch: tuple) -> tuple[Tensor, Tensor 
     options = visit.options.get("transformer_options", {})
     transformer = {**options, "cond_or_uncond": labels[:], "uuids": uuids[:], "sigmas": rows.sigma}
     x, sigma = (asked(values, rows.entered, which) for values in (rows.x, rows.sigma))
+    if visit.neighbours is not None:
+        visit.neighbours.ours(asked_rows(rows.who, rows.entered, which))
     out = visit.model.apply_model(x, sigma, **cond, transformer_options=transformer)
     r = rows.x.shape[0]
     if which == "none":
@@ -162,7 +179,10 @@ def _predict_apart(visit: Visit, rows: Group, at: slice) -> tuple[Tensor, Tensor
     """Two sides that cannot share a call (prompts of odd lengths) get one each."""
     denoised, _ = _predict(visit, rows, "none")
     negative = rows.joint.flipped(at)
-    asked = Group(rows.x[at], rows.sigma[at], rows.source[at], slice(0, 0), negative)
+    asked = Group(
+        rows.x[at], rows.sigma[at], rows.source[at], slice(0, 0), negative,
+        who=[row._replace(side=1) for row in rows.who[at]],
+    )  # fmt: skip
     return denoised, _predict(visit, asked, "none")[0]
 
 

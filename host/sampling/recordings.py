@@ -27,12 +27,13 @@ from ..models.compiler import uncompiled
 from ..models.engines import REST, Attached, engine_of, reason_of
 from ..models.unet import ComfyUNet, inference_dtype
 from ..models.weights import weights_version
+from .coherence import told
 from .direct import Direct
 from .route import Road
 from .visit import Calls, Visit
 
 _WARM = 2  # ticks that a stream runs as it is before one is recorded
-_KEPT = 4  # recordings of other layouts that are kept
+_KEPT = 8  # recordings of other layouts that are kept: of other numbers of rows that run whole
 _FOLDS = 64  # time embeddings kept; a steady stream of n slots needs n
 
 
@@ -73,6 +74,8 @@ class Recordings:
         def as_it_is(work: Work, guide: Guide) -> tuple[Tensor, Tensor | None]:
             asked = self._direct.asked(visit, work) if direct else None
             straight = None if asked is None else self._direct.guide(visit, work, asked)
+            if straight is not None:
+                told(visit, work, asked.which)
             return work(guide if straight is None else straight)
 
         def road(work: Work, guide: Guide) -> tuple[Tensor, Tensor | None]:
@@ -144,8 +147,11 @@ class Recordings:
         if guide is None:
             return None
         prepare(work, guide)
+        who = told(visit, work, asked.which)
+        if who is None:
+            return None  # not all is remembered yet
         key = (
-            layout(work, guide.fold(work.plan)), visit.guidance.mode, tuple(asked.labels),
+            layout(work, guide.fold(work.plan)), who, visit.guidance.mode, tuple(asked.labels),
             repr(sorted(asked.still.items())),
             tuple((name, value.shape, value.dtype) for name, value in sorted(asked.cond.items())),
         )  # fmt: skip
@@ -182,6 +188,8 @@ class Recordings:
         self._calls.rows += tick.rows
         attached.done()
         attached.used = time.monotonic()
+        if visit.neighbours is not None:
+            visit.neighbours.replayed()
         return tick.run(visit, work, guide.fold(work.plan), asked.cond)
 
     def _may(self, key: tuple) -> bool:
@@ -203,10 +211,14 @@ class Recordings:
             shape = (fold.timestep.shape[0], *work.buffers.shape)
             x = torch.randn(shape, generator=torch.Generator().manual_seed(0))
             x = x.to(work.plan.device, guide.dtype)
-            tick.try_on(lambda: guide.model(x, fold))
+            known = visit.neighbours
+            untouched = contextlib.nullcontext if known is None else known.untouched
+            with untouched():
+                tick.try_on(lambda: guide.model(x, fold))
             with uncompiled(), tick.inside():
-                # compiles and loads what the warm ticks have not run, outside of the capture
-                guide.model(x, fold)
+                with untouched():
+                    # compiles and loads what the warm ticks have not run, outside of the capture
+                    guide.model(x, fold)
                 warm = self._calls.rows
                 tick.recorded = RecordedTick(work, fold, again, asked.cond, self._new())
             tick.rows = self._calls.rows - warm

@@ -89,6 +89,21 @@ class Batch:
         index += self._first
         return Conditioning(self, index, (*self._key, index))
 
+    @functools.cached_property
+    def _prompts(self) -> tuple:
+        """Of all entries, and of how many frames they are."""
+        sides = sorted(self._sides.items())
+        own = [_prompt(entry) for _, entries in sides for entry in entries]
+        lengths = [len(value.of) for one in own for _, value in one if isinstance(value, _Is)]
+        return (tuple(side for side, _ in sides), *own), max(lengths, default=1)
+
+    @property
+    def tokens(self) -> int:
+        """Of the longest prompt."""
+        entries = [entry for entries in self._sides.values() for entry in entries]
+        known = [e["cross_attn"].shape[1] for e in entries if e.get("cross_attn") is not None]
+        return max(known, default=1)
+
     def _whole(self) -> Sides | None:
         """As ComfyUI gave it, where it holds for every frame that it is asked for."""
         return self._sides if self.shared or self._count == 1 else None
@@ -109,6 +124,12 @@ class Conditioning:
     key: tuple
     _sides: Sides | None = None  # for the frame by itself: a control counts its steps
 
+    @property
+    def prompt(self) -> tuple:
+        """Tells its prompts and numbers from others, whatever pictures are beside them."""
+        own, count = self.batch._prompts
+        return own, self.index % count
+
     def alone(self, model) -> Sides:
         """For the frame by itself, in the run it came with.
 
@@ -123,6 +144,32 @@ class Conditioning:
     def gate(self, sigma: float) -> tuple:
         """Rows whose gates are equal may share one ComfyUI call, which looks at its first row."""
         return tuple(end <= sigma <= start for start, end in self.batch.ranges)
+
+
+class _Is:
+    """Equal to what holds the same object."""
+
+    __slots__ = ("of",)
+
+    def __init__(self, of: Any):
+        self.of = of
+
+    def __eq__(self, other: Any) -> bool:
+        return isinstance(other, _Is) and self.of is other.of
+
+    def __hash__(self) -> int:
+        return id(self.of)
+
+
+def _prompt(entry: dict[str, Any]) -> tuple:
+    """What an entry asks for in words and numbers."""
+    out = [
+        (name, _Is(value) if isinstance(value, Tensor) else value)
+        for name, value in entry.items()
+        if name in ("cross_attn", "pooled_output") or isinstance(value, str | int | float)
+    ]
+    chain = [(type(c), c.strength) for c in controls.chain(entry.get("control"))]
+    return (*sorted(out, key=lambda one: one[0]), ("controls", tuple(chain)))
 
 
 @dataclass(eq=False)

@@ -4,7 +4,7 @@ import contextlib
 import logging
 import weakref
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import comfy.model_management
@@ -13,45 +13,26 @@ import comfy.samplers
 import torch
 from torch import Tensor
 
-from ...engine.noise import SlotNoise
+from ...engine.noise import Noise
 from ...engine.ring import Ring, Tick
 from ...engine.step_rules import STEP_RULES, Course
 from ...engine.work import TickRows
 from . import alone
+from .coherence import Coherent
 from .evaluate import evaluate
 from .kept import Kept, Snapshot
+from .noises import Brought, Noises, RunNoise
 from .payload import Payload, payloads
 from .recordings import Recordings
 from .route import Road, Route, before, route, samples_itself
 from .rows import Batch, Joints
+from .settings import Settings
 from .space import ModelSpace, scaled_in
 from .visit import Calls, Received, Visit, check_batch, of_latents
 
 Progress = Callable[[int, int, Tensor], None]
 # what is done in the place of a sampler: (visit, latents in the model's scale, mask) to latents
 Sampled = Callable[[Visit, Tensor, Tensor | None], Tensor]
-
-
-@dataclass(frozen=True)
-class Settings:
-    """The knobs of a stream that are not the guider's. All may change between two runs.
-
-    Attributes:
-        sigmas: n + 1 descending noise levels.
-        step_rule: a name in engine.step_rules.STEP_RULES.
-        seed: of the slots' fixed noise.
-        drain: True treats the frames as a clip: the ring is driven until the last one has left.
-        immediate: True puts frames in flight under the newest conditioning at once.
-        add_noise: False lets source latents enter as they are.
-    """
-
-    sigmas: tuple[float, ...]
-    step_rule: str = "lcm"
-    seed: int = 0
-    drain: bool = False
-    immediate: bool = False
-    add_noise: bool = True
-
 
 
 class Apart(Exception):
@@ -84,6 +65,7 @@ class Stream:
         self.ends: list[Tensor] = []
         self.calls = Calls()
         self.recorded = Recordings(self.calls)
+        self.coherent = Coherent()
         self.frames = 0
         self.ticks = 0
         self.lag = 0
@@ -96,7 +78,7 @@ class Stream:
         self._course: Course | None = None
         self._steered: tuple[Any, Any] = (None, None)
         self._linear = True  # the model, at the levels of the course
-        self._noise: SlotNoise | None = None
+        self._noises = Noises()
         self._serial = 0
         self._sigmas: tuple[tuple[float, ...], Tensor | None] = ((), None)
         self._family: tuple | None = None
@@ -112,6 +94,7 @@ class Stream:
             "dropped": self.ring.dropped + self._alone.dropped,
             "overtaken": self.ring.overtaken,
             **self.roads(),
+            **self.coherent.stats(),
         }
 
     def roads(self) -> dict[str, str]:
@@ -127,6 +110,7 @@ class Stream:
         settings: Settings,
         mask: Tensor | None = None,
         progress: Progress | None = None,
+        brought: Brought | None = None,
     ) -> Tensor:
         """Put frames through the stream.
 
@@ -136,6 +120,7 @@ class Stream:
             settings: see Settings.
             mask: ComfyUI's noise_mask, or None.
             progress: called with (ticks done, ticks to do, estimate) after each tick.
+            brought: by a NOISE; None has every frame meet the slots' fixed noise.
 
         Returns:
             [B, C, H, W] on the model's device. Draining: frame i of the output is frame i of the
@@ -149,9 +134,13 @@ class Stream:
             self._sigmas = settings.sigmas, torch.tensor(settings.sigmas, dtype=torch.float32)
         sigmas = self._sigmas[1]
 
-        def work(visit: Visit, clean: Tensor, mask: Tensor | None) -> Tensor:
-            return self.flow(visit, clean, settings, mask=mask, progress=progress)
+        met = self._noises.of_run(guider.model_patcher.load_device, latents, settings, brought)
 
+        def work(visit: Visit, clean: Tensor, mask: Tensor | None) -> Tensor:
+            return self.flow(visit, clean, settings, mask=mask, progress=progress, met=met)
+
+        if settings.drain:
+            self.coherent.forget()
         kept, n = self._kept, len(settings.sigmas) - 1
         if kept is not None and mask is None and kept.holds(guider, latents, n):
             kept.options["transformer_options"]["sample_sigmas"] = sigmas
@@ -163,8 +152,8 @@ class Stream:
         known = before(guider) is not None
         if known:
             if latents.shape[0] > 1:
-                return self._one_by_one(guider, latents, settings, None, mask, progress)
-            noise = alone.noise_of(latents, settings.seed, settings.add_noise)
+                return self._one_by_one(guider, latents, settings, None, mask, progress, met)
+            noise = met.entered(0, latents, settings)
         inside = AsSampler(self, work, apart=not known)
         try:
             # a sampler inside the guider's own sample(): loading, hooks, wrappers are ComfyUI's
@@ -179,7 +168,7 @@ class Stream:
             if mask is None:
                 self._keep(inside.visit, n, tuple(latents.shape[1:]))
             return out
-        return self._one_by_one(guider, latents, settings, batch, mask, progress)
+        return self._one_by_one(guider, latents, settings, batch, mask, progress, met)
 
     def flow(
         self,
@@ -189,6 +178,7 @@ class Stream:
         noise: Tensor | None = None,
         mask: Tensor | None = None,
         progress: Progress | None = None,
+        met: RunNoise | None = None,
     ) -> Tensor:
         """The ticks of one run, inside a prepared guider.
 
@@ -196,34 +186,44 @@ class Stream:
             visit: the prepared guider.
             clean: source latents in the model's scale, [B, C, H, W].
             noise: noise of each frame instead of slot 0's, [B, C, H, W].
+            met: what else a NOISE has brought for them.
         """
         self._serial += 1
         self.ends = []
         self._meet(visit.model)
+        own_noise = noise is not None
         if visit.received is not None and noise is None:
             settings = replace(settings, sigmas=alone.levels_of(visit, settings.sigmas))
             noise = visit.received.noise
         course = self._steer(visit.model, settings)
-        slots = self._slot_noise(settings.seed, clean)
+        slots = self._noises.fixed(settings.seed, tuple(clean.shape[1:]), clean.device)
+        met = RunNoise() if met is None else met
+        if noise is None and settings.add_noise and met.entry is not None:
+            noise = met.entry.to(clean)
         if not self._linear:
             name = type(visit.model.model_sampling).__name__
             visit.route = visit.route.at_least(Road.PREPARED, f"{name} is not linear")
         self._take(visit.route)
-        batch = clean.shape[0]
+        batch, f = clean.shape[0], self.ring.frames_per_slot
+        self.coherent.settle(visit, clean, course.n, f)
         own = None
         if mask is not None:
-            own = slots.slot(0).expand_as(clean) if noise is None else noise
+            own = met.of(slice(None), slots).slot(0).expand_as(clean) if noise is None else noise
             if not settings.add_noise and noise is None:
                 own = torch.zeros_like(clean)
-        frames = payloads(visit.batch, batch, self._serial, mask, own)
+        first = self.coherent.number
+        drawn = first if own_noise else met.drawn
+        frames = payloads(visit.batch, batch, self._serial, mask, own, first, drawn)
         if visit.route.road is Road.PER_FRAME:
-            return self._sampled_alone(visit, clean, frames[0], course, slots, noise, progress)
+            slots = met.of(slice(1), slots)
+            done = self._sampled_alone(visit, clean, frames[0], course, slots, noise, progress)
+            self._noises.taken(met, slice(1))
+            return done
         if settings.immediate:
             self._switch(frames[-1])
-        f = self.ring.frames_per_slot
         total = -(-batch // f) + (course.n - 1 if settings.drain else 0)
         out: list[Tensor] = []
-        road = self.recorded.road(visit)
+        road = self.coherent.around(self.recorded.road(visit))
         for done in range(total):
             comfy.model_management.throw_exception_if_processing_interrupted()
             at = slice(done * f, (done + 1) * f)
@@ -233,10 +233,11 @@ class Stream:
                 clean[at] if entering else None,
                 entering,
                 course,
-                slots,
+                met.of(at, slots),
                 None if noise is None else noise[at],
                 road,
             )
+            self._noises.taken(met, at)
             self.ticks += 1
             self.ends += tick.predictions
             if settings.drain:
@@ -250,7 +251,7 @@ class Stream:
         return out[0] if len(out) == 1 else torch.cat(out)
 
     def _sampled_alone(
-        self, visit: Visit, clean: Tensor, frame: Payload, course: Course, slots: SlotNoise,
+        self, visit: Visit, clean: Tensor, frame: Payload, course: Course, slots: Noise,
         noise: Tensor | None, progress: Progress | None,
     ) -> Tensor:  # fmt: skip
         """All steps of one frame, [1, C, H, W], in a sample() of its own."""
@@ -272,7 +273,7 @@ class Stream:
         for k in range(course.n):
             comfy.model_management.throw_exception_if_processing_interrupted()
             enters = (clean, [frame]) if k == 0 else (None, ())
-            tick = ring.tick(guide, *enters, course, slots, noise)
+            tick = ring.tick(guide, *enters, course, slots, noise, self.coherent.around(None))
             self.ticks += 1
             if progress is not None:
                 progress(k + 1, course.n, tick.estimate)
@@ -282,7 +283,7 @@ class Stream:
 
     def _one_by_one(
         self, guider, latents: Tensor, settings: Settings, batch: Batch | None,
-        mask: Tensor | None, progress: Progress | None,
+        mask: Tensor | None, progress: Progress | None, met: RunNoise,
     ) -> Tensor:  # fmt: skip
         """Each frame in a sample() of its own, in order, [B, C, H, W].
 
@@ -302,11 +303,11 @@ class Stream:
                 if batch is None:
                     batch = self._together(visit, latents, mask, settings.seed)
                 alone.tell_place(visit, batch, i, count)
-                return self.flow(visit, clean, settings, mask=own, progress=part)
+                return self.flow(visit, clean, settings, mask=own, progress=part, met=met.only(i))
 
             frame, part_of_mask = latents[i : i + 1], alone.mask_of(mask, i, latents)
             out.append(guider.sample(
-                alone.noise_of(frame, settings.seed, settings.add_noise), frame,
+                met.entered(i, frame, settings), frame,
                 AsSampler(self, work), self._sigmas[1], denoise_mask=part_of_mask,
                 callback=alone.heard_by_nobody, disable_pbar=True, seed=settings.seed,
             ))  # fmt: skip
@@ -421,13 +422,6 @@ class Stream:
         self._linear = self.recorded.linear(model, course.levels)
         self._steered = (asked, weakref.ref(sampling))
         return self._course
-
-    def _slot_noise(self, seed: int, clean: Tensor) -> SlotNoise:
-        shape = tuple(clean.shape[1:])
-        known = self._noise
-        if known is None or (known.seed, known.shape, known.device) != (seed, shape, clean.device):
-            self._noise = SlotNoise(seed, shape, clean.device)
-        return self._noise
 
     def _newest_out(self, tick: Tick) -> int:
         if tick.finished:

@@ -11,6 +11,7 @@ import comfy.samplers
 import torch
 from torch import Tensor
 
+from ...engine.coherence.neighbours import Neighbours
 from ...engine.guidance import Guidance
 from ..models.looks import COUNT
 from .route import Route
@@ -68,6 +69,7 @@ class Visit:
         route: how its ticks go.
         joints: of the stream.
         received: where its frame is sampled alone by a sampler inside the guider.
+        neighbours: who is told which rows a call has, where nodes let frames help each other.
     """
 
     guider: Any
@@ -78,6 +80,7 @@ class Visit:
     route: Route
     joints: Joints = field(default_factory=Joints)
     received: Received | None = None
+    neighbours: Neighbours | None = None
 
     @property
     def guidance(self) -> Guidance | None:

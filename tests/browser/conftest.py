@@ -2,22 +2,20 @@
 
 import contextlib
 import json
-import os
 import pathlib
-import shutil
 import urllib.request
 
 import av
 import limits
 import numpy as np
 import pytest
+from chromium import launch
 from clock import Limit
 from serving import serving
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 BITS = 12
 LAP = 400
-CHROMIUM = os.environ.get("LIVEDIFFUSION_CHROMIUM") or shutil.which("chromium")
 
 
 def counter_picture(number, width=640, height=480):
@@ -92,39 +90,6 @@ def site(comfyui, tmp_path_factory):
     with serving(comfyui, base) as (port, _, log):
         # a page may use the camera on localhost only
         yield Site(f"http://localhost:{port}", base, log)
-
-
-@pytest.fixture(scope="session")
-def playwright():
-    """Once it runs, no other test may run an event loop: tests/conftest.py has these tests last."""
-    pytest.importorskip("playwright", reason="Playwright is not installed")
-    if CHROMIUM is None:
-        pytest.skip("there is no Chromium here (LIVEDIFFUSION_CHROMIUM)")
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as running:
-        yield running
-
-
-def browsers():
-    """The processes of all browsers that there are, one for each."""
-    import psutil
-
-    drivers = psutil.Process().children()
-    return {p for driver in drivers for p in driver.children() if "chrom" in p.name().lower()}
-
-
-def launch(playwright, camera_file=None):
-    """Chromium with a camera that plays a file, or with one that has several modes; its process."""
-    before = browsers()
-    film = [f"--use-file-for-fake-video-capture={camera_file}"] if camera_file else []
-    running = playwright.chromium.launch(
-        executable_path=CHROMIUM,
-        args=["--no-sandbox", "--disable-gpu", "--use-fake-ui-for-media-stream",
-              "--use-fake-device-for-media-stream", *film],
-    )  # fmt: skip
-    (process,) = browsers() - before
-    return running, process
 
 
 def context_of(browser):

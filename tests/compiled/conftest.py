@@ -1,5 +1,6 @@
 """TensorRT's double in the place of TensorRT, and a models folder of the test's own."""
 
+import shutil
 import sys
 
 import pytest
@@ -33,3 +34,35 @@ def at_once(comfyui, monkeypatch):
     monkeypatch.setattr(engines, "REST", 0.0)
     with torch.inference_mode():
         yield
+
+
+@pytest.fixture(scope="session")
+def exports(tmp_path_factory):
+    """Files that were exported for a test, by what they are of."""
+    return {}, tmp_path_factory.mktemp("exports")
+
+
+@pytest.fixture
+def exported_once(comfyui, monkeypatch, exports):
+    """One network with the same weights, in the same shapes, is exported once."""
+    from livediffusion.compiled import onnx_export
+    from livediffusion.compiled.exports import _digest
+
+    files, folder = exports
+    export = onnx_export.export
+
+    def known(unet, call, path, dtype, dynamic=frozenset(), external=1 << 30, named=False):
+        # this refuses what cannot be exported
+        module = unet.traceable(dtype).module
+        shapes = tuple((name, tensor.shape) for name, tensor in call.named().items())
+        key = _digest(module), shapes, dtype, dynamic, external, named
+        if call.memory is not None:
+            return export(unet, call, path, dtype, dynamic, external, named)
+        if key not in files:
+            made = export(unet, call, path, dtype, dynamic, external, named)
+            files[key] = shutil.copy(path, folder / f"{len(files)}.onnx"), made.weights
+        file, weights = files[key]
+        shutil.copy(file, path)
+        return onnx_export.Exported(path, dict(weights))
+
+    monkeypatch.setattr(onnx_export, "export", known)

@@ -21,12 +21,12 @@ MODES = ("off", "self-negative", "onetime-negative", "full")
 @pytest.mark.parametrize(
     ("mode", "rule", "ticks"),
     [
-        *(pytest.param(mode, "lcm", 100, marks=pytest.mark.slow) for mode in MODES),
+        *(pytest.param(mode, "lcm", 40, marks=pytest.mark.slow) for mode in MODES[:2] + MODES[3:]),
         *(
             pytest.param("self-negative", rule, 40, marks=pytest.mark.slow)
             for rule in ("euler", "dpmpp_2m", "unipc")
         ),
-        ("onetime-negative", "lcm", 40),
+        ("onetime-negative", "lcm", 60),
     ],
 )
 def test_every_knob_changes_between_ticks(mode, rule, ticks):
@@ -73,6 +73,7 @@ def test_layouts(layout):
     assert pair.captures == 1
 
 
+@pytest.mark.slow
 def test_size_steps_mode_and_rule_change():
     """Each asks for a recording of its own, made after two ticks; outputs stay right."""
     pair = Pair(tiny.model())
@@ -94,6 +95,7 @@ def test_size_steps_mode_and_rule_change():
     assert pair.captures == before + 1
 
 
+@pytest.mark.slow
 def test_lora_added_changed_and_taken_away():
     base = tiny.model()
     pair = Pair(base)
@@ -410,7 +412,7 @@ def test_buffers_of_another_size_at_the_same_place_are_another_layout():
             shape=shape, all=lambda: [memory], entry=lambda noise, mix: None
         )
         plan = types.SimpleNamespace(mix=None)
-        return types.SimpleNamespace(buffers=buffers, noise=None, plan=plan)
+        return types.SimpleNamespace(buffers=buffers, noise=None, plan=plan, carried=None)
 
     assert layout(work(4, 8, 16), fold) == layout(work(4, 8, 16), fold)
     assert layout(work(4, 8, 16), fold) != layout(work(4, 16, 8), fold)

@@ -1,6 +1,7 @@
 """ComfyUI's UNets as ONNX files, run by ONNX Runtime, against ComfyUI itself."""
 
 import copy
+import itertools
 
 import pytest
 import tiny
@@ -52,11 +53,11 @@ def test_equals_eager(layout, control, comfyui):
     """One file for every number of rows, size and prompt length."""
     patcher = tiny.model(layout=layout)
     made, unet = engine(patcher, call(patcher, 2, control=control))
-    for rows in ROWS:
-        for size in SIZES:
-            for tokens in TOKENS:
-                asked = call(patcher, rows, size, tokens, control=control, seed=rows)
-                assert tiny.rms(made(asked), unet(asked)) <= 1e-5, (rows, size, tokens)
+    for rows, (size, tokens) in zip(
+        ROWS, itertools.cycle([(SIZES[0], TOKENS[1]), (SIZES[1], TOKENS[0]), (SIZES[1], TOKENS[1])])
+    ):
+        asked = call(patcher, rows, size, tokens, control=control, seed=rows)
+        assert tiny.rms(made(asked), unet(asked)) <= 1e-5, (rows, size, tokens)
 
 
 @pytest.mark.slow

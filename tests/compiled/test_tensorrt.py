@@ -28,7 +28,7 @@ def inference(trt):
 
 
 @pytest.fixture
-def build():
+def build(exported_once):
     """Builds an engine for a model; returns its path."""
     from livediffusion.host.models import tensorrt
 

@@ -17,7 +17,7 @@ from pairs import SIGMAS, Pair, compiled, settings
 
 pytestmark = pytest.mark.comfy
 
-EXAMPLES = int(os.environ.get("LIVEDIFFUSION_EXAMPLES", "15"))
+EXAMPLES = int(os.environ.get("LIVEDIFFUSION_EXAMPLES", "8"))
 
 
 @pytest.fixture(autouse=True)

@@ -1,6 +1,7 @@
 """Contract C1 against ComfyUI's own SamplerCustomAdvanced, run frame by frame."""
 
 import functools
+import os
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ STEPS = [(n, rule) for n in (1, 2, 4) for rule in RULES[:3]] + [
 # all of them on the primary ComfyUI, some on the other
 PREDICTIONS = ["epsilon", *(pytest.param(p, marks=pytest.mark.slow) for p in ("v", "flow"))]
 SEED = 7
+LONG = "LIVEDIFFUSION_LONG" in os.environ
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -41,8 +43,10 @@ class FixedNoise:
 def _batches(prediction):
     """Frames N and frames per slot F; the ring itself has all of them in tests/engine."""
     if prediction != "epsilon":
-        return [(3, 1), (8, 2)]
-    return [(frames, per_slot) for frames in (1, 3, 8) for per_slot in (1, 2)]
+        return [(5, 2)]
+    if LONG:
+        return [(frames, per_slot) for frames in (1, 3, 8) for per_slot in (1, 2)]
+    return [(1, 2), (3, 2), (6, 1)]
 
 
 @functools.cache
@@ -98,13 +102,13 @@ def _sampler(rule, noise):
 
 @functools.cache
 def _one_by_one(prediction, mode, rule, n):
-    """Eight frames, each alone through SamplerCustomAdvanced."""
+    """As many frames as the batches need, each alone through SamplerCustomAdvanced."""
     from comfy_extras.nodes_custom_sampler import SamplerCustomAdvanced
     from livediffusion.engine.noise import SlotNoise
 
     noise = SlotNoise(SEED, (4, 8, 8))
     out = []
-    for frame in _tiny().latents(8).split(1):
+    for frame in _tiny().latents(8)[: max(_batches(prediction))[0]].split(1):
         result = SamplerCustomAdvanced.execute(
             FixedNoise(noise), _guider(prediction, mode), _sampler(rule, noise),
             _sigmas(prediction, n, rule), {"samples": frame},

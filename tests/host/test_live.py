@@ -107,7 +107,7 @@ def test_anything_may_change_between_ticks(world, mode, what):
     stream = world.Stream()
     for frame in world.tiny.latents(6).split(1):
         assert stream.run(before, frame, old).shape == frame.shape
-    frames = world.tiny.latents(10, seed=3, size=size).split(1)
+    frames = world.tiny.latents(len(new.sigmas) + 1, seed=3, size=size).split(1)
     out = [stream.run(after, frame, new) for frame in frames]
     assert all(o.shape == frames[0].shape and torch.isfinite(o).all() for o in out)
     late = len(new.sigmas) - 2
@@ -266,9 +266,9 @@ def test_an_empty_latent_is_left_as_comfyui_leaves_it():
 
 @pytest.mark.parametrize("path", ["direct", "wrapped"])
 @pytest.mark.parametrize("where", ["frame", "model"])
-def test_one_bad_frame_among_fifty_disturbs_no_other(world, monkeypatch, where, path):
+def test_one_bad_frame_among_many_disturbs_no_other(world, monkeypatch, where, path):
     """NaN in a source latent, or in the model's answer for one row (peers.md 2.8 row 19)."""
-    frames, bad, calls = world.tiny.latents(50), 20, []
+    frames, bad, calls = world.tiny.latents(20), 8, []
     # a wrapped model is asked for each frame alone, four times, and the frame leaves at once
     late, asked = (0, 4 * bad) if path == "wrapped" else (3, bad)
     unet = world.model.model.diffusion_model
@@ -299,7 +299,7 @@ def test_one_bad_frame_among_fifty_disturbs_no_other(world, monkeypatch, where, 
     out, dropped = run(poisoned)
     assert (none, dropped) == (0, 1)
     assert torch.isfinite(out).all()
-    others = [i for i in range(50) if i != bad + late]
+    others = [i for i in range(20) if i != bad + late]
     assert torch.equal(out[others], clean[others])
     assert not torch.equal(out[bad + late], clean[bad + late])
 

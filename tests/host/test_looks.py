@@ -13,6 +13,7 @@ LEVELS, SEED = (8.0, 3.0, 1.2, 0.5, 0.0), 11
 
 @pytest.fixture(scope="module")
 def world():
+    import coherent
     import comfy.samplers
     import tiny
     from livediffusion.host.models import looks
@@ -21,7 +22,7 @@ def world():
 
     return types.SimpleNamespace(
         tiny=tiny, looks=looks, route=route, samplers=comfy.samplers, Settings=Settings,
-        Stream=Stream, model=tiny.model(prompt=1.0),
+        Stream=Stream, model=tiny.model(prompt=1.0), fine=coherent.model("fine"),
     )  # fmt: skip
 
 
@@ -78,8 +79,22 @@ def perturbed(model):
     return Node.execute(model, 2.0).args[0]
 
 
+def merged(model):
+    from comfy_extras.nodes_tomesd import TomePatchModel as Node
+
+    return Node.execute(model, 0.5).args[0]
+
+
+def tiled(model):
+    from comfy_extras.nodes_hypertile import HyperTile as Node
+
+    return Node.execute(model, 64, 1, 0, False)[0]
+
+
 # every function on the list, by a node that hangs it on a MODEL; and the road that it allows
 READ = {
+    "TomePatchModel": (merged, "guider"),
+    "HyperTile": (tiled, "guider"),
     "FreeU": (free("FreeU"), "guider"),
     "FreeU_V2": (free("FreeU_V2"), "guider"),
     "hypernetwork": (hypernetwork, "guider"),
@@ -109,13 +124,29 @@ def each_alone(world, model, frames):
     ])  # fmt: skip
 
 
+class Drawing:
+    """torch whose draws are the same every time."""
+
+    def __getattr__(self, name):
+        return getattr(torch, name)
+
+    def randint(self, *args, **kwargs):
+        return torch.randint(*args, **kwargs, generator=torch.Generator().manual_seed(5))
+
+
 @pytest.mark.parametrize("name", READ)
-def test_what_has_been_read_looks_at_no_more(world, name):
+def test_what_has_been_read_looks_at_no_more(world, name, monkeypatch):
     """Frames at all steps in one call, or at one level in one call, as if each were alone."""
+    import comfy_extras.nodes_tomesd
+
+    monkeypatch.setattr(comfy_extras.nodes_tomesd, "torch", Drawing())
     patch, road = READ[name]
-    patched, frames = patch(world.model), world.tiny.latents(6, size=16)
+    # these act at the finest level alone
+    model = world.fine if name in ("TomePatchModel", "HyperTile") else world.model
+    patched, frames = patch(model), world.tiny.latents(3, size=16)
     want = each_alone(world, patched, frames)
-    assert world.tiny.rms(want, each_alone(world, world.model, frames)) > 1e-4, "it acts"
+    without = each_alone(world, model, frames[:1])
+    assert world.tiny.rms(want[:1], without) > 1e-4, "it acts"
     for per_slot in (1, 2):
         stream = world.Stream(per_slot)
         out = stream.run(

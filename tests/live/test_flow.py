@@ -15,8 +15,11 @@ import torch
 from clock import Limit, crowded
 from films import write_gif
 from inprocess import Client, camera, flat, graph, grey, view
+from PIL import Image
 
 pytestmark = pytest.mark.comfy
+
+FRAMES = int(os.environ.get("LIVEDIFFUSION_FRAMES", "1200"))
 
 
 @pytest.fixture
@@ -58,12 +61,12 @@ def test_latency_is_bounded_when_the_model_is_three_times_slower(running):
 
     async def work(http):
         client = await Client.start(http, comfy.url, graph(fps=120))
-        await film(client, fps, lambda: len(client.views) >= 300)
+        await film(client, fps, lambda: len(client.views) >= 150)
         await client.stop()
         return client
 
     client = inprocess.live(work)
-    views = client.views[:300]
+    views = client.views[:150]
     gaps = np.diff([at for _, at in views])
     ages = np.array([after - p.captured for (p, _), (_, after) in itertools.pairwise(views)])
     # one computation is what the run itself measured, on a machine that has other things to do
@@ -72,12 +75,12 @@ def test_latency_is_bounded_when_the_model_is_three_times_slower(running):
     bound += 0.005 * crowded()
     # the median: a machine with other things to do holds single ones up, a queue all of them
     assert np.median(ages) < bound, (ages.max(), bound)
-    # nothing queues: the last hundred are no older than the first hundred
-    assert np.median(ages[-100:]) < 1.25 * np.median(ages[:100])
+    # nothing queues: the last fifty are no older than the first fifty
+    assert np.median(ages[-50:]) < 1.25 * np.median(ages[:50])
     sources = [p.source for p, _ in views]
     assert sources == sorted(set(sources))
     assert np.median(np.diff(sources)) >= 2  # frames between were dropped, not kept
-    assert client.stats["dropped"] >= 200
+    assert client.stats["dropped"] >= 100
     assert np.median(gaps) < 2 * world.seconds
 
 
@@ -185,6 +188,38 @@ def test_the_stream_keeps_its_slots_over_an_edit(running, monkeypatch):
     assert {p.version for p, _ in client.views[9:]} == {2}
 
 
+def test_noise_moves_from_frame_to_frame(running, monkeypatch):
+    """A picture that slides by one latent's pixel per frame takes the slots' noise along."""
+    comfy, _ = running
+    add_tiny(monkeypatch)
+    from livediffusion.engine.noise import SlotNoise
+    from livediffusion.host.registry import streams
+
+    wide = np.random.default_rng(0).integers(40, 216, (64 // 4, 320 // 4, 1), np.uint8)
+    wide = np.asarray(Image.fromarray(wide[..., 0]).resize((320, 64), Image.BICUBIC))
+    moving = stream()
+    moving["11"] = {"class_type": "LiveFlowNoise", "inputs": {
+        "image": ["2", 0], "noise_seed": 0}}  # fmt: skip
+    moving["7"]["inputs"]["noise"] = ["11", 0]
+
+    async def work(http):
+        client = await Client.start(http, comfy.url, moving)
+        for i in range(8):
+            seen = len(client.views)
+            await client.send(np.repeat(wide[:, 8 * i : 8 * i + 64, None], 3, 2))
+            await client.wait(lambda n=seen: len(client.views) > n)
+        scene = streams.owned(client.begun["session"])[0]._noises._scene
+        await client.stop()
+        assert not streams.owned(client.begun["session"])
+        return scene.field
+
+    field = inprocess.live(work)
+    assert field.number == 7
+    first = torch.stack([SlotNoise(0, (4, 8, 8)).slot(k) for k in range(3)])
+    assert (field.pixels[..., :1] * first[..., 7:]).mean() > 0.5
+    assert (field.pixels * first).mean().abs() < 0.3
+
+
 def test_an_input_is_of_the_frame_that_left_the_stream(running, monkeypatch):
     """Three slots: beside a picture stands the frame of two frames ago, not the latest."""
     comfy, _ = running
@@ -287,7 +322,7 @@ def resident():
 @pytest.mark.timeless
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_thousands_of_frames_leave_nothing_behind(running):
-    """Memory, threads and descriptors stay where they were after the first 500."""
+    """Memory, threads and descriptors stay where they were after the first 300."""
     comfy, world = running
     marks = []
 
@@ -298,13 +333,12 @@ def test_thousands_of_frames_leave_nothing_behind(running):
     async def work(http):
         client = await Client.start(http, comfy.url, graph(fps=120))
         pictures = [inprocess.jpeg(flat(i)) for i in range(100)]
-        while client.stats.get("frames", 0) < 2_500:
-            target = 500 if not marks else 2_500
+        while client.stats.get("frames", 0) < FRAMES:
             while client.answers < client.sequence - 4:
                 await asyncio.sleep(0)
             await client.send(pictures[client.sequence % 100])
             del client.views[:-1]
-            if not marks and client.stats.get("frames", 0) >= target:
+            if not marks and client.stats.get("frames", 0) >= 300:
                 mark(client)
             world.seen.clear()
         mark(client)
@@ -312,7 +346,8 @@ def test_thousands_of_frames_leave_nothing_behind(running):
 
     inprocess.live(work)
     (memory, threads, files), (memory_after, threads_after, files_after) = marks
-    assert memory_after - memory < 30, (memory, memory_after)
+    # in MiB; a frame as an image is 0.012
+    assert memory_after - memory < 0.006 * FRAMES, (memory, memory_after)
     assert (threads_after, files_after) == (threads, files)
 
 

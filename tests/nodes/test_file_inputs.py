@@ -19,12 +19,14 @@ WRITES = {"LiveTensorRTBuild.name", "LiveView.filename_prefix"}
 WORDS = {
     "LiveCamera.source", "LiveCamera.fit", "LiveStreamSampler.step_rule", "LiveStreamSampler.mode",
     "LiveStreamSampler.conditioning", "LiveStreamBatch.step_rule", "LiveRCFGGuider.mode",
+    "LiveFutureAttention.levels", "LiveMemory.bank", "LiveMemory.levels", "LiveMemory.preset",
+    "LiveReuse.depth",
     "LivePFDiff.base", "LivePromptBlend.method", "LiveTimesteps.indices", "LiveStrength.spacing",
     "LiveOptimizedSteps.solver", "LiveLearnedSteps.solver", "LiveSearchedSteps.solver",
     "LiveSearchedSteps.objective", "LiveSimilarityFilter.measure", "LiveCompile.engine",
     "LiveTensorRTBuild.precision", "LiveTensorRTBuild.library", "LiveTensorRTBuild.targets",
     "LiveRun.session", "LiveCompile.precision", "LiveCompile.device", "LiveCompileVAE.engine",
-    "LiveCompileVAE.precision", "LiveCompileVAE.device",
+    "LiveCompileVAE.precision", "LiveCompileVAE.device", "LiveKeep.name", "LiveLast.name",
 }  # fmt: skip
 
 

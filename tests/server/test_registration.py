@@ -40,6 +40,16 @@ NODES = {
         [],
     ),
     "LiveRun": ([("session", "STRING", "")], [], []),
+    "LiveKeep": (
+        [("value", "COMFY_MATCHTYPE_V3", None), ("name", "STRING", "feedback")],
+        [],
+        ["COMFY_MATCHTYPE_V3"],
+    ),
+    "LiveLast": (
+        [("name", "STRING", "feedback"), ("first", "COMFY_MATCHTYPE_V3", None)],
+        [],
+        ["COMFY_MATCHTYPE_V3"],
+    ),
     "LiveStreamSampler": (
         [
             ("guider", "GUIDER", None),
@@ -52,7 +62,7 @@ NODES = {
             ("conditioning", "COMBO", "per frame"),
             ("add_noise", "BOOLEAN", True),
         ],
-        [],
+        [("noise", "NOISE", None)],
         ["LATENT"],
     ),
     "LiveStreamBatch": (
@@ -70,6 +80,40 @@ NODES = {
         ],
         [("negative", "CONDITIONING", None)],
         ["GUIDER"],
+    ),
+    "LiveFutureAttention": (
+        [("model", "MODEL", None), ("levels", "COMBO", "all but the finest")], [], ["MODEL"],
+    ),
+    "LiveMemory": (
+        [
+            ("model", "MODEL", None),
+            ("preset", "COMBO", "calm"),
+            ("frames", "INT", 1),
+            ("interval", "INT", 4),
+            ("bank", "COMBO", "merged"),
+            ("fuse", "FLOAT", 0.8),
+            ("threshold", "FLOAT", 0.98),
+            ("levels", "COMBO", "all but the finest"),
+            ("carry", "FLOAT", 0.85),
+        ],
+        [],
+        ["MODEL"],
+    ),
+    "LiveReuse": (
+        [
+            ("model", "MODEL", None), ("interval", "INT", 4), ("depth", "COMBO", "finest level"),
+            ("awake", "FLOAT", 0.5),
+        ],
+        [],
+        ["MODEL"],
+    ),
+    "LivePatchwork": (
+        [("model", "MODEL", None), ("threshold", "FLOAT", 0.1), ("grow", "INT", 1)], [], ["MODEL"]
+    ),
+    "LiveFlowNoise": (
+        [("image", "IMAGE", None), ("noise_seed", "INT", 0)],
+        [("flow", "IMAGE", None)],
+        ["NOISE"],
     ),
     "LivePFDiff": ([("base", "COMBO", "euler"), ("k", "INT", 1), ("h", "INT", 1)], [], ["SAMPLER"]),
     "LivePromptBlend": (
@@ -143,8 +187,9 @@ NODES = {
             ("negative", "CONDITIONING", None),
             ("latent", "LATENT", None),
             ("pictures", "LATENT", None),
+            ("skip_up_to", "FLOAT", 0.0),
         ],
-        ["SIGMAS"],
+        ["SIGMAS", "MODEL"],
     ),
     "LiveSimilarityFilter": (
         [
@@ -215,6 +260,11 @@ OPTIONS = {
     ("LiveLearnedSteps", "solver"): ["euler", "dpmpp_2m", "unipc", "deis", "pfdiff-1_1"],
     ("LiveSearchedSteps", "objective"): ["match the fine solution", "match pictures"],
     ("LivePFDiff", "base"): ["euler"],
+    ("LiveFutureAttention", "levels"): ["all but the finest", "all", "deepest", "off"],
+    ("LiveMemory", "preset"): ["calm", "calmer", "off", "custom"],
+    ("LiveMemory", "bank"): ["merged", "queue"],
+    ("LiveReuse", "depth"): ["outermost block", "two blocks", "finest level"],
+    ("LiveMemory", "levels"): ["all but the finest", "all", "deepest"],
     ("LivePromptBlend", "method"): ["slerp", "lerp"],
     ("LiveSimilarityFilter", "measure"): ["centred", "cosine"],
     ("LiveCompile", "engine"): [
@@ -324,6 +374,7 @@ def test_workflows_are_templates_with_pictures(server):
         "image_to_image_sd_turbo",
         "lcm_lora_4_steps_rcfg",
         "live_webcam",
+        "live_webcam_calm",
         "live_webcam_sd_turbo",
         "live_webcam_similarity_filter",
     ]

@@ -135,7 +135,8 @@ export class Camera extends EventTarget {
       const { stream, track } = this
       for (const tap of this.#taps) tap.stop()
       await track.applyConstraints(constraints(this.#wish)).catch(() => {})
-      if (this.stream === stream) this.#began()
+      // one that was unplugged meanwhile gives no pictures in any mode
+      if (this.stream === stream && track.readyState === 'live') this.#began()
     }
   }
 

@@ -18,7 +18,7 @@ export class Compare {
   #buttons
 
   /**
-   * @param node a LiveView
+   * @param node a LiveView, or whatever has properties to keep the choice in
    * @param tools say(key), element()
    * @param changed called after each change
    */

@@ -4,14 +4,16 @@ export class Invalid extends Error {
   /**
    * @param answer what ComfyUI's /prompt would answer: error and node_errors
    * @param say see words.mjs
+   * @param status of the answer; 400 where it is about what was sent
    */
-  constructor(answer, say) {
+  constructor(answer, say, status) {
     const details = Object.values(answer.node_errors ?? {})
       .flatMap((node) => node.errors)
       .map((error) => [error.message, error.details].filter(Boolean).join(': '))
     const message = answer.error?.message ?? String(answer.error ?? say('refused'))
     super([message, ...details.filter((detail) => detail !== message)].join('\n'))
     this.nodes = answer.node_errors ?? {}
+    this.status = status
   }
 }
 
@@ -37,7 +39,11 @@ function viewSecret() {
 const LAST = 5000 // ms after which a worker that does not end is ended
 const LEAVING = new Set(['stopping', 'ended', 'failed', 'over'])
 
-/** Events: state {detail: {state, ahead, reason, node}}, stats, problem, recorded, view, over. */
+/**
+ * Events: state {detail: {state, ahead, reason, node}}, stats, problem, recorded, view, over.
+ *
+ * A state that the socket's end brought has its code, too: 4409 another page has the camera.
+ */
 export class Session extends EventTarget {
   #api
   #camera
@@ -82,10 +88,7 @@ export class Session extends EventTarget {
     const body = { client_id: this.#api.clientId, prompt, workflow, secret: viewSecret() }
     this.#begun = await this.#post('start', body)
     if (this.state === 'over') return this.#post('stop', this.#keys).catch(() => {})
-    const query = new URLSearchParams({ ...this.#keys, role: 'owner' })
-    const url = new URL(this.#api.apiURL(`/livediffusion/frames?${query}`), location.href)
-    url.protocol = url.protocol.replace('http', 'ws')
-    this.#worker.postMessage({ type: 'open', url: url.href })
+    this.#worker.postMessage({ type: 'open', url: this.#frames })
     this.#cover()
     await this.#feed()
   }
@@ -109,11 +112,15 @@ export class Session extends EventTarget {
     if (!this.#begun) this.close()
   }
 
-  /** Leave at once, as when the page goes away. */
-  close() {
+  /**
+   * Leave at once, as when the page goes away.
+   *
+   * @param stop whether the run is to end now; else it does when nobody has come for it
+   */
+  close(stop = true) {
     if (this.state === 'over') return
     this.state = 'over'
-    if (this.#begun && !this.#ended) {
+    if (stop && this.#begun && !this.#ended) {
       const body = JSON.stringify(this.#keys)
       const url = this.#api.apiURL('/livediffusion/stop')
       fetch(url, { method: 'POST', body, keepalive: true }).catch(() => {})
@@ -160,6 +167,18 @@ export class Session extends EventTarget {
     const latency = again ? null : performance.timeOrigin + performance.now() - picture.captured
     this.#worker?.postMessage({ type: 'shown', view: picture.view, seq: picture.seq, latency })
     return latency
+  }
+
+  /** The api's addresses are others now, as when they carry a ticket that was renewed. */
+  renew() {
+    if (this.#begun) this.#worker?.postMessage({ type: 'address', url: this.#frames })
+  }
+
+  get #frames() {
+    const query = new URLSearchParams({ ...this.#keys, role: 'owner' })
+    const url = new URL(this.#api.apiURL(`/livediffusion/frames?${query}`), location.href)
+    url.protocol = url.protocol.replace('http', 'ws')
+    return url.href
   }
 
   get #keys() {
@@ -220,7 +239,7 @@ export class Session extends EventTarget {
 
   #closed(code) {
     if (code !== 4410 && !this.#ended)
-      this.#told('failed', { reason: this.#say('broke') })
+      this.#told('failed', { reason: this.#say('broke'), code })
     this.#ended = true
     this.close()
   }
@@ -243,7 +262,7 @@ export class Session extends EventTarget {
       body: JSON.stringify(body)
     })
     const answer = await reply.json().catch(() => ({ error: { message: reply.statusText } }))
-    if (!reply.ok) throw new Invalid(answer, this.#say)
+    if (!reply.ok) throw new Invalid(answer, this.#say, reply.status)
     return answer
   }
 }

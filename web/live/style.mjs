@@ -152,7 +152,10 @@ const dressed = new WeakSet()
 export function addStyle(page) {
   if (dressed.has(page)) return
   dressed.add(page)
-  page.head.append(element('style', { textContent: CSS }))
+  // not as an element, which a page that lets in no inline styles would refuse
+  const sheet = new page.defaultView.CSSStyleSheet()
+  sheet.replaceSync(CSS)
+  page.adoptedStyleSheets = [...page.adoptedStyleSheets, sheet]
 }
 
 /** An element with properties, class and children. */

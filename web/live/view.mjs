@@ -3,7 +3,6 @@
 const SIZE = 220
 const MARGINS = 20 // px that the canvas leaves around a widget, of its height
 
-const OFF = 'off'
 const figure = (value, digits = 0) => (value == null ? '-' : value.toFixed(digits))
 
 /** What the line below the picture is filled with. */
@@ -13,32 +12,26 @@ const figures = ({ fps, latency_ms, skipped, dropped }) => ({
 
 export class View {
   #session = null
-  #place = null
   #id = null
-  #waiting = []
-  #drawing = 0
   #popup = null
   #window = null
-  #wished = false
-  #last = null
   #mjpeg = null
 
   /**
    * @param node a LiveView
    * @param tools say(key, values), element(), addStyle(document), notify(severity, summary,
-   *   detail), Compare, Screen
+   *   detail), Compare, Picture, Screen
    */
   constructor(node, tools) {
-    const { say, element, Compare, Screen } = tools
+    const { say, element } = tools
     this.node = node
     this.tools = tools
-    this.compare = new Compare(node, tools, () => this.#compared())
-    this.screen = new Screen(tools, this.compare)
-    this.canvas = this.screen.output
     this.hint = element('div', { className: 'livediffusion-hint' })
-    this.hint.textContent = say('pressLive')
     this.note = element('div', { className: 'livediffusion-note' })
-    this.screen.root.append(this.note, this.hint)
+    const watch = { others: () => this.#windows, changed: () => this.#remark() }
+    this.picture = new tools.Picture(node, tools, watch)
+    this.hint.textContent = say('pressLive')
+    this.picture.screen.root.append(this.note, this.hint)
     this.line = element('span', { className: 'livediffusion-figures' })
     this.popButton = element('button', {
       textContent: say('window'),
@@ -69,10 +62,9 @@ export class View {
         this.copyButton
       )
     )
-    const box = element('div', { className: 'livediffusion-box' }, this.screen.root, line)
+    const box = element('div', { className: 'livediffusion-box' }, this.picture.screen.root, line)
     // the first Nodes 2.0 gave a widget no more height than its contents need
     box.style.minHeight = `${SIZE - MARGINS}px`
-    this.canvas.dataset.frames = 0
     this.widget = node.addDOMWidget('livediffusion_view', 'livediffusion.view', box, {
       serialize: false,
       hideOnZoom: false,
@@ -80,40 +72,34 @@ export class View {
     })
     this.widget.serialize = false
     this.widget.label = say('picture')
-    document.addEventListener('visibilitychange', this.#hidden)
   }
 
-  // what waits for a refresh that a hidden page does not get is drawn now
-  #hidden = () => document.hidden && this.#draw()
+  get compare() {
+    return this.picture.compare
+  }
 
   /** Show what a session sends for this node. */
   attach(session, place) {
-    if (this.#session === session && this.#place === place.index) return
+    if (this.#session === session && this.index === place.index) return
     this.#session = session
-    this.#place = place.index
     this.#id = place.node
-    this.#last = null
-    this.#wished = false
-    this.#wish()
+    this.picture.attach(session, place.index)
     this.#mjpeg = place.mjpeg
     this.copyButton.disabled = false
     this.#savable(true)
-    if (!this.canvas.dataset.source) this.hint.textContent = this.#say('firstPicture')
+    if (!this.picture.canvas.dataset.source) this.hint.textContent = this.#say('firstPicture')
   }
 
   detach() {
     if (!this.#session) return
-    // the run may go on, with another node in this one's place after an undo
-    if (this.#wished) this.#session.compare(this.#place, (this.#wished = false))
-    this.#session = this.#place = null
+    this.#session = null
     this.#savable(false)
-    for (const picture of this.#waiting.splice(0)) close(picture)
-    this.#remark()
-    if (this.canvas.dataset.frames === '0') this.hint.textContent = this.#say('pressLive')
+    this.picture.detach()
+    if (!this.picture.begun) this.hint.textContent = this.#say('pressLive')
   }
 
   get index() {
-    return this.#place
+    return this.picture.index
   }
 
   stats(stats) {
@@ -127,65 +113,20 @@ export class View {
 
   #say = (key, values) => this.tools.say(key, values)
 
-  /** A picture has come: on the screen with its next refresh. */
+  /** A picture has come. */
   take(picture) {
-    this.#waiting.push(picture)
-    // a hidden page gets no refresh, but its window may be on a stage
-    if (document.hidden) return this.#draw()
-    this.#drawing ||= requestAnimationFrame(() => this.#draw())
-  }
-
-  #draw() {
-    cancelAnimationFrame(this.#drawing)
-    this.#drawing = 0
-    const pictures = this.#waiting.splice(0)
-    const newest = pictures.at(-1)
-    if (!newest) return
-    // one that comes again brings the input that it went without
-    const last = this.#last
-    const again = ({ seq }) => seq === last
-    this.#last = newest.seq
-    this.#paint(newest.bitmap, this.compare.mode === OFF ? null : newest.input)
-    Object.assign(this.canvas.dataset, {
-      frames: Number(this.canvas.dataset.frames) + !again(newest),
-      source: newest.source,
-      seq: newest.seq,
-      version: newest.version
-    })
-    for (const picture of pictures) {
-      this.#session?.shown(picture, again(picture))
-      close(picture)
-    }
-  }
-
-  #paint(bitmap, input) {
     this.hint.textContent = ''
-    for (const screen of this.#screens) screen.paint(bitmap, input)
-    this.#remark()
+    this.picture.take(picture)
   }
 
-  get #screens() {
+  get #windows() {
     if (this.#popup?.closed) this.#popup = this.#window = null
-    return this.#window ? [this.screen, this.#window] : [this.screen]
-  }
-
-  /** The user has chosen another way to compare, or moved the line. */
-  #compared() {
-    const off = this.compare.mode === OFF
-    // inputs do not come any more: when they do again, this one is of another picture
-    for (const screen of this.#screens) off ? screen.alone() : screen.refresh()
-    this.#wish()
-    this.#remark()
-  }
-
-  #wish() {
-    const on = this.compare.mode !== OFF
-    if (this.#session && on !== this.#wished) this.#session.compare(this.#place, (this.#wished = on))
+    return this.#window ? [this.#window] : []
   }
 
   #remark() {
-    const lacking = this.compare.mode !== OFF && !this.screen.compared
-    const text = lacking && !this.#session && !this.hint.textContent ? this.#say('inputUnknown') : ''
+    const lacking = this.picture.lacking && !this.#session && !this.hint.textContent
+    const text = lacking ? this.#say('inputUnknown') : ''
     if (this.note.textContent !== text) this.note.textContent = text
   }
 
@@ -194,7 +135,8 @@ export class View {
     const reply = await fetch(url)
     if (!reply.ok) return
     const bitmap = await createImageBitmap(await reply.blob())
-    this.#paint(bitmap)
+    this.hint.textContent = ''
+    this.picture.paint(bitmap)
     bitmap.close()
   }
 
@@ -215,8 +157,9 @@ export class View {
     page.body.replaceChildren(root)
     root.ondblclick = () =>
       page.fullscreenElement ? page.exitFullscreen() : root.requestFullscreen()
-    if (this.canvas.dataset.frames === '0') return
-    this.#window.paint(this.canvas, this.screen.compared ? this.screen.input : null)
+    if (!this.picture.begun) return
+    const { screen, canvas } = this.picture
+    this.#window.paint(canvas, screen.compared ? screen.input : null)
   }
 
   #savable(on) {
@@ -251,14 +194,8 @@ export class View {
   }
 
   remove() {
-    cancelAnimationFrame(this.#drawing)
-    document.removeEventListener('visibilitychange', this.#hidden)
     this.detach()
+    this.picture.remove()
     this.closeWindow()
   }
-}
-
-function close(picture) {
-  picture.bitmap.close()
-  picture.input?.close()
 }

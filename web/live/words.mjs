@@ -86,7 +86,49 @@ const ENGLISH = {
   "output": "Output",
   "steps": "steps",
   "noiseLevels": "noise levels",
-  "step": "step {step}: {level}"
+  "step": "step {step}: {level}",
+  "visitStart": "Start",
+  "visitAgain": "Start again",
+  "visitLimit": "You have {time}.",
+  "visitPrivacy": "The camera's picture is sent to this server, changed and shown back to you. It is not kept.",
+  "visitNoCamera": "Your camera is not used.",
+  "visitAsking": "The browser asks for the camera now: please allow it.",
+  "visitLooking": "Looking for a free place",
+  "visitPlace": "{place} of {of} in line",
+  "visitWait": "About {time} to go",
+  "visitWarming": "A machine is getting ready",
+  "visitUnknown": "It starts as soon as a place is free",
+  "visitOverGone": "It has ended. Start again whenever you like.",
+  "visitOverNowhere": "No machine could take it. Try again in a few minutes.",
+  "visitNotTaken": "This does not work here. It goes on as before.",
+  "visitTurn": "It is your turn",
+  "visitRunning": "The picture is live",
+  "visitLeave": "Leave the line",
+  "visitLeft": "{time} left",
+  "visitMoving": "Moving to another machine. One moment.",
+  "visitRestart": "The machine starts again. Your settings are kept.",
+  "visitLost": "The machine is gone. Looking for another one; your settings are kept.",
+  "visitOffline": "You are offline. It goes on when the network is back.",
+  "visitHouseAway": "The server does not answer. Trying again.",
+  "visitOverTime": "Your time is up. Thank you for being here.",
+  "visitOverOperator": "The operator has ended this.",
+  "visitOverFull": "There are too many people here now. Try again in a few minutes.",
+  "visitOverLeft": "You have stopped.",
+  "visitFailed": "It did not work: {reason}",
+  "visitElsewhere": "It goes on in another window.",
+  "visitCameraAgain": "Open the camera again",
+  "visitSilent": "The camera gives no picture.",
+  "visitSettings": "Settings",
+  "visitReset": "As it was",
+  "visitAnother": "Another",
+  "visitFull": "Full screen",
+  "visitFigures": "{fps} fps, {latency} ms",
+  "visitNotAllowed": "The browser does not allow the camera here. Allow it with the camera symbol in the address bar, then press Start.",
+  "visitNotFound": "No camera was found. Connect one, then press Start.",
+  "visitNotReadable": "The camera is in use by another program. Close that program, then press Start.",
+  "visitCameraGone": "The chosen camera is gone. Choose another one.",
+  "visitInsecure": "The camera needs a secure address (https). Please tell the people who run this page.",
+  "visitBroke": "The connection broke."
 }
 
 const ALL = '/i18n' // ComfyUI's route: what every pack has in its locales folder, by language
@@ -127,6 +169,11 @@ export class Words {
   option(node, input, value) {
     const { options } = this.#mine.nodeDefs?.[node]?.inputs?.[input] ?? {}
     return options?.[value] ?? value
+  }
+
+  /** {name, tooltip} of a node's input; without what has no other words than English ones. */
+  input(node, input) {
+    return this.#mine.nodeDefs?.[node]?.inputs?.[input] ?? {}
   }
 
   get #mine() {

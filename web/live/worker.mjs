@@ -177,6 +177,10 @@ const orders = {
     url = order.url
     open()
   },
+  // for the next connection
+  address(order) {
+    if (url) url = order.url
+  },
   camera({ readable }) {
     off()
     if (readable) reading = read(readable).catch(() => {})

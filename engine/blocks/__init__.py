@@ -1,0 +1,1 @@
+"""Blocks of a network that only some rows of a call run."""

@@ -1,0 +1,1 @@
+"""What lets frames help each other: future frames attended, past frames remembered. torch only."""

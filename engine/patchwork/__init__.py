@@ -1,0 +1,1 @@
+"""Work only where the picture moves. torch only."""

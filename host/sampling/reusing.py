@@ -1,0 +1,134 @@
+"""Which frames a tick holds, for what a stream keeps of its network's inner blocks."""
+
+import weakref
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...engine.blocks.schedule import At, Guest, Reuse
+from ...engine.coherence.neighbours import Neighbours
+from ...engine.plan import Place
+from ...engine.similarity import Sketch, sketch
+from ...engine.work import Work
+from ..models.flops import cost_of
+from ..models.walk import is_inner, why_not
+from .carry import colours
+
+# ticks after which the node says what share of the network ran, and says it anew
+_FIRST, _TOLD = 8, 32
+
+
+class Looking:
+    """Of one stream: the pictures of its frames in flight, and the share of the network that runs.
+
+    Attributes:
+        share: of the network's floating point operations, what ran in the newest ticks, 0 to 1.
+    """
+
+    def __init__(self) -> None:
+        self.share = 1.0
+        self._reuse: Reuse | None = None
+        self._format: Any = None
+        self._sketches: dict[int, Sketch | None] = {}  # by the frames' numbers
+        self._under: dict[int, tuple] = {}  # the same: the prompts of their steps so far
+        self._inner: tuple[Any, float] = (None, 0.0)  # the share of the inner blocks, and of what
+        self._ticks = 0
+
+    def settle(self, reuse: Reuse | None, latent_format: Any) -> None:
+        """What holds for the ticks of a run."""
+        self._reuse, self._format = reuse, latent_format
+
+    def begin(self, neighbours: Neighbours, work: Work, alone: bool) -> None:
+        """Before a tick.
+
+        Args:
+            alone: its frame is sampled by itself, so ticks follow each other otherwise.
+        """
+        if self._reuse is None:
+            return
+        entering = [p.number for place in work.places if not place.k for p in place.payloads]
+        if self._reuse.awake > 0 and work.source is not None:
+            self._sketches |= zip(entering, seen(work.source, self._format), strict=True)
+        self._under = {
+            p.number: (*self._had(p.number, place.k), p.conditioning.prompt)
+            for place in work.places
+            for p in place.payloads
+        }
+        guests = guests_of(work.places, self._sketches, self._under)
+        # counted once, before the first frame and not while pictures are shown
+        self._share_of_inner(neighbours, work)
+        known = {guest.frame for guest in guests.values()}
+        self._sketches = {n: one for n, one in self._sketches.items() if n in known}
+        first = work.places[0]
+        beat = first.payloads[0].number + first.k if alone else self._ticks
+        neighbours.reusing.meet(guests, beat)
+
+    def _had(self, frame: int, steps: int) -> tuple:
+        """The prompts of a frame's steps before; None where nobody was there to see."""
+        had = self._under.get(frame, ())[:steps]
+        return *[None] * (steps - len(had)), *had
+
+    def done(self, neighbours: Neighbours) -> str:
+        """The tick is done; returns what the node is to say from now on, if anything."""
+        self._ticks += 1
+        if self._reuse is None or (self._ticks % _TOLD and self._ticks != _FIRST):
+            return ""
+        known = neighbours.reusing
+        rows, whole = known.ran if self._ticks % _TOLD else known.looked()
+        self.share = 1 - self._inner[1] * (1 - whole / rows) if rows else 1.0
+        line, why = f"{self.share:.0%} of the network runs", known.why or neighbours.why
+        return f"{line}: {why}" if why else line
+
+    def _share_of_inner(self, neighbours: Neighbours, work: Work) -> None:
+        unet, depth = neighbours.network(), neighbours.reusing.depth
+        key = weakref.ref(unet), depth, tuple(work.buffers.shape[1:])
+        if key == self._inner[0]:
+            return
+        share = 0.0
+        if not why_not(unet):
+            shape = unet.in_channels, *key[2]
+            cost = cost_of(unet, shape, work.places[0].payloads[0].conditioning.batch.tokens)
+            parts = [flops for name, flops in cost.parts.items() if is_inner(name, depth, unet)]
+            share = sum(parts) / cost.whole
+        self._inner = key, share
+
+
+def guests_of(
+    places: Sequence[Place], sketches: dict[int, Sketch | None], under: dict[int, tuple]
+) -> dict[At, Guest]:
+    """The frames of a tick by where they are.
+
+    Args:
+        sketches, under: by the frames' numbers, how they look and the prompts of their steps: a
+            latent that began under another prompt is another.
+    """
+    return {
+        (place.k, j): Guest(
+            payload.number,
+            (tuple(place.course.sigmas), under[payload.number], *_noise(place, payload)),
+            sketches.get(payload.number),
+        )
+        for place in places
+        for j, payload in enumerate(place.payloads)
+    }
+
+
+def _noise(place: Place, payload: Any) -> tuple:
+    """What a frame's noise is, as far as it is alike for other frames."""
+    noise = place.noise
+    return payload.drawn, place.course.add_noise, None if noise is None else noise.seed
+
+
+def seen(latents: Tensor, latent_format: Any) -> list[Sketch | None]:
+    """What the similarity filter would keep of frames, by what their latents look like.
+
+    Args:
+        latents: in the model's scale, [B, C, H, W].
+
+    Returns:
+        None of one that is not finite.
+    """
+    pictures = ((colours(latents, latent_format) + 1) / 2).float().cpu()
+    return [sketch(one) if torch.isfinite(one).all() else None for one in pictures]

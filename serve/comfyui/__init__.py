@@ -1,0 +1,1 @@
+"""One ComfyUI as a process: kept, begun anew, warmed up and measured."""

