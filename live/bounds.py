@@ -45,6 +45,9 @@ KEPT = {
     "sinks.record.Recorder._frames": Bound(8, "pictures"),
     "workers.Workers._threads": Bound(3, "threads"),
     "workers.Workers._work": Bound(200, "calls, three at most of a task"),
+    "cameras.Cameras.senders": Bound(1, "who sends it", "source"),
+    "cameras.Cameras._told": Bound(1, "pace", "source"),
+    "session.Session._troubles": Bound(2, "words", "node"),
     # on the way to listeners
     "session.Session.viewers": Bound(MOST_LISTENERS + 1, "listeners and the owner"),
     "session.Session._tasks": Bound(64, "tasks"),
@@ -55,8 +58,8 @@ KEPT = {
     # figures
     "meters.Rate._times": Bound(30, "times"),
     "meters.Spread._values": Bound(300, "values"),
-    "faults.Faults.counts": Bound(5, "numbers"),
-    "faults.Faults._told": Bound(5, "kinds of faults", "node"),
+    "faults.Faults.counts": Bound(6, "numbers"),
+    "faults.Faults._told": Bound(6, "kinds of faults", "node"),
     "faults.Restarts._times": Bound(4, "times"),
     # of the server, beyond a run
     "sessions.Sessions._all": Bound(8, "runs that are over, beside those that are not", "run"),

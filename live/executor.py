@@ -35,6 +35,9 @@ class NodeKinds:
     def is_view(self, node: dict[str, Any]) -> bool:
         return bool(getattr(self._class(node), "LIVE_VIEW", False))
 
+    def sends(self, node: dict[str, Any]) -> bool:
+        return bool(getattr(self._class(node), "LIVE_SENDS", False))
+
     def is_output(self, node: dict[str, Any]) -> bool:
         return bool(getattr(self._class(node), "OUTPUT_NODE", False))
 

@@ -49,11 +49,12 @@ class Faults:
 
     Attributes:
         counts: frame (from the camera), picture (of a view), setting (of a camera's input),
-            source (that broke), task (of the server's side).
+            source (that broke or was lost), send (where a Live Send's pictures go), task (of the
+            server's side).
     """
 
     def __init__(self, tell: Callable[[str, str, str | None], None]):
-        self.counts = dict.fromkeys(("frame", "picture", "setting", "source", "task"), 0)
+        self.counts = dict.fromkeys(("frame", "picture", "setting", "source", "send", "task"), 0)
         self._tell = tell
         self._lock = threading.Lock()
         self._told: set[tuple[str, str | None]] = set()

@@ -7,7 +7,7 @@ takes that to its own loop.
 import functools
 import time
 from contextvars import ContextVar
-from typing import Protocol
+from typing import Any, Protocol
 
 from torch import Tensor
 
@@ -20,6 +20,7 @@ from .mailbox import Closed, first
 from .origins import Origins
 from .pictures import checked_shape, showable
 from .shared import BROWSER, Shared
+from .sinks import checked_target
 from .sinks.names import Wish
 from .view import View
 
@@ -113,12 +114,12 @@ class Frames:
         return split
 
     def _adopt(self, version: int, split: Split) -> None:
-        shared, gone = self.shared, list(self.shared.feeds.values())
+        shared, before = self.shared, list(self.shared.feeds.values())
         self._settled = False
         shared.prepare(split)
         feeds = list(shared.feeds.values())
         shared.counts["lost"] += sum(
-            feed.slot.replaced + feed.dropped for feed in gone if feed not in feeds
+            feed.slot.replaced + feed.dropped for feed in before if feed not in feeds
         )
         self._latest = {feed: frame for feed, frame in self._latest.items() if feed in feeds}
         self._leader = None
@@ -127,7 +128,8 @@ class Frames:
         shared.split, shared.version = split, version
         shared.graphs = (split,) if self.before is None else (split, self.before[1])
         for node, view in list(shared.views.items()):
-            settings = split.graph[node]["inputs"] if node in split.views else {"record": False}
+            gone = node not in split.views
+            settings = {"record": False} if gone else split.graph[node]["inputs"]
             # at once: no frame may come for a while, and none of a view that is gone
             if settings.get("record") is False and view.wish is not None:
                 self._wish(node, view, view.wish._replace(record=False))
@@ -238,9 +240,33 @@ class Frames:
         Raises:
             Refused: it cannot be shown, and no other was shown in this graph.
         """
-        shared = self.shared
-        view = shared.views[node]
+        view = self.shared.views[node]
         self._wish(node, view, wish)
+        self._leaves(node, view, image, quality)
+
+    def send(self, node: str, image: Tensor, settings: dict[str, Any]) -> None:
+        """A LiveSend's picture of the current frame; the same tensor again means skipped.
+
+        Args:
+            settings: what checked_target takes, by name.
+
+        Raises:
+            Refused: it is none or the settings cannot be, and no other was sent in this graph.
+        """
+        view, faults = self.shared.views[node], self.shared.faults
+        if view.settings != settings:
+            try:
+                view.settings, view.target = settings, checked_target(**settings)
+                faults.well("setting", node)
+                view.forget()  # who is new there gets the picture also if it is not new
+            except Refused as reason:
+                if self.fate(reason) is not Fate.ON:
+                    raise
+                faults.refuse("setting", node, reason)
+        self._leaves(node, view, image, 0)
+
+    def _leaves(self, node: str, view: View, image: Tensor, quality: int) -> None:
+        shared = self.shared
         if view.same(image):
             self._lent.add(node)
             return

@@ -25,7 +25,11 @@ class Kinds(Protocol):
 
     def is_source(self, node: dict[str, Any]) -> bool: ...
 
-    def is_view(self, node: dict[str, Any]) -> bool: ...
+    def is_view(self, node: dict[str, Any]) -> bool:
+        """Whether its pictures leave the graph, to pages or to other programs."""
+
+    def sends(self, node: dict[str, Any]) -> bool:
+        """Whether a view's pictures go to another program."""
 
     def is_output(self, node: dict[str, Any]) -> bool: ...
 
@@ -48,6 +52,7 @@ class Split:
         graph: the whole of it.
         sources: ids of the live sources that a view depends on.
         views: ids of the views, in the graph's order.
+        sends: those of them whose pictures go to other programs.
         keeps: nodes that run per frame though no view depends on them; see `keepers`.
         live: nodes that run per frame.
         frozen: nodes that run once, and again when an edit reaches them.
@@ -59,6 +64,7 @@ class Split:
     graph: Graph
     sources: list[str]
     views: list[str]
+    sends: list[str]
     keeps: list[str]
     live: frozenset[str]
     frozen: frozenset[str]
@@ -76,13 +82,15 @@ def split(graph: Graph, kinds: Kinds) -> Split:
     """
     views = [name for name, node in graph.items() if kinds.is_view(node)]
     if not views:
-        raise GraphError("There is no Live View in the graph. Add one: it shows the frames.")
+        raise GraphError(
+            "There is no Live View or Live Send in the graph. Add one: it shows the frames."
+        )
     keeps = keepers(graph, kinds)
     needed = behind(graph, [*views, *keeps])
     sources = [name for name in graph if name in needed and kinds.is_source(graph[name])]
     if not sources:
         raise GraphError(
-            "No Live View depends on a Live Camera. Add a Live Camera and connect its image.",
+            "No Live View or Live Send depends on a Live Camera. Add one and connect its image.",
             views[0],
         )
     _followed(graph, needed)
@@ -106,6 +114,7 @@ def split(graph: Graph, kinds: Kinds) -> Split:
         graph=graph,
         sources=sources,
         views=views,
+        sends=[name for name in views if kinds.sends(graph[name])],
         keeps=keeps,
         live=frozenset(live),
         frozen=frozenset(frozen),

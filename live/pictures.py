@@ -121,17 +121,26 @@ def to_image(picture: np.ndarray) -> Tensor:
         return torch.from_numpy(values)[None]
 
 
-def on_its_way(image: Tensor) -> Fetched | Tensor:
+def on_its_way(image: Tensor, alpha: bool = False) -> Fetched | Tensor:
     """The newest frame of an IMAGE [B, H, W, C], for `landed`; waits for nothing.
+
+    Args:
+        alpha: a fourth channel is wanted, too; `landed` then waits for a frame of a GPU.
 
     Returns:
         What fetches it from a GPU; elsewhere [H, W, C], for `landed` to convert in its thread.
     """
+    if alpha and image.shape[-1] >= 4:
+        return image[-1]
     return fetch(image) or image[-1]
 
 
-def landed(frame: Fetched | Tensor) -> np.ndarray:
-    """[H, W, 3] uint8 on the CPU; waits for the frame."""
+def landed(frame: Fetched | Tensor, alpha: bool = False) -> np.ndarray:
+    """[H, W, 3] uint8 on the CPU; waits for the frame.
+
+    Args:
+        alpha: [H, W, 4] where the frame has a fourth channel.
+    """
     if isinstance(frame, Fetched):
         return frame.picture()
     values = frame.detach().to("cpu", torch.float32).numpy()
@@ -144,4 +153,4 @@ def landed(frame: Fetched | Tensor) -> np.ndarray:
         picture[top : top + _STRIP] = strip
     if picture.shape[-1] == 1:
         picture = picture.repeat(3, -1)
-    return np.ascontiguousarray(picture[..., :3])
+    return np.ascontiguousarray(picture[..., : 4 if alpha else 3])

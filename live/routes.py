@@ -10,6 +10,7 @@ from aiohttp import WSMessage, WSMsgType, web
 
 from ..trust import boundary
 from ..trust.schema import BadData
+from .cameras import PAGE, wanted
 from .guard import asked, body, forbid, guarded
 from .session import OVER, TAKEN_OVER, Session
 from .sessions import Invalid, Sessions
@@ -119,7 +120,7 @@ class _Api:
         try:
             async for message in _messages(socket, request):
                 if message.type is WSMsgType.BINARY and owner:
-                    session.receive(viewer, message.data)
+                    session.cameras.receive(viewer, message.data, PAGE)
                 elif message.type is WSMsgType.TEXT:
                     _hear(session, viewer, owner, message.data)
         finally:
@@ -183,7 +184,7 @@ class _Api:
     def _described(self, session: Session) -> dict[str, Any]:
         cut = session.wanted
         return {
-            "cameras": session.cameras(cut),
+            "cameras": wanted(cut),
             "views": [
                 {
                     "node": node,

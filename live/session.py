@@ -13,21 +13,19 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from ..host.models import engines
 from ..host.registry import streams
-from . import pacing
+from . import figures
 from .bounds import most
+from .cameras import PAGE, Cameras
 from .faults import Restarts
-from .feeds import CameraFeed
 from .frames import Frames
-from .graph import Split, constant, number
-from .mailbox import Closed
-from .meters import Rate, Spread
-from .shared import BROWSER, SIZES, Shared
+from .graph import Split
+from .meters import Spread
+from .shared import Shared
 from .sinks.names import Written
 from .view import View
 from .viewer import Viewer
-from .wire import NotTaken, Packet, unpacked
+from .wire import NotTaken, Packet
 from .workers import Workers
 
 OWNER_MISSED = 2.0  # seconds without its page after which a run ends, counted in looks after it
@@ -69,14 +67,15 @@ class Session:
         self._loop = loop
         self._leaving: asyncio.Task | None = None
         self._pool = Workers(most("workers.Workers._threads"), "livediffusion-codec")
+        self.cameras = Cameras(self.shared, loop, self._pool)
         self._tasks: set[asyncio.Task] = set()
         self.viewers: set[Viewer] = set()
         self.owner: Viewer | None = None
         self._patience = OWNER_EXPECTED
         self._started = time.monotonic()
         self._last: dict[str, Any] | None = None
-        self._camera_rate, self._latency = Rate(), Spread()
-        self._told_pace: dict[str, Any] = {}
+        self._latency = Spread()
+        self._troubles: dict[tuple[str, str], str | None] = {}
 
     # -- what routes and the queue ask ------------------------------------------------------
 
@@ -116,29 +115,6 @@ class Session:
         """The graph asked for last; it may not have been taken over yet."""
         return self.shared.asked[1]
 
-    @staticmethod
-    def cameras(split: Split) -> list[dict[str, Any]]:
-        """The live sources of a graph, for the browser, whose one camera serves all that show it.
-
-        Returns:
-            For each node its source and the width, height (pixels) and fps wanted of that: of the
-            browser's camera the most that any node of the graph wants.
-        """
-        cameras = [
-            {
-                "node": node,
-                "source": constant(inputs, "source", BROWSER, node),
-                **{name: number(inputs, name, default) for name, default in SIZES.items()},
-            }
-            for node in split.sources
-            for inputs in [split.graph[node]["inputs"]]
-        ]
-        shared = [camera for camera in cameras if camera["source"] == BROWSER]
-        wanted = {name: max((camera[name] for camera in shared), default=0) for name in SIZES}
-        for camera in shared:
-            camera |= wanted
-        return cameras
-
     @property
     def over(self) -> bool:
         return self.state in ("ended", "failed")
@@ -148,7 +124,7 @@ class Session:
     def open(self) -> None:
         """Begin to look after views and owner. In the server's loop."""
         self.keep("statistics", self._look_after)
-        self.keep("camera", self._decode)
+        self.keep("camera", functools.partial(self.cameras.decode, lambda: self.over))
 
     def update(self, split: Split) -> int:
         """Take over another graph at the next frame; returns its version.
@@ -156,10 +132,7 @@ class Session:
         Raises:
             GraphError: a source cannot be opened; the old graph goes on.
         """
-        for node in split.sources:
-            inputs = split.graph[node]["inputs"]
-            if constant(inputs, "source", BROWSER, node) != BROWSER:
-                self.shared.opened(node, constant(inputs, "file", "", node))
+        self.shared.look_at(split)
         self.shared.asked = (self.shared.asked[0] + 1, split)
         self._keep_views()
         return self.shared.asked[0]
@@ -196,7 +169,8 @@ class Session:
         if not owner and len(self.viewers) >= most("session.Session.viewers") - 1:
             raise NotTaken("Too many pages and streams listen to this live run. Close some.")
         if owner:
-            self.owner, self._told_pace = viewer, {}
+            self.owner = viewer
+            self.cameras.admit(viewer, PAGE)
         self.viewers.add(viewer)
         viewer.tell(self.state_message())
         for view in list(self.views.values()):
@@ -206,27 +180,9 @@ class Session:
     def detach(self, viewer: Viewer) -> None:
         """A listener is gone."""
         self.viewers.discard(viewer)
+        self.cameras.leave(viewer)
         if viewer is self.owner:
             self.owner, self._patience = None, OWNER_MISSED
-
-    def receive(self, viewer: Viewer, message: bytes) -> None:
-        """A camera frame from the owner; a bad one is counted and answered with the reason."""
-        if viewer is not self.owner:
-            return
-        sequence = None
-        try:
-            packet = unpacked(message)
-            sequence = packet.sequence
-            feed = self.shared.feeds.get(BROWSER)
-            if feed is None:
-                raise NotTaken("no Live Camera of this graph shows the browser's camera")
-            now = time.monotonic()
-            self._camera_rate.add(now)
-            feed.coded.put((packet, now))
-            self._answer(sequence, None)
-        except NotTaken as reason:
-            self.shared.faults.count("frame")
-            self._answer(sequence, str(reason))
 
     def showed(self, latency: Any) -> None:
         """The owner has shown a picture `latency` milliseconds after its capture."""
@@ -248,56 +204,10 @@ class Session:
         """Counters and figures of the run so far, or of all of it. In any thread."""
         if (last := self._last) is not None:
             return last
-        now, shared, faults = time.monotonic(), self.shared, self.shared.faults.counts
-        feeds, feed_of = list(shared.feeds.values()), dict(shared.feed_of)
-        dropped = sum(feed.slot.replaced + feed.dropped for feed in feeds)
-        dropped += sum(f.coded.replaced for f in feeds if isinstance(f, CameraFeed))
         unsent = sum(viewer.unsent for viewer in list(self.viewers))
-        return {
-            "type": "stats",
-            "state": self.state,
-            "fps": round(shared.frame_rate.value(now), 2),
-            "camera_fps": round(self._camera_rate.value(now), 2),
-            "silent": [n for n, f in feed_of.items() if f.silent(now) and not shared.stopping],
-            "latency_ms": _spread(self._latency, 1),
-            "compute_ms": _spread(shared.compute, 1000),
-            "frames": shared.counts["frames"],
-            "skipped": shared.counts["skipped"],
-            "dropped": shared.counts["lost"] + dropped,
-            "refused": faults["frame"] + sum(feed.damaged for feed in feeds),
-            "faults": {kind: n for kind, n in faults.items() if n},
-            "unsent": unsent + sum(view.slot.replaced for view in list(self.views.values())),
-            **shared.calls,
-            "engines": engines.in_use(self._started),
-            "version": self.version,
-        }
-
-    def _answer(self, sequence: int | None, refused: str | None) -> None:
-        if self.owner is not None:
-            self.owner.tell({"type": "received", "seq": sequence, "refused": refused})
-
-    async def _decode(self) -> None:
-        """Camera frames from bytes to images, in worker threads, the latest first."""
-        while not self.over:
-            feed = self.shared.feeds.get(BROWSER)
-            if feed is None or feed.coded.over:
-                await asyncio.sleep(_ROUND)
-                continue
-            with contextlib.suppress(Closed):
-                if (waiting := await feed.coded.get(_ROUND)) is not None:
-                    await self._decoded(feed, *waiting)
-
-    async def _decoded(self, feed: CameraFeed, packet: Packet, arrived: float) -> None:
-        try:
-            work = feed.decoded, packet, arrived
-            feed.slot.put(await self._loop.run_in_executor(self._pool, *work))
-        except Exception as reason:
-            # whatever is wrong with a picture, the next may be well
-            self.shared.faults.count("frame")
-            words = str(reason) or type(reason).__name__
-            message = {"type": "unreadable", "seq": packet.sequence, "reason": words}
-            if self.owner is not None:
-                self.owner.tell(message)
+        known = self.shared, self._started, self.cameras.rate, self._latency, unsent
+        told = {"type": "stats", "state": self.state, "version": self.version}
+        return told | figures.of(*known)
 
     async def _look_after(self) -> None:
         """Statistics and pace to the listeners; the end when the owner stays away."""
@@ -310,25 +220,17 @@ class Session:
                 self.stop("The page that started it is gone.")
             if even:
                 self._tell(self.stats())
-            self._tell_pace()
+            self.cameras.tell_pace()
+            self._tell_troubles()
 
-    def _tell_pace(self) -> None:
-        frame = self.shared.compute.percentile(50) or 0.0
-        camera = self.shared.feeds.get(BROWSER)
-        if self.owner is None or camera is None:
-            return
-        wanted = [c for c in self.cameras(self.split) if c["source"] == BROWSER]
-        fps = max((c["fps"] for c in wanted), default=SIZES["fps"])
-        # as the graph asked for them, settings that come by a wire included
-        shapes = list(camera.shapes.values())
-        pace = {
-            "interval_ms": pacing.milliseconds(pacing.capture_interval(frame, fps)),
-            "width": max((shape.width for shape in shapes), default=SIZES["width"]),
-            "height": max((shape.height for shape in shapes), default=SIZES["height"]),
-        }
-        if pace != self._told_pace:
-            self._told_pace = pace
-            self.owner.tell({"type": "pace", **pace})
+    def _tell_troubles(self) -> None:
+        """What is wrong at the other end of a source or a Live Send, once until it is well."""
+        before, self._troubles = self._troubles, figures.troubles(self.shared)
+        for (kind, node), reason in self._troubles.items():
+            if reason != before.get((kind, node)):
+                self.shared.faults.well(kind, node)
+                if reason is not None:
+                    self.shared.faults.refuse(kind, node, RuntimeError(reason))
 
     def _tell(self, message: dict[str, Any]) -> None:
         for viewer in self.viewers:
@@ -362,6 +264,7 @@ class Session:
             for task in list(self._tasks):
                 ends.callback(task.cancel)
             ends.callback(self.frames.clear)
+            ends.callback(self.cameras.clear)
             ends.callback(streams.end_owner, self.id)
             ends.callback(self.forget)
             ends.callback(self._release)
@@ -491,10 +394,3 @@ class Session:
     def _tell_problem(self, kind: str, reason: str, node: str | None, version: int) -> None:
         said = {"kind": kind, "reason": reason, "node": node, "version": version}
         self._tell({"type": "problem", **said})
-
-
-def _spread(spread: Spread, scale: float) -> dict[str, float] | None:
-    p50, p95 = spread.percentile(50), spread.percentile(95)
-    if p50 is None:
-        return None
-    return {"p50": round(p50 * scale, 2), "p95": round(p95 * scale, 2)}

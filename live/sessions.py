@@ -19,7 +19,8 @@ from .executor import NodeKinds
 from .graph import GraphError, Split, constant, keepers, split
 from .media.folder import inside
 from .media.reader import look_at
-from .session import BROWSER, Session
+from .session import Session
+from .shared import BROWSER, FILE
 from .sinks.mjpeg import Keys, secret
 from .view import View
 
@@ -84,6 +85,7 @@ class Sessions:
             await self._look_at_films(cut, set())
             self._room_for(client_id)  # nothing is awaited between the count and the run
             session = Session(cut, self._film, asyncio.get_running_loop())
+            session.shared.look_at(cut)
         except GraphError as reason:
             raise _invalid(cut.graph, reason) from None
         session.client = client_id
@@ -222,7 +224,7 @@ def _films(cut: Split) -> list[tuple[str, str]]:
     return [
         (node, constant(settings, "file", "", node))
         for node, settings in inputs.items()
-        if constant(settings, "source", BROWSER, node) != BROWSER
+        if constant(settings, "source", BROWSER, node) == FILE
     ]
 
 

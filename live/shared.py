@@ -11,14 +11,43 @@ from typing import Any
 
 from .faults import Faults, Refused
 from .feeds import CameraFeed, Feed, FilmFeed
-from .graph import GraphError, Split, constant, number
+from .graph import Graph, GraphError, Split, constant, number
 from .meters import Rate, Spread
 from .pictures import checked_shape
+from .pulled import PulledFeed
+from .sending import SendView
+from .sinks import USUAL, checked_target
+from .sources import PHONE, PULLED, SCREEN, WHIP, Wanted, kind
 from .view import View
 
-BROWSER = "browser"
+BROWSER, FILE = "browser", "file"
 SIZES = {"width": 512, "height": 512, "fps": 30}  # LiveCamera's defaults
 SHAPE = {"width": 512, "height": 512, "fit": "crop", "mirror": False}
+
+# a source of each node's own, and the input that says which; what a page sends is one for all
+_OWN = {FILE: "file", PHONE: None, WHIP: None, **{s: name for s, (_, name) in PULLED.items()}}
+
+
+def key_of(inputs: Graph, node: str) -> Any:
+    """What names the feed of a Live Camera among those of a run. Raises GraphError."""
+    source = constant(inputs, "source", BROWSER, node)
+    if source in (BROWSER, SCREEN):
+        return source
+    if source not in _OWN:
+        raise GraphError(f"source: {source!r} is not known. Choose another.", node)
+    name = _OWN[source]
+    return (source, node) if name is None else (source, node, constant(inputs, name, "", node))
+
+
+def look_at_target(inputs: Graph, node: str) -> None:
+    """Raises GraphError for what a Live Send cannot send to; what comes by a link is not known."""
+    plain = {name: inputs.get(name, value) for name, value in USUAL.items()}
+    if any(isinstance(value, list) for value in plain.values()):
+        return
+    try:
+        checked_target(**plain)
+    except ValueError as reason:
+        raise GraphError(str(reason), node) from None
 
 
 class Shared:
@@ -79,18 +108,12 @@ class Shared:
         feed_of: dict[str, Feed] = {}
         for node in split.sources:
             inputs = split.graph[node]["inputs"]
-            source = constant(inputs, "source", BROWSER, node)
-            fps = number(inputs, "fps", SIZES["fps"])
-            if source == BROWSER:
-                key: Any = BROWSER
-            else:
-                key = (node, constant(inputs, "file", "", node))
-            feed = feeds.get(key) or self.feeds.get(key)
-            if feed is None:
-                feed = CameraFeed() if key == BROWSER else FilmFeed(self.opened(*key), fps, True)
+            key = key_of(inputs, node)
+            feed = feeds.get(key) or self.feeds.get(key) or self._feed(key, inputs)
             if isinstance(feed, FilmFeed):
                 # a film that plays goes on
-                feed.fps, feed.loop = fps, inputs.get("loop", True) is True
+                feed.fps = number(inputs, "fps", SIZES["fps"])
+                feed.loop = inputs.get("loop", True) is True
             feeds[key] = feed_of[node] = feed
             with contextlib.suppress(Refused):  # a link, which is known once a frame runs
                 feed.shapes[node] = checked_shape(*(inputs.get(n, d) for n, d in SHAPE.items()))
@@ -101,12 +124,40 @@ class Shared:
         for feed in gone:
             feed.end()
 
-    def opened(self, node: str, file: str) -> Any:
-        """The path of a Live Camera's film. Raises GraphError."""
+    def _feed(self, key: Any, inputs: Graph) -> Feed:
+        path = self.opened(key)
+        sizes = [number(inputs, name, default) for name, default in SIZES.items()]
+        if path is not None:
+            return FilmFeed(path, sizes[-1], True)
+        if len(key) == 3 and not isinstance(key, str):
+            return PulledFeed(kind(key[0]), Wanted(key[2], *sizes))
+        return CameraFeed()
+
+    def opened(self, key: Any) -> Any:
+        """Look whether a Live Camera's source can be, before it is wanted.
+
+        Returns:
+            The path of a film, else None.
+
+        Raises:
+            GraphError: it cannot.
+        """
         try:
-            return self._open_film(file)
+            match key:
+                case "file", _, name:
+                    return self._open_film(name)
+                case source, _, name:
+                    kind(source).check(name)
         except ValueError as reason:
-            raise GraphError(str(reason), node) from None
+            raise GraphError(str(reason), key[1]) from None
+        return None
+
+    def look_at(self, split: Split) -> None:
+        """Raises GraphError for a source or a Live Send that cannot be, before it is wanted."""
+        for node in split.sources:
+            self.opened(key_of(split.graph[node]["inputs"], node))
+        for node in split.sends:
+            look_at_target(split.graph[node]["inputs"], node)
 
     def keep_views(self) -> list[View]:
         """Views of the graphs that may run, made and let go of as needed; returns who is gone.
@@ -114,14 +165,15 @@ class Shared:
         In the server's loop, once `asked` or `graphs` is another.
         """
         wanted = [node for split in (*self.graphs, self.asked[1]) for node in split.views]
-        views = {node: self.views.get(node) or self._view() for node in dict.fromkeys(wanted)}
+        views = {node: self.views.get(node) or self._view(node) for node in dict.fromkeys(wanted)}
         gone = [view for node, view in self.views.items() if node not in views]
         self.views = views
         return gone
 
-    def _view(self) -> View:
+    def _view(self, node: str) -> View:
         self._numbered += 1
-        return View((self._numbered - 1) % 2**16)
+        sends = any(node in split.sends for split in (*self.graphs, self.asked[1]))
+        return (SendView if sends else View)((self._numbered - 1) % 2**16)
 
     def release(self) -> list[threading.Event]:
         """The run is over: let go of feeds and views. Returns what is set when the recordings

@@ -48,7 +48,10 @@ class View:
         wish: what its files are to be, and whether there is to be a recording; written in the
             prompt worker.
         begun: whether somebody fetches its pictures.
+        ALPHA: whether its pictures keep a fourth channel.
     """
+
+    ALPHA = False
 
     def __init__(self, index: int):
         self.index = index
@@ -72,6 +75,10 @@ class View:
         """Whether this is the very tensor shown last. In the prompt worker, as `show`."""
         return image is self._image()
 
+    def forget(self) -> None:
+        """The next picture is a new one, also if it is the very tensor shown last."""
+        self._image = lambda: None
+
     def show(
         self,
         image: Tensor,
@@ -84,7 +91,7 @@ class View:
         """Leave a picture, IMAGE [B, H, W, C]; the newest of the batch is shown."""
         self._image = weakref.ref(image)
         self._numbered += 1
-        coming = on_its_way(image)
+        coming = on_its_way(image, self.ALPHA)
         shown = coming, self._numbered, quality, origin, version, made_from, place
         self.slot.put(Shown(*shown))
 
@@ -115,20 +122,24 @@ class View:
             while True:
                 shown = await self.slot.get()
                 try:
-                    offer(await self._served(shown, loop, pool, compared()))
+                    packet = await self._served(shown, loop, pool, compared())
+                    if packet is not None:
+                        offer(packet)
                 except Exception as reason:
                     refuse(reason)
                 finally:
-                    self._landed = shown.number
-                    self._arrival.put(shown.number)
+                    self._arrived(shown)
                 del shown  # or it would be kept until the next comes
+
+    def _arrived(self, shown: Shown) -> None:
+        self._landed = shown.number
+        self._arrival.put(shown.number)
 
     async def _served(
         self, shown: Shown, loop: asyncio.AbstractEventLoop, pool: Executor, compared: bool
-    ) -> Packet:
+    ) -> Packet | None:
         picture = await loop.run_in_executor(pool, landed, shown.picture)
-        self._landed = shown.number
-        self._arrival.put(shown.number)
+        self._arrived(shown)
         self._picture, self._place, self._since = picture, shown.place, time.monotonic()
         if self._recorder is not None:
             self._recorder.wish = self.wish

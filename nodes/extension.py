@@ -19,12 +19,14 @@ class LiveDiffusionExtension(ComfyExtension):
         from .reuse import LiveReuse
         from .sampling import LivePFDiff, LiveRCFGGuider, LiveStreamBatch, LiveStreamSampler
         from .schedules import LiveOptimizedSteps, LiveStrength, LiveTimesteps
+        from .send import LiveSend
         from .tensorrt import LiveTensorRTBuild, LiveTensorRTLoader
 
         connect()
         nodes = [
             LiveCamera,
             LiveView,
+            LiveSend,
             LiveStreamSampler,
             LiveStreamBatch,
             LiveFlowNoise,

@@ -24,7 +24,9 @@ from ..live.pictures import (
 from ..live.routes import add_routes
 from ..live.run import run
 from ..live.sessions import Sessions
+from ..live.shared import BROWSER, FILE
 from ..live.sinks.names import Wish
+from ..live.sources import PHONE, PULLED, SCREEN, WHIP, Wanted, one
 from ..live.still import stills
 from .compat import io, newer
 
@@ -53,16 +55,21 @@ class LiveCamera(io.ComfyNode):
             display_name="Live Camera",
             category="live/frames",
             description=(
-                "Frames for a live graph: the browser's webcam, or a video from ComfyUI's input "
-                "folder. Press Live to run the graph on them."
+                "Frames for a live graph: a webcam, a screen, a phone, a camera at the server, a "
+                "stream, another program's pictures, or a video from ComfyUI's input folder. Press "
+                "Live to run the graph on them."
             ),
             inputs=[
                 io.Combo.Input(
                     "source",
-                    options=["browser", "file"],
-                    default="browser",
+                    options=[BROWSER, FILE, SCREEN, *PULLED, PHONE, WHIP],
+                    default=BROWSER,
                     tooltip="browser: a camera of the computer that shows this page. file: a video "
-                    "or animated picture that plays at its own pace.",
+                    "or animated picture that plays at its own pace. screen: a screen, window or "
+                    "tab of this computer. device: a camera at the server. address: a stream "
+                    "(RTSP, RTMP, SRT, MJPEG, HLS). ndi, spout, syphon: another program's "
+                    "pictures. phone: a phone's camera, by a QR code. whip: a program that "
+                    "publishes by WHIP, such as OBS.",
                 ),
                 io.Combo.Input(
                     "file",
@@ -103,6 +110,26 @@ class LiveCamera(io.ComfyNode):
                     "mirror", default=True, tooltip="Left becomes right, as in a mirror."
                 ),
                 io.Boolean.Input("loop", default=True, tooltip="A file starts again at its end."),
+                io.String.Input(
+                    "device",
+                    default="",
+                    optional=True,
+                    tooltip="Used by source device: a camera at the server, by name.",
+                ),
+                io.String.Input(
+                    "address",
+                    default="",
+                    optional=True,
+                    tooltip="Used by source address: rtsp://, rtmp://, srt://, http:// or "
+                    "https://. It is opened only if it was allowed at the server.",
+                ),
+                io.String.Input(
+                    "sender",
+                    default="",
+                    optional=True,
+                    tooltip="Used by source ndi, spout and syphon: the sender's name, or a part of "
+                    "it. Empty: the first there is.",
+                ),
             ],
             outputs=[
                 io.Image.Output(display_name="image"),
@@ -124,14 +151,20 @@ class LiveCamera(io.ComfyNode):
         return float("nan")
 
     @classmethod
-    def execute(cls, source, file, width, height, fit, fps, mirror, loop) -> io.NodeOutput:
+    def execute(
+        cls, source, file, width, height, fit, fps, mirror, loop, device="", address="", sender=""
+    ) -> io.NodeOutput:
         node = str(cls.hidden.unique_id)
         frames = current.get()
         if frames is not None:
             return io.NodeOutput(*frames.image(node, width, height, fit, mirror))
         shape = checked_shape(width, height, fit, mirror)
-        if source == "file":
+        if source == FILE:
             picture, number = cls._next(inside(file, folder_paths.get_input_directory()), loop)
+        elif source in PULLED:
+            named = {"device": device, "address": address, "sender": sender}
+            wanted = Wanted(named[PULLED[source][1]], width, height, fps)
+            picture, number = one(source, wanted), 0
         else:
             picture, number = cls._still(node), 0
         return io.NodeOutput(to_image(fitted(picture, shape)), number)
@@ -153,7 +186,8 @@ class LiveCamera(io.ComfyNode):
         if data is None:
             raise ValueError(
                 "source: no picture has come from the browser's camera. Allow the camera on the "
-                "node, press Live, or choose source file."
+                "node, press Live, or choose source file. A phone, and what publishes by WHIP, "
+                "send pictures only while Live runs."
             )
         return JPEG.decode(data)
 

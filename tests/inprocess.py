@@ -318,12 +318,12 @@ def nodes_for_tests():
 @contextlib.contextmanager
 def comfy():
     """A running Comfy with the test nodes and the pack's; yields (comfy, world)."""
-    from livediffusion.nodes import compiled, flow, frames, models, sampling, schedules
+    from livediffusion.nodes import compiled, flow, frames, models, sampling, schedules, send
     from livediffusion.nodes.compat import quick
 
     before = dict(CLASSES)
     world = nodes_for_tests()
-    for module in (live_nodes, compiled, flow, frames, models, sampling, schedules):
+    for module in (live_nodes, send, compiled, flow, frames, models, sampling, schedules):
         for name in dir(module):
             if name.startswith("Live") and hasattr(getattr(module, name), "define_schema"):
                 CLASSES[name] = quick(getattr(module, name))

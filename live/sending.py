@@ -1,0 +1,161 @@
+"""A LiveSend of a run: its pictures go to another program, in a thread of their own."""
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Executor
+from typing import Any
+
+import numpy as np
+
+from .faults import Refused
+from .pictures import landed
+from .pulled import Pauses
+from .sinks import Sink, Target, kind
+from .view import Shown, View
+from .wire import Packet
+
+_LOOK = 0.25  # seconds between two looks whether the run goes on
+STILL = 0.5  # seconds after which the picture is sent again while nothing new comes
+SENDING = "sending"  # the state of one whose other end takes pictures
+
+
+class Sender:
+    """Sends the newest picture to one place; opened again, after a pause, when that is lost.
+
+    Args:
+        target: where to.
+        make: gives a connection that was not opened yet.
+
+    Attributes:
+        state: "idle" (no picture yet), "connecting", SENDING, "waiting" (for the next try),
+            "refused" (no more tries).
+        trouble: what is wrong, in words, while something is.
+        sent, dropped: pictures that went out, and that a newer one replaced before they could.
+        losses: how often a connection was lost or could not be made.
+        over: set once the thread is gone.
+    """
+
+    def __init__(self, target: Target, make: Callable[[Target], Sink]):
+        self.target, self._make = target, make
+        self.state, self.trouble = "idle", None
+        self.sent = self.dropped = self.losses = 0
+        self.over = threading.Event()
+        self._stop = threading.Event()
+        self._changed = threading.Condition()
+        self._next: tuple[np.ndarray, float] | None = None
+        self._held: tuple[np.ndarray, float] | None = None
+        self._pauses = Pauses()
+        self._thread = threading.Thread(target=self._run, name="livediffusion-send", daemon=True)
+        self._thread.start()
+
+    def put(self, picture: np.ndarray, at: float) -> None:
+        """Never waits.
+
+        Args:
+            picture: [H, W, 3 or 4] uint8.
+            at: when it is to be shown, by time.monotonic.
+        """
+        with self._changed:
+            self.dropped += self._next is not None
+            self._next = picture, at
+            self._changed.notify()
+
+    def end(self) -> None:
+        """Nothing more is sent; the thread is gone soon after."""
+        self._stop.set()
+        with self._changed:
+            self._changed.notify()
+
+    def _run(self) -> None:
+        try:
+            while not self._stop.is_set():
+                self._held = self._new(_LOOK) or self._held
+                if self._held is None:
+                    continue
+                self.state, sink = "connecting", self._make(self.target)
+                try:
+                    height, width = self._held[0].shape[:2]
+                    sink.open(width, height)
+                    self._send(sink)
+                    continue
+                except Refused:
+                    raise
+                except Exception as reason:
+                    # also what a library raises that is none of its documented errors
+                    self.losses += 1
+                    self.state, self.trouble = "waiting", str(reason) or type(reason).__name__
+                finally:
+                    sink.close()
+                self._stop.wait(self._pauses.next())
+        except Exception as reason:
+            self.state, self.trouble = "refused", str(reason) or type(reason).__name__
+        finally:
+            self.over.set()
+
+    def _send(self, sink: Sink) -> None:
+        """Send until the end or another size."""
+        size, new = self._held[0].shape[:2], True
+        due = time.monotonic()
+        while not self._stop.is_set() and self._held[0].shape[:2] == size:
+            if new or sink.REPEATS:
+                sink.send(*self._held)
+                self.sent += new
+                self.state, self.trouble = SENDING, None
+                self._pauses.well()
+            due = max(due + 1 / self.target.fps, time.monotonic())
+            item = self._new(STILL, due)
+            new = item is not None
+            self._held = item or (self._held[0], time.monotonic())
+
+    def _new(self, timeout: float, due: float = 0.0) -> tuple[np.ndarray, float] | None:
+        """The newest picture that was not sent, waited for at most so long; not before `due`."""
+        if self._stop.wait(max(0.0, due - time.monotonic())):
+            return None
+        with self._changed:
+            if self._next is None:
+                self._changed.wait(timeout)
+            item, self._next = self._next, None
+            return item
+
+
+class SendView(View):
+    """Attributes:
+    settings: of the node, as they were looked at last; written in the prompt worker.
+    target: where to, as they say; written there, too.
+    """
+
+    ALPHA = True
+
+    def __init__(self, index: int):
+        super().__init__(index)
+        self.settings: dict[str, Any] | None = None
+        self.target: Target | None = None
+        self._sender: Sender | None = None
+
+    @property
+    def sender(self) -> Sender | None:
+        """What sends now, for the figures."""
+        return self._sender
+
+    async def _served(
+        self, shown: Shown, loop: asyncio.AbstractEventLoop, pool: Executor, compared: bool
+    ) -> Packet | None:
+        picture = await loop.run_in_executor(pool, landed, shown.picture, True)
+        self._arrived(shown)
+        if self._ended:
+            return None
+        if self._sender is None or self._sender.target != self.target:
+            self._leave()
+            self._sender = Sender(self.target, kind(self.target.to))
+        self._sender.put(picture, time.monotonic())
+        return None
+
+    def _leave(self) -> None:
+        if self._sender is not None:
+            self._sender.end()
+
+    def end(self) -> list[threading.Event]:
+        self._leave()
+        return super().end()

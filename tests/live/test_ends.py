@@ -1,0 +1,147 @@
+"""Sources that are pulled, sinks that are sent to: the loop around each, the cable in hand."""
+
+import threading
+
+import inprocess
+import pytest
+from ends import Cable, count, counted
+from inprocess import Client, camera, graph, until
+from livediffusion.live import shared, sinks, sources
+
+pytestmark = pytest.mark.comfy
+
+
+@pytest.fixture
+def running():
+    with inprocess.comfy() as both:
+        yield both
+
+
+@pytest.fixture
+def cables(monkeypatch):
+    """A source and a sink that are both in the test's hand: `device` and `virtual camera`."""
+    source, sink = Cable(), Cable()
+    monkeypatch.setattr(shared, "kind", lambda name: source)
+    monkeypatch.setattr(sinks, "kind", lambda name: sink)
+    from livediffusion.live import sending
+
+    monkeypatch.setattr(sending, "kind", lambda name: sink)
+    return source, sink
+
+
+def through(**settings):
+    """device -> work -> Live Send and Live View."""
+    made = graph(source="device", device="cable", width=96, height=96)
+    send = {"to": "virtual camera", "name": "", "address": "", "fps": 200, "bit_rate": 6.0}
+    made["6"] = {"class_type": "LiveSend", "inputs": {"image": ["4", 0], **send, **settings}}
+    return made
+
+
+def threads():
+    return {t.name for t in threading.enumerate() if t.name.startswith("livediffusion-s")}
+
+
+async def started(http, comfy, made):
+    return await Client.start(http, comfy.url, made)
+
+
+def test_a_counter_film_goes_through_a_run_in_order_and_none_twice(running, cables):
+    comfy, _ = running
+    source, sink = cables
+
+    async def work(http):
+        client = await started(http, comfy, through())
+        await client.wait(lambda: len(sink.taken) > 60)
+        stats = await client.wait(lambda: client.stats.get("sends") and client.stats)
+        await client.stop()
+        return client, stats
+
+    client, stats = inprocess.live(work)
+    numbers = [count(picture) for picture, _ in sink.taken]
+    assert None not in numbers and numbers == sorted(set(numbers))
+    assert stats["sends"]["6"]["state"] == "sending" and stats["sources"]["3"]["state"] == "giving"
+    assert client.state == "ended" and not client.problems
+    until(lambda: not threads())
+    assert source.opened == source.closed == 1 and sink.opened == sink.closed == 1
+
+
+def test_a_cable_pulled_again_and_again_is_told_and_the_run_goes_on(running, cables):
+    comfy, _ = running
+    source, sink = cables
+
+    async def pull(client, cable, node, kind, goes_on):
+        said = len(client.problems)
+        cable.plugged = False
+        await client.wait(lambda: len(client.problems) > said)
+        problem = client.problems[-1]
+        assert (problem["kind"], problem["node"]) == (kind, node)
+        assert "the cable is pulled" in problem["reason"]
+        before, cable.plugged = goes_on(), True
+        await client.wait(lambda: goes_on() > before + 3, 3)
+
+    async def work(http):
+        client = await started(http, comfy, through())
+        await client.wait(lambda: len(sink.taken) > 5)
+        for _ in range(3):
+            await pull(client, source, "3", "source", lambda: source.number)
+            await pull(client, sink, "6", "send", lambda: len(sink.taken))
+            await client.wait(lambda: client.stats["sources"]["3"]["reason"] is None)
+            await client.wait(lambda: client.stats["sends"]["6"]["reason"] is None)
+        await client.stop()
+        return client
+
+    client = inprocess.live(work)
+    assert client.state == "ended" and client.stats["faults"] == {"source": 3, "send": 3}
+    until(lambda: not threads())
+    assert source.opened == source.closed and sink.opened == sink.closed
+
+
+def test_a_still_scene_is_sent_again_and_counted_once(running, cables):
+    from livediffusion.live.sending import Sender
+
+    _, sink = cables
+    sender = Sender(sinks.Target("ndi", "", "", 60, 6), sink)
+    sender.put(counted(7), 0.0)
+    until(lambda: len(sink.taken) >= 3)
+    sender.end()
+    assert sender.over.wait(3) and sender.sent == 1
+    assert {count(picture) for picture, _ in sink.taken} == {7}
+    times = [at for _, at in sink.taken]
+    assert times == sorted(times)
+
+
+@pytest.mark.parametrize(
+    "settings, told",
+    [({"to": "smoke"}, "to"), ({"fps": 0}, "fps"), ({"bit_rate": "x"}, "bit_rate")],
+)
+def test_a_target_that_cannot_be_is_refused_at_the_start(running, cables, settings, told):
+    comfy, _ = running
+
+    async def work(http):
+        asked = inprocess.begin(through(**settings))
+        return await inprocess.post(http, f"{comfy.url}/livediffusion/start", asked)
+
+    status, answer = inprocess.live(work)
+    assert status == 400 and told in str(answer)
+
+
+def test_a_source_that_is_not_known_is_refused(running):
+    comfy, _ = running
+
+    async def work(http):
+        made = {**graph(), "3": camera(source="smoke")}
+        return await inprocess.post(http, f"{comfy.url}/livediffusion/start", inprocess.begin(made))
+
+    status, answer = inprocess.live(work)
+    assert status == 400 and "source" in str(answer)
+
+
+def test_every_kind_that_a_node_offers_has_its_module():
+    for name in sources.PULLED:
+        made = sources.kind(name)
+        assert all(callable(getattr(made, part)) for part in ("check", "listed", "open", "newest"))
+    for name in sinks.KINDS:
+        made = sinks.kind(name)
+        assert isinstance(made.REPEATS, bool) and callable(made.check)
+
+
