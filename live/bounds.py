@@ -55,6 +55,10 @@ KEPT = {
     "viewer.Viewer._packets": Bound(1, "coded picture", "view"),
     "viewer.Viewer._away": Bound(1, "number", "view"),
     "viewer.Viewer.inputs": Bound(1, "number", "view"),
+    # on the way between FFmpeg and a server
+    "relay.Relay._waiting": Bound(2, "directions, each of 1 MB and a chunk", "source"),
+    "rtsp.Conversation._open": Bound(16, "questions without an answer", "source"),
+    "rtsp.Conversation._bases": Bound(2, "names", "source"),
     # figures
     "meters.Rate._times": Bound(30, "times"),
     "meters.Spread._values": Bound(300, "values"),
@@ -63,6 +67,8 @@ KEPT = {
     "faults.Restarts._times": Bound(4, "times"),
     # of the server, beyond a run
     "sessions.Sessions._all": Bound(8, "runs that are over, beside those that are not", "run"),
+    "concealed.Concealed._known": Bound(256, "secrets of addresses"),
+    "concealed.Concealed._kept": Bound(1000, "secrets of addresses that were allowed"),
     "still.Stills._pictures": Bound(8, "coded pictures"),
 }
 
