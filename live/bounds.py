@@ -55,6 +55,11 @@ KEPT = {
     "viewer.Viewer._packets": Bound(1, "coded picture", "view"),
     "viewer.Viewer._away": Bound(1, "number", "view"),
     "viewer.Viewer.inputs": Bound(1, "number", "view"),
+    # of a connection over SRT
+    "srt.Srt._sent": Bound(8192, "packets of 1.3 KB", "node"),
+    "srt.Srt._parked": Bound(8192, "packets of 1.3 KB", "source"),
+    "srt.Srt._ready": Bound(8192, "packets of 1.3 KB", "source"),
+    "srt_keys.Keys._known": Bound(2, "keys", "node"),
     # figures
     "meters.Rate._times": Bound(30, "times"),
     "meters.Spread._values": Bound(300, "values"),
