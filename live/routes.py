@@ -187,7 +187,9 @@ class _Api:
                     "mjpeg": f"/livediffusion/mjpeg/{self._sessions.key(session, node)}",
                 }
                 for node in cut.views
+                if node not in cut.sends
             ],
+            "sends": cut.sends,
             "idle": [{"node": n, "type": cut.graph[n]["class_type"]} for n in cut.idle],
         }
 
