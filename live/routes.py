@@ -2,12 +2,11 @@
 
 import asyncio
 import contextlib
-import logging
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
-from aiohttp import WSMessage, WSMsgType, web
+from aiohttp import WSMsgType, web
 
 from ..trust import boundary
 from ..trust.schema import BadData
@@ -18,16 +17,12 @@ from .kept import Kept
 from .session import OVER, TAKEN_OVER, Session
 from .sessions import Invalid, Sessions
 from .sinks import mjpeg
+from .sockets import messages, send
 from .still import stills
 from .viewer import Viewer
 from .wire import LARGEST, NotTaken, Packet
 
-BROKEN = 1011  # the code that a page comes back after
 _AWAITED = 0.5  # seconds between two looks for a run that an open stream waits for
-_ASKED = 2.0  # seconds without a message after which a listener is asked whether it is there
-_UNANSWERED = 5  # times that it is asked before it is taken to be gone
-
-_log = logging.getLogger(__name__)
 
 
 def add_routes(server) -> Sessions:
@@ -140,9 +135,9 @@ class _Api:
             await socket.send_json({"type": "refused", "reason": str(reason)})
             await socket.close(code=TAKEN_OVER, message=str(reason).encode()[:120])
             return socket
-        sender = asyncio.create_task(_send(socket, viewer))
+        sender = asyncio.create_task(send(socket, viewer))
         try:
-            async for message in _messages(socket, request):
+            async for message in messages(socket, request):
                 if message.type is WSMsgType.BINARY and owner:
                     session.cameras.receive(viewer, message.data, PAGE)
                 elif message.type is WSMsgType.TEXT:
@@ -230,60 +225,11 @@ class _Api:
                     "mjpeg": f"/livediffusion/mjpeg/{self._sessions.key(session, node)}",
                 }
                 for node in cut.views
+                if node not in cut.sends
             ],
+            "sends": cut.sends,
             "idle": [{"node": n, "type": cut.graph[n]["class_type"]} for n in cut.idle],
         }
-
-
-async def _messages(
-    socket: web.WebSocketResponse, request: web.Request
-) -> AsyncIterator[WSMessage]:
-    """What a listener sends, until it leaves or answers no more.
-
-    Its silence is counted in looks, not in seconds: while the server itself stands still, what has
-    come waits unread, and whoever sent it is not gone. aiohttp's own heartbeat closes after half
-    its interval, whoever was busy.
-    """
-    unanswered = 0
-    while True:
-        try:
-            message = await socket.receive(_ASKED)
-        except asyncio.TimeoutError:
-            if unanswered == _UNANSWERED:
-                # it reads no farewell either
-                if request.transport is not None:
-                    request.transport.abort()
-                return
-            unanswered += 1
-            # the question is on its way at once; who does not read holds up what waits behind it
-            with contextlib.suppress(asyncio.TimeoutError, ConnectionError):
-                await asyncio.wait_for(socket.ping(), _ASKED)
-            continue
-        unanswered = 0
-        if message.type in (WSMsgType.BINARY, WSMsgType.TEXT):
-            yield message
-        elif message.type is WSMsgType.PING:
-            with contextlib.suppress(ConnectionError):
-                await socket.pong(message.data)
-        elif message.type is not WSMsgType.PONG:
-            return
-
-
-async def _send(socket: web.WebSocketResponse, viewer: Viewer) -> None:
-    code = BROKEN
-    try:
-        while (item := await viewer.next()) is not None:
-            if isinstance(item, Packet):
-                await socket.send_bytes(item.packed())
-            else:
-                await socket.send_str(item)
-        code = viewer.over
-    except ConnectionError:
-        return
-    except Exception:
-        # its page is to come back, not to listen for nothing
-        _log.warning("Live: a listener could not be sent to", exc_info=True)
-    await socket.close(code=code, message=viewer.reason.encode()[:120])
 
 
 def _hear(session: Session, viewer: Viewer, owner: bool, text: str) -> None:
