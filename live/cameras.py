@@ -77,10 +77,10 @@ class Cameras:
         Args:
             keys: what it may send, in the order of the header's `view`.
         """
-        sequence = None
+        answer = {"type": "received", "seq": None, "camera": None}
         try:
             packet = unpacked(message)
-            sequence = packet.sequence
+            answer |= {"seq": packet.sequence, "camera": packet.view}
             key = keys[packet.view] if packet.view < len(keys) else None
             feed = self._shared.feeds.get(key)
             if self.senders.get(key) is not viewer or not isinstance(feed, CameraFeed):
@@ -88,10 +88,10 @@ class Cameras:
             now = time.monotonic()
             self.rate.add(now)
             feed.coded.put((packet, now))
-            viewer.tell({"type": "received", "seq": sequence, "refused": None})
+            viewer.tell({**answer, "refused": None})
         except NotTaken as reason:
             self._shared.faults.count("frame")
-            viewer.tell({"type": "received", "seq": sequence, "refused": str(reason)})
+            viewer.tell({**answer, "refused": str(reason)})
 
     async def decode(self, over: Callable[[], bool]) -> None:
         """Frames from bytes to images, in worker threads, the latest first, until `over`."""
