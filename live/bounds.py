@@ -7,7 +7,7 @@ in the source, and one that holds more than it says is found in a run.
 
 from typing import NamedTuple
 
-from ..trust.boundary import MOST_LISTENERS
+from ..trust.boundary import MOST_KEPT, MOST_LISTENERS
 
 
 class Bound(NamedTuple):
@@ -69,6 +69,9 @@ KEPT = {
     # of the server, beyond a run
     "sessions.Sessions._all": Bound(8, "runs that are over, beside those that are not", "run"),
     "still.Stills._pictures": Bound(8, "coded pictures"),
+    "keeper.Keeper._runs": Bound(MOST_KEPT, "runs without a page"),
+    "kept.Lines._counts": Bound(16, "kinds of failures"),
+    "kept.Lines._times": Bound(20, "times"),
 }
 
 
