@@ -7,7 +7,8 @@ in the source, and one that holds more than it says is found in a run.
 
 from typing import NamedTuple
 
-from ..trust.boundary import MOST_LISTENERS
+from ..trust.boundary import MOST_LISTENERS, MOST_PEERS, MOST_PEERS_OF_RUN, MOST_VIEWS
+from ..trust.offers import MOST_SECTIONS
 
 
 class Bound(NamedTuple):
@@ -41,6 +42,7 @@ KEPT = {
     "origins.Moment.places": Bound(1, "place in a film", "node"),
     "executor.FrontierCache.entries": Bound(1, "frozen value", "node"),
     "shared.Shared.views": Bound(1, "view", "view"),
+    "view.View._taps": Bound(MOST_PEERS_OF_RUN, "connections"),
     "view.View._recorders": Bound(4, "recordings that are not whole yet"),
     "sinks.record.Recorder._frames": Bound(8, "pictures"),
     "workers.Workers._threads": Bound(3, "threads"),
@@ -55,6 +57,7 @@ KEPT = {
     "viewer.Viewer._packets": Bound(1, "coded picture", "view"),
     "viewer.Viewer._away": Bound(1, "number", "view"),
     "viewer.Viewer.inputs": Bound(1, "number", "view"),
+    "viewer.Viewer.elsewhere": Bound(MOST_VIEWS, "numbers"),
     # figures
     "meters.Rate._times": Bound(30, "times"),
     "meters.Spread._values": Bound(300, "values"),
@@ -62,6 +65,9 @@ KEPT = {
     "faults.Faults._told": Bound(6, "kinds of faults", "node"),
     "faults.Restarts._times": Bound(4, "times"),
     # of the server, beyond a run
+    "rtc.Rtc._held": Bound(MOST_PEERS, "connections"),
+    "rtc._Held.ufrags": Bound(MOST_SECTIONS, "texts"),
+    "webrtc.peers.Peer._tasks": Bound(3, "tasks"),
     "sessions.Sessions._all": Bound(8, "runs that are over, beside those that are not", "run"),
     "still.Stills._pictures": Bound(8, "coded pictures"),
 }

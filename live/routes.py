@@ -9,8 +9,10 @@ from aiohttp import WSMsgType, web
 
 from ..trust import boundary
 from ..trust.schema import BadData
+from . import whip
 from .cameras import PAGE, wanted
 from .guard import asked, body, forbid, guarded
+from .rtc import Rtc
 from .session import OVER, TAKEN_OVER, Session
 from .sessions import Invalid, Sessions
 from .sinks import mjpeg
@@ -25,7 +27,7 @@ _AWAITED = 0.5  # seconds between two looks for a run that an open stream waits 
 def add_routes(server) -> Sessions:
     """Register the routes on ComfyUI's PromptServer; returns its live runs."""
     sessions = Sessions(server)
-    api = _Api(sessions)
+    api = _Api(sessions, whip.add(server.routes.route, sessions))
     for method, path, handler in (
         ("POST", "start", guarded(api.start)),
         ("POST", "update", guarded(api.update)),
@@ -41,8 +43,8 @@ def add_routes(server) -> Sessions:
 
 
 class _Api:
-    def __init__(self, sessions: Sessions):
-        self._sessions = sessions
+    def __init__(self, sessions: Sessions, rtc: Rtc):
+        self._sessions, self._rtc = sessions, rtc
 
     async def start(self, request: web.Request) -> web.StreamResponse:
         data = await asked(request, boundary.START)
@@ -178,7 +180,7 @@ class _Api:
 
     def _described(self, session: Session) -> dict[str, Any]:
         cut = session.wanted
-        return {
+        told = {
             "cameras": wanted(cut),
             "views": [
                 {
@@ -190,6 +192,7 @@ class _Api:
             ],
             "idle": [{"node": n, "type": cut.graph[n]["class_type"]} for n in cut.idle],
         }
+        return self._rtc.described(session, told)
 
 
 def _hear(session: Session, viewer: Viewer, owner: bool, text: str) -> None:
@@ -200,6 +203,9 @@ def _hear(session: Session, viewer: Viewer, owner: bool, text: str) -> None:
         return
     if data["type"] == "compare":
         session.compare(viewer, data["view"], data.get("on", False))
+        return
+    if data["type"] == "elsewhere":
+        viewer.leave_out(data["view"], data["on"])
         return
     viewer.shown(data["view"])
     if owner:

@@ -47,6 +47,8 @@ MOST_RUNS = 16  # live runs of a server that wait or run
 MOST_RUNS_OF_ONE = 8  # of them, of one page
 MOST_VIEWS = 32  # of one run
 MOST_LISTENERS = 32  # of one run
+MOST_PEERS = 24  # WebRTC connections of a server
+MOST_PEERS_OF_RUN = 8  # of them, of one run
 MOST_OPEN = 64  # frame sockets of a server, and as many MJPEG streams; they need a token or a key
 
 # -- what is read from JSON ------------------------------------------------------------------
@@ -106,6 +108,7 @@ HEARD = either(
         others=True,
     ),
     record({"type": one_of("compare"), "view": _VIEW}, {"on": flag}, others=True),
+    record({"type": one_of("elsewhere"), "view": _VIEW, "on": flag}, others=True),
 )
 
 # files: what is not known is refused

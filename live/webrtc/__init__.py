@@ -1,6 +1,6 @@
 """WebRTC by aiortc, which is there only where somebody installed it.
 
-The modules of this room that need it are imported by `peers`, when the first connection is made.
+The modules of this room that need it are imported by `loaded`, when the first connection is made.
 """
 
 import importlib
@@ -31,6 +31,6 @@ def check(name: str) -> None:
     )
 
 
-def peers() -> ModuleType:
+def loaded() -> ModuleType:
     """The connections, which import aiortc."""
     return importlib.import_module(".peers", __package__)

@@ -27,6 +27,7 @@ from aiortc.sdp import candidate_from_sdp
 
 from ...trust.schema import BadData
 from ..mailbox import Closed, Slot
+from .arrival import Prompt
 from .coder import CLOCK, H264, VP8, Coder
 from .track import Newest
 
@@ -34,6 +35,7 @@ JOINED = 10.0  # seconds that the other end has to come after the answer
 SIDE, PIXELS = 4096, 4096 * 2304  # of a picture that is taken
 BEHIND = 3.0  # seconds that decoding may fall behind what comes, before the connection is ended
 _PREFERRED = (f"video/{H264}", f"video/{VP8}")
+_JITTER = "_RTCRtpReceiver__jitter_buffer"
 _ALIKE = 5.0  # seconds that two clocks may differ and be taken for one
 
 
@@ -154,6 +156,8 @@ class Ingest(Peer):
         super()._choose(video)
         video[0].direction = "recvonly"
         self._receiver = video[0].receiver
+        if hasattr(self._receiver, _JITTER):
+            setattr(self._receiver, _JITTER, Prompt(capacity=512, is_video=True))
         heard = self._receiver._handle_rtcp_packet
 
         async def hear(packet):
