@@ -50,6 +50,8 @@ MOST_RUNS_OF_ONE = 8  # of them, of one page
 MOST_KEPT = 1  # without a page; ComfyUI runs one prompt at a time
 MOST_VIEWS = 32  # of one run
 MOST_LISTENERS = 32  # of one run
+MOST_PEERS = 24  # WebRTC connections of a server
+MOST_PEERS_OF_RUN = 8  # of them, of one run
 MOST_OPEN = 64  # frame sockets of a server, and as many MJPEG streams; they need a token or a key
 
 # -- what is read from JSON ------------------------------------------------------------------
@@ -114,6 +116,7 @@ HEARD = either(
         others=True,
     ),
     record({"type": one_of("compare"), "view": _VIEW}, {"on": flag}, others=True),
+    record({"type": one_of("elsewhere"), "view": _VIEW, "on": flag}, others=True),
 )
 
 # of ComfyUI's settings
