@@ -1,6 +1,5 @@
 """Which addresses and devices the person at the server has allowed: a file in the user folder."""
 
-import json
 import logging
 import os
 import pathlib
@@ -10,6 +9,7 @@ from typing import Any, NamedTuple
 from ..trust import addresses
 from ..trust.boundary import ALLOWED, contents, told
 from ..trust.schema import BadData, Limits
+from ..trust.whole import write
 from .faults import Refused
 
 ADDRESS, DEVICE = "address", "device"
@@ -77,8 +77,7 @@ class Allowed:
             if len(names) >= addresses.MOST_PATTERNS:
                 raise Refused(f"{kind}: {self.path.name} has {len(names)} already. Remove some.")
             names.append(what)
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            replace(self.path, json.dumps(data, indent=2, ensure_ascii=False) + "\n")
+            write(self.path, data, by_hand=True)
             self._seen = None
 
     def _how(self) -> str:
@@ -120,16 +119,3 @@ def _patterns(data: dict[str, Any]) -> tuple[addresses.Pattern, ...]:
             # one line that was written wrongly takes nothing from the others
             _log.warning("LiveDiffusion: %s", reason)
     return tuple(found)
-
-
-def replace(path: pathlib.Path, text: str, mode: int = 0o666) -> None:
-    """Write a file as a whole, or not at all. Raises OSError."""
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    part.unlink(missing_ok=True)
-    handle = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)

@@ -5,7 +5,6 @@ queued, and only who connects asks for the first again. A name stands for its se
 that it was typed for and nowhere else: it cannot be sent to another host.
 """
 
-import json
 import pathlib
 import re
 import secrets
@@ -17,7 +16,8 @@ from ..trust import addresses
 from ..trust.addresses import Address
 from ..trust.boundary import SECRETS, contents, told
 from ..trust.schema import BadData, Limits
-from .allowed import FOLDER, replace
+from ..trust.whole import write
+from .allowed import FOLDER
 from .bounds import most
 from .faults import Refused
 
@@ -92,9 +92,8 @@ class Concealed:
             kept.update((n, self._known[n]) for n in names if n in self._known)
             if kept == self._kept:
                 return
-            self.path.parent.mkdir(parents=True, exist_ok=True)
             data = {n: {"secret": s, "for": origin} for n, (s, origin) in kept.items()}
-            replace(self.path, json.dumps(data, indent=2) + "\n", 0o600)
+            write(self.path, data)
             self._kept = kept
 
     def _value(self, pair: str, address: Address) -> str:

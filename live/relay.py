@@ -84,7 +84,8 @@ class Relay:
             self.options = {
                 "rtmp_tcurl": f"{address.origin}/{app}", "protocol_whitelist": "rtmp,tcp",
             }  # fmt: skip
-        self._thread = threading.Thread(target=self._run, name="livediffusion-source-relay", daemon=True)
+        name = "livediffusion-source-relay"
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
 
     def close(self) -> None:

@@ -2,40 +2,45 @@
 
 import asyncio
 import contextlib
-import logging
-from collections.abc import AsyncIterator, Mapping
+import time
+from collections.abc import Mapping
 from typing import Any
 
-from aiohttp import WSMessage, WSMsgType, web
+from aiohttp import WSMsgType, web
 
 from ..trust import boundary
 from ..trust.schema import BadData
+from . import whip
 from .cameras import PAGE, wanted
 from .guard import asked, body, forbid, guarded
+from .keeper import Keeper, connected
+from .kept import Kept
+from .rtc import Rtc
 from .session import OVER, TAKEN_OVER, Session
 from .sessions import Invalid, Sessions
 from .sinks import mjpeg
+from .sockets import messages, send
 from .still import stills
 from .viewer import Viewer
 from .wire import LARGEST, NotTaken, Packet
 
-BROKEN = 1011  # the code that a page comes back after
 _AWAITED = 0.5  # seconds between two looks for a run that an open stream waits for
-_ASKED = 2.0  # seconds without a message after which a listener is asked whether it is there
-_UNANSWERED = 5  # times that it is asked before it is taken to be gone
-
-_log = logging.getLogger(__name__)
 
 
 def add_routes(server) -> Sessions:
     """Register the routes on ComfyUI's PromptServer; returns its live runs."""
     sessions = Sessions(server)
-    api = _Api(sessions)
+    rtc = whip.add(server.routes.route, sessions)
+    api = _Api(sessions, connected(sessions, server), rtc)
     for method, path, handler in (
         ("POST", "start", guarded(api.start)),
         ("POST", "update", guarded(api.update)),
         ("POST", "stop", guarded(api.stop)),
         ("GET", "stats", guarded(api.stats)),
+        ("GET", "runs", guarded(api.runs)),
+        ("POST", "keep", guarded(api.keep)),
+        ("POST", "attach", guarded(api.attach)),
+        ("POST", "end", guarded(api.end)),
         ("POST", "snapshot", guarded(api.snapshot)),
         ("POST", "picture", guarded(api.picture)),
         ("GET", "frames", guarded(api.frames, boundary.MOST_OPEN)),
@@ -46,28 +51,45 @@ def add_routes(server) -> Sessions:
 
 
 class _Api:
-    def __init__(self, sessions: Sessions):
-        self._sessions = sessions
+    def __init__(self, sessions: Sessions, keeper: Keeper, rtc: Rtc):
+        self._sessions, self._keeper, self._rtc = sessions, keeper, rtc
 
     async def start(self, request: web.Request) -> web.StreamResponse:
         data = await asked(request, boundary.START)
-        client = data.get("client_id", "")
+        client, kept = data.get("client_id", ""), data.get("unattended", False)
         try:
+            run = self._keeper.place() if kept else None
             session = await self._sessions.start(
-                data["prompt"], data.get("workflow"), client, data.get("secret")
+                data["prompt"], data.get("workflow"), client, data.get("secret"), run
             )
+            name = data.get("name", "")
+            warning = await self._keeper.keep(session, name) if kept else None
         except Invalid as reason:
             return web.json_response(reason.answer, status=400)
-        return web.json_response(
-            {
-                "session": session.id,
-                "token": session.token,
-                "prompt_id": session.prompt_id,
-                "version": session.version,
-                "ahead": session.ahead,
-                **self._described(session),
-            }
-        )
+        return web.json_response({**self._begun(session), "warning": warning})
+
+    async def runs(self, request: web.Request) -> web.StreamResponse:
+        return web.json_response({"runs": self._keeper.told()})
+
+    async def keep(self, request: web.Request) -> web.StreamResponse:
+        data = await asked(request, boundary.KEEP)
+        session = self._session(data)
+        try:
+            warning = await self._keeper.keep(session, data.get("name", ""))
+        except Invalid as reason:
+            return web.json_response(reason.answer, status=400)
+        return web.json_response({"run": session.kept, "warning": warning})
+
+    async def attach(self, request: web.Request) -> web.StreamResponse:
+        kept = self._kept(await asked(request, boundary.RUN))
+        session = kept.session
+        if session is None or session.over:
+            return web.json_response(kept.told(time.monotonic()))
+        return web.json_response(self._begun(session))
+
+    async def end(self, request: web.Request) -> web.StreamResponse:
+        await self._keeper.end(self._kept(await asked(request, boundary.RUN)))
+        return web.json_response({})
 
     async def update(self, request: web.Request) -> web.StreamResponse:
         data = await asked(request, boundary.UPDATE)
@@ -116,9 +138,9 @@ class _Api:
             await socket.send_json({"type": "refused", "reason": str(reason)})
             await socket.close(code=TAKEN_OVER, message=str(reason).encode()[:120])
             return socket
-        sender = asyncio.create_task(_send(socket, viewer))
+        sender = asyncio.create_task(send(socket, viewer))
         try:
-            async for message in _messages(socket, request):
+            async for message in messages(socket, request):
                 if message.type is WSMsgType.BINARY and owner:
                     session.cameras.receive(viewer, message.data, PAGE)
                 elif message.type is WSMsgType.TEXT:
@@ -171,6 +193,12 @@ class _Api:
         named = {"filename": place.path.name, "subfolder": place.subfolder, "type": "output"}
         return web.json_response(named)
 
+    def _kept(self, data: Mapping[str, Any]) -> Kept:
+        kept = self._keeper.get(data["run"])
+        if kept is None:
+            raise web.HTTPGone(text='{"error": {"message": "It is not kept running any more."}}')
+        return kept
+
     def _session(self, data: Mapping[str, Any], ended: bool = False) -> Session:
         """The session that a request names and may speak for."""
         try:
@@ -181,9 +209,17 @@ class _Api:
             raise web.HTTPGone(text='{"error": {"message": "This live run is over."}}')
         return session
 
+    def _begun(self, session: Session) -> dict[str, Any]:
+        """What a page needs to listen to a run, and to drive it."""
+        return {
+            "session": session.id, "token": session.token, "prompt_id": session.prompt_id,
+            "version": session.version, "ahead": session.ahead, "run": session.kept,
+            **self._described(session),
+        }  # fmt: skip
+
     def _described(self, session: Session) -> dict[str, Any]:
         cut = session.wanted
-        return {
+        told = {
             "cameras": wanted(cut),
             "views": [
                 {
@@ -192,60 +228,12 @@ class _Api:
                     "mjpeg": f"/livediffusion/mjpeg/{self._sessions.key(session, node)}",
                 }
                 for node in cut.views
+                if node not in cut.sends
             ],
+            "sends": cut.sends,
             "idle": [{"node": n, "type": cut.graph[n]["class_type"]} for n in cut.idle],
         }
-
-
-async def _messages(
-    socket: web.WebSocketResponse, request: web.Request
-) -> AsyncIterator[WSMessage]:
-    """What a listener sends, until it leaves or answers no more.
-
-    Its silence is counted in looks, not in seconds: while the server itself stands still, what has
-    come waits unread, and whoever sent it is not gone. aiohttp's own heartbeat closes after half
-    its interval, whoever was busy.
-    """
-    unanswered = 0
-    while True:
-        try:
-            message = await socket.receive(_ASKED)
-        except asyncio.TimeoutError:
-            if unanswered == _UNANSWERED:
-                # it reads no farewell either
-                if request.transport is not None:
-                    request.transport.abort()
-                return
-            unanswered += 1
-            # the question is on its way at once; who does not read holds up what waits behind it
-            with contextlib.suppress(asyncio.TimeoutError, ConnectionError):
-                await asyncio.wait_for(socket.ping(), _ASKED)
-            continue
-        unanswered = 0
-        if message.type in (WSMsgType.BINARY, WSMsgType.TEXT):
-            yield message
-        elif message.type is WSMsgType.PING:
-            with contextlib.suppress(ConnectionError):
-                await socket.pong(message.data)
-        elif message.type is not WSMsgType.PONG:
-            return
-
-
-async def _send(socket: web.WebSocketResponse, viewer: Viewer) -> None:
-    code = BROKEN
-    try:
-        while (item := await viewer.next()) is not None:
-            if isinstance(item, Packet):
-                await socket.send_bytes(item.packed())
-            else:
-                await socket.send_str(item)
-        code = viewer.over
-    except ConnectionError:
-        return
-    except Exception:
-        # its page is to come back, not to listen for nothing
-        _log.warning("Live: a listener could not be sent to", exc_info=True)
-    await socket.close(code=code, message=viewer.reason.encode()[:120])
+        return self._rtc.described(session, told)
 
 
 def _hear(session: Session, viewer: Viewer, owner: bool, text: str) -> None:
@@ -257,8 +245,11 @@ def _hear(session: Session, viewer: Viewer, owner: bool, text: str) -> None:
     if data["type"] == "compare":
         session.compare(viewer, data["view"], data.get("on", False))
         return
+    if data["type"] == "elsewhere":
+        viewer.leave_out(data["view"], data["on"])
+        return
     viewer.shown(data["view"])
-    if owner:
+    if owner or session.kept:
         session.showed(data.get("latency_ms"))
 
 

@@ -84,6 +84,40 @@ def future(sides, frames):
     return attend
 
 
+NEAR = 1e-5  # relative RMS: rounding
+TIE = 1e-6  # cosines that are nearer to each other than this are rounding apart
+EITHER = 1e-3  # as far apart as pictures are in which such a tie was decided the other way
+
+
+class Ties:
+    """Choices among tokens that rounding decides, since `begin`: either choice is right."""
+
+    count = 0
+
+    @classmethod
+    def begin(cls):
+        cls.count = 0
+
+    @classmethod
+    def chosen(cls, row, among, threshold=None):
+        """The index, of `among`, of the highest of a row; whether that was one is kept in mind."""
+        best, *second = row[among].topk(min(2, len(row[among])))[0].tolist()
+        close = [best - other for other in second] + (
+            [abs(best - threshold)] if threshold is not None else []
+        )
+        # the very same token twice is no choice
+        cls.count += any(0 < gap < TIE for gap in close)
+        return int(row[among].argmax())
+
+
+def near(ours, wanted):
+    """Whether two pictures of a memory are the same, to rounding and what it decides."""
+    import tiny
+
+    error = float(tiny.rms(ours, wanted))
+    return error <= (EITHER if Ties.count else NEAR)
+
+
 def cosines(a, b):
     """Of every token of a with every one of b, in float64."""
     a, b = a.double(), b.double()
@@ -98,7 +132,7 @@ def merged(new, old, order):
     alike = cosines(torch.stack(both[0]), torch.stack(both[0]))
     heaps = {d: [d] for d in kept}
     for s in sources:
-        heaps[kept[int(alike[s, kept].argmax())]].append(s)
+        heaps[kept[Ties.chosen(alike[s], kept)]].append(s)
     return [
         torch.stack([torch.stack([part[t] for t in heaps[d]]).double().mean(0) for d in kept])
         .to(part[0].dtype)
@@ -110,7 +144,7 @@ def fused(o, kept, amount, threshold):
     """Feature fusion of one row, [S, C], token by token."""
     alike, out = cosines(o, kept), []
     for t, row in enumerate(alike):
-        best = int(row.argmax())
+        best = Ties.chosen(row, slice(None), threshold)
         far = float(row[best]) <= threshold
         out.append(o[t] if far else (1 - amount) * o[t] + amount * kept[best])
     return torch.stack(out)

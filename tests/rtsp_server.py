@@ -4,6 +4,8 @@ The packets are FFmpeg's own; the server looks into none. It can ask for a login
 say nothing, and let its connections be cut.
 """
 
+import base64
+import contextlib
 import hashlib
 import re
 import socket
@@ -55,10 +57,8 @@ class RtspServer:
     def close(self):
         self._door.close()
         for one in self._all:
-            try:
+            with contextlib.suppress(OSError):
                 one.shutdown(socket.SHUT_RDWR)
-            except OSError:
-                pass
             one.close()
 
     def _accept(self):
@@ -122,11 +122,12 @@ class RtspServer:
         publishes = getattr(self, "_publisher", None) is wire
         if method == "ANNOUNCE":
             self._publisher, self._sdp = wire, body
-        elif self.login and not publishes and method in ("DESCRIBE", "SETUP", "PLAY"):
-            if not self._knows(method, url, headers.get("Authorization", "")):
-                asked = {"digest": 'Digest realm="test", nonce="0123abcd"',
-                         "basic": 'Basic realm="test"'}[self.scheme]  # fmt: skip
-                status, said = "401 Unauthorized", {"WWW-Authenticate": asked}
+        proof = headers.get("Authorization", "")
+        asks = self.login and not publishes and method in ("DESCRIBE", "SETUP", "PLAY")
+        if asks and not self._knows(method, url, proof):
+            asked = {"digest": 'Digest realm="test", nonce="0123abcd"',
+                     "basic": 'Basic realm="test"'}[self.scheme]  # fmt: skip
+            status, said = "401 Unauthorized", {"WWW-Authenticate": asked}
         if status != "200 OK":
             pass
         elif method == "OPTIONS":
@@ -156,8 +157,6 @@ class RtspServer:
     def _knows(self, method, url, proof):
         user, word = self.login
         if self.scheme == "basic":
-            import base64
-
             return proof == "Basic " + base64.b64encode(f"{user}:{word}".encode()).decode()
         fields = dict(re.findall(r'(\w+)="([^"]*)"', proof))
 

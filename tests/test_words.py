@@ -22,15 +22,16 @@ OWN = "sampling", "conditioning"  # categories that ComfyUI's own nodes have, in
 METHODS = {
     "ays", "ays sdxl", "bf16", "bfloat16", "CPU", "cudagraph", "deis", "dpmpp_2m", "eager",
     "euler", "fast-ddpm", "float16", "fp16", "fp32", "GPU", "inductor", "int8", "karras", "lcm",
-    "lerp", "log-snr", "NPU", "onetime-negative", "onnxruntime", "openvino", "pfdiff-1_1",
+    "lerp", "log-snr", "ndi", "NPU", "onetime-negative", "onnxruntime", "openvino", "pfdiff-1_1",
     "pfdiff-2_1", "pfdiff-3_1", "RTX 20", "RTX 30", "RTX 40", "RTX 50", "self-negative", "slerp",
-    "tensorrt", "tensorrt-rtx", "unipc",
+    "spout", "syphon", "tensorrt", "tensorrt-rtx", "unipc", "whip",
 }  # fmt: skip
 SIGNS = {"a", "b", "cfg", "clip", "controlnet", "fps", "h", "k", "vae"}
 # words that a language shares with English, and Live where it is a name
 SHARED = {
-    "fr": {"Live", "live", "auto", "base", "clip", "delta", "image", "indices", "latent", "mode",
-           "pixels", "population", "session", "sigmas", "source", "{file}, {seconds} s"},
+    "fr": {"Live", "live", "auto", "base", "clip", "delta", "destination", "image", "indices",
+           "latent", "mode", "pixels", "population", "session", "sigmas", "source",
+           "{file}, {seconds} s"},
     "es": {"Live", "base", "clip", "delta", "live", "sigmas", "{file}, {seconds} s"},
     "pt-BR": {"Live", "base", "delta", "live", "pixels", "sigmas", "solver", "{file}, {seconds} s"},
     "ru": {"Live", "Live PFDiff", "live"},

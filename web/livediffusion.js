@@ -14,12 +14,13 @@ app.queuePrompt = function (...of) {
 const VERSION = '0.1.0'
 const place = (name) => new URL(`./live/${name}.mjs?v=${VERSION}`, import.meta.url).href
 const modules = [
-  'camera', 'compare', 'edits', 'picker', 'picture', 'plot', 'reader', 'screen', 'session',
-  'stage', 'style', 'view', 'words'
+  'camera', 'compare', 'edits', 'lines', 'marks', 'picker', 'picture', 'plot', 'reader', 'screen',
+  'session', 'stage', 'style', 'view', 'words'
 ]
 const [
-  { Camera }, { Compare }, { Edits }, { Picker }, { Picture }, { Plot }, { Reader }, { Screen },
-  { Invalid, Session, fileName }, { Stage }, { addStyle, element }, { View }, { Words }
+  { Camera }, { Compare }, { Edits }, { Lines }, { Marks }, { Picker }, { Picture }, { Plot },
+  { Reader }, { Screen }, { Invalid, Session, fileName }, { Stage }, { addStyle, element }, { View },
+  { Words }
 ] = await Promise.all(modules.map((name) => import(place(name))))
 
 const words = new Words(api, () => app.extensionManager?.setting?.get?.('Comfy.Locale') ?? 'en')
@@ -38,24 +39,23 @@ const LABELS = {
 const SCHEDULES = [
   'LiveTimesteps', 'LiveStrength', 'LiveOptimizedSteps', 'LiveLearnedSteps', 'LiveSearchedSteps'
 ]
-const ENGINES = ['LiveCompile', 'LiveTensorRTLoader', 'LiveTensorRTBuild']
 const JUST = 3000 // ms after a graph was loaded in which a change of tab belongs to it
 
 const camera = new Camera(say)
 const views = new Map() // node -> View
 const pickers = new Map() // node -> Picker
 const plots = new WeakMap() // node -> Plot
-const lines = new Map() // execution id of an engine's node -> what it said last
-const marked = new Set()
 let session = null
 let opened = null // id and tab of the workflow that is live
 let settling = 0
 let loaded = 0 // when a graph was loaded last
 let said = ''
+let lines = null
 let state = 'idle'
 
 reader = new Reader(app, queuePrompt, say)
 const edits = new Edits(api, reader, edited, ready)
+const marks = new Marks(app, node)
 
 function notify(severity, summary, detail) {
   const life = severity === 'error' ? 12000 : 5000
@@ -118,7 +118,7 @@ async function toggle() {
     opened = here()
     loaded = -JUST
     said = ''
-    unmark()
+    marks.clear()
     await mine.start(graph.output, graph.workflow)
     if (session !== mine) return
     attach()
@@ -163,7 +163,7 @@ function listen(mine) {
     mine.shown(detail)
   })
   mine.addEventListener('problem', ({ detail }) => {
-    mark([detail.node])
+    marks.add([detail.node])
     // an edit that does not run, or a recording that cannot be written
     const of = detail.node === null ? say('live') : title(detail.node)
     const key = { edit: 'notChangedNode', record: 'notRecorded' }[detail.kind]
@@ -242,7 +242,7 @@ async function edited(graph) {
   try {
     await session.update(graph.output, graph.workflow)
     said = ''
-    unmark()
+    marks.clear()
     attach()
   } catch (error) {
     if (!session) return
@@ -255,36 +255,8 @@ async function edited(graph) {
 // -- errors -------------------------------------------------------------------------------
 
 function complain(error, summary = say('live')) {
-  if (error instanceof Invalid) mark(Object.keys(error.nodes))
+  if (error instanceof Invalid) marks.add(Object.keys(error.nodes))
   notify('error', summary, error.message)
-}
-
-function mark(ids) {
-  for (const id of ids) {
-    const found = node(id)
-    if (!found) continue
-    setError(found, true)
-    marked.add(found)
-  }
-  app.canvas?.setDirty?.(true, true)
-}
-
-function unmark() {
-  for (const found of marked) setError(found, false)
-  marked.clear()
-  app.canvas?.setDirty?.(true, true)
-}
-
-function setError(found, value) {
-  const oldValue = found.has_errors
-  found.has_errors = value
-  // Nodes 2.0 draws a copy of the node's state, and hears of changes this way
-  const type = 'node:property:changed'
-  const change = { type, nodeId: found.id, property: 'has_errors', oldValue, newValue: value }
-  found.graph?.trigger?.(type, change)
-  // ... or, since 1.58, of ComfyUI's own errors only
-  const drawn = document.querySelector(`[data-node-id="${found.id}"]`)
-  if (found.graph === app.canvas?.graph) drawn?.toggleAttribute('data-livediffusion-error', value)
 }
 
 // -- nodes --------------------------------------------------------------------------------
@@ -327,22 +299,6 @@ function addPlot(owner) {
     if (!plots.has(owner)) plots.set(owner, new Plot(owner, tools))
     plots.get(owner).show(JSON.parse(steps))
   }
-}
-
-/** Newer frontends take a node's line away when its run is over; an engine's is said again. */
-function keepLines() {
-  api.addEventListener('progress_text', ({ detail: { nodeId, text } }) => {
-    if (ENGINES.includes(node(nodeId)?.comfyClass)) lines.set(String(nodeId), text)
-  })
-  const again = () =>
-    setTimeout(() => {
-      for (const [nodeId, text] of lines) {
-        const shown = node(nodeId)?.widgets?.some(({ name }) => name === '$$node-text-preview')
-        if (!shown) api.dispatchCustomEvent('progress_text', { nodeId, text })
-      }
-    })
-  for (const end of ['success', 'error', 'interrupted'])
-    api.addEventListener(`execution_${end}`, again)
 }
 
 function addPicker(owner) {
@@ -456,7 +412,7 @@ app.registerExtension({
       }
       show(state)
     }, 1500)
-    keepLines()
+    lines = new Lines(api, node)
     new Stage(tools, mode, outputs, appButton)
   },
   // asked when the language changes, before the nodes are made anew
@@ -468,7 +424,7 @@ app.registerExtension({
     if (SCHEDULES.includes(owner.comfyClass)) addPlot(owner)
   },
   beforeConfigureGraph() {
-    lines.clear()
+    lines?.clear()
     settle(5000)
   },
   afterConfigureGraph: () => settle(300),

@@ -11,7 +11,6 @@ from tiny_models import forget, tiny_model  # noqa: F401
 pytestmark = pytest.mark.comfy
 
 SIGMAS = (10.0, 5.0, 2.0, 0.5, 0.0)
-NEAR = 1e-5
 
 
 DEFAULT = {"frames": 2, "interval": 2, "bank": "queue", "fuse": 0.4, "threshold": 0.5}
@@ -22,7 +21,7 @@ class Both:
     """A stream with a memory, and the naive one."""
 
     def __init__(self, model, frames=1):
-        from coherent import Naive
+        from coherent import Naive, Ties
         from livediffusion.host.models.coherence import places
         from livediffusion.host.sampling.stream import Stream
 
@@ -30,6 +29,7 @@ class Both:
         outs = {place.key for place in places(unet) if place.fused}
         self.model, self.stream = model, Stream(frames)
         self.naive = Naive(model.model, outs)
+        Ties.begin()
         self.changed = None
 
     @torch.inference_mode()
@@ -59,11 +59,11 @@ class Both:
 
 
 def check(both, i, latents, **settings):
-    import tiny
+    import coherent
 
     ours, wanted = both.run(latents, **settings)
     if wanted is not None:
-        assert tiny.rms(ours, wanted) <= NEAR, (i, settings)
+        assert coherent.near(ours, wanted), (i, settings)
     return wanted is not None
 
 

@@ -38,6 +38,7 @@ def blocks(model, depth):
     ],
 )
 def test_memory(f, mode, depth, interval, memory):
+    import coherent
     import pairs
     import tiny
     from livediffusion.engine.blocks.schedule import Reuse
@@ -54,6 +55,7 @@ def test_memory(f, mode, depth, interval, memory):
     stream, guider, inner = Stream(f), pairs.guider(model, mode, 1.4), base.model
     told = 1, [tiny.conditioning(seed)[0][0] for seed in (1, 2)]
     compared = 0
+    coherent.Ties.begin()
     for i in range(8):
         latents = tiny.latents(1, 50) + 0.2 * tiny.latents(f, i)
         ours = stream.run(guider, latents, pairs.settings(sigmas))
@@ -62,7 +64,7 @@ def test_memory(f, mode, depth, interval, memory):
             (mode, 1.4, 1.0), {"interval": interval, "awake": 0.0},
         )  # fmt: skip
         if wanted is not None:
-            assert tiny.rms(ours, inner.process_latent_out(wanted)) <= NEAR, i
+            assert coherent.near(ours, inner.process_latent_out(wanted)), i
             compared += 1
     assert compared == 6
     assert not stream.coherent.neighbours.reusing.why

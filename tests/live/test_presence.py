@@ -6,17 +6,17 @@ import time
 import inprocess
 import pytest
 from inprocess import Client, flat, graph
-from livediffusion.live import routes, session
+from livediffusion.live import session, sockets
 
 pytestmark = [pytest.mark.comfy, pytest.mark.slow]
 
 ASKED, MISSED = 0.3, 0.6
-LIMIT = ASKED * (routes._UNANSWERED + 1)  # of silence
+LIMIT = ASKED * (sockets._UNANSWERED + 1)  # of silence
 
 
 @pytest.fixture
 def comfy(monkeypatch):
-    monkeypatch.setattr(routes, "_ASKED", ASKED)
+    monkeypatch.setattr(sockets, "_ASKED", ASKED)
     monkeypatch.setattr(session, "OWNER_MISSED", MISSED)
     with inprocess.comfy() as (running, _):
         yield running

@@ -16,8 +16,11 @@ pytestmark = pytest.mark.comfy
 READS = {"LiveCamera.file", "LiveLearnedSteps.result", "LiveSearchedSteps.result",
          "LiveTensorRTLoader.engine"}  # fmt: skip
 WRITES = {"LiveTensorRTBuild.name", "LiveView.filename_prefix"}
+# what they name is opened only if it was allowed at the server
+ALLOWED = {"LiveCamera.device", "LiveCamera.address", "LiveSend.address"}
 WORDS = {
-    "LiveCamera.source", "LiveCamera.fit", "LiveStreamSampler.step_rule", "LiveStreamSampler.mode",
+    "LiveCamera.source", "LiveCamera.fit", "LiveCamera.sender",
+    "LiveStreamSampler.step_rule", "LiveStreamSampler.mode",
     "LiveStreamSampler.conditioning", "LiveStreamBatch.step_rule", "LiveRCFGGuider.mode",
     "LiveFutureAttention.levels", "LiveMemory.bank", "LiveMemory.levels", "LiveMemory.preset",
     "LiveReuse.depth",
@@ -27,6 +30,7 @@ WORDS = {
     "LiveTensorRTBuild.precision", "LiveTensorRTBuild.library", "LiveTensorRTBuild.targets",
     "LiveRun.session", "LiveCompile.precision", "LiveCompile.device", "LiveCompileVAE.engine",
     "LiveCompileVAE.precision", "LiveCompileVAE.device", "LiveKeep.name", "LiveLast.name",
+    "LiveSend.to", "LiveSend.name",
 }  # fmt: skip
 
 
@@ -44,7 +48,7 @@ def test_every_input_of_text_is_placed(comfyui):
         for i in node.define_schema().inputs
         if i.get_io_type() in ("STRING", "COMBO") or isinstance(i.get_io_type(), list)
     }
-    assert found == READS | WRITES | WORDS
+    assert found == READS | WRITES | WORDS | ALLOWED
 
 
 @pytest.fixture

@@ -26,7 +26,8 @@ NODES = {
             ("mirror", "BOOLEAN", True),
             ("loop", "BOOLEAN", True),
         ],
-        [],
+        # graphs saved before they were there lack them
+        [("device", "STRING", ""), ("address", "STRING", ""), ("sender", "STRING", "")],
         ["IMAGE", "INT"],
     ),
     "LiveView": (
@@ -35,6 +36,18 @@ NODES = {
             ("quality", "INT", 85),
             ("record", "BOOLEAN", False),
             ("filename_prefix", "STRING", "live/recording"),
+        ],
+        [],
+        [],
+    ),
+    "LiveSend": (
+        [
+            ("image", "IMAGE", None),
+            ("to", "COMBO", "virtual camera"),
+            ("name", "STRING", ""),
+            ("address", "STRING", ""),
+            ("fps", "INT", 30),
+            ("bit_rate", "FLOAT", 6.0),
         ],
         [],
         [],
@@ -248,7 +261,11 @@ NODES = {
     "LiveDemoModel": ([], [], ["MODEL", "CLIP", "VAE"]),
 }
 OPTIONS = {
-    ("LiveCamera", "source"): ["browser", "file"],
+    ("LiveCamera", "source"): [
+        *("browser", "file", "screen", "device", "address", "ndi", "spout", "syphon", "phone"),
+        "whip",
+    ],
+    ("LiveSend", "to"): ["virtual camera", "ndi", "spout", "syphon", "stream", "whip"],
     ("LiveCamera", "file"): ["none"],
     ("LiveCamera", "fit"): ["crop", "pad", "stretch"],
     ("LiveStreamSampler", "step_rule"): ["lcm", "euler", "dpmpp_2m", "unipc", "deis", "pfdiff-1_1"],
