@@ -1,0 +1,123 @@
+"""What a stranger's WebRTC offer may say, and where packets may go for it. See RFC 8866, RFC 8839.
+
+An offer lists addresses ("candidates") that the other side is to try with packets of its own: left
+alone, whoever may send one could have the server knock at any address that the server can reach.
+So the server tries one address only, that which the request itself came from, and else waits to be
+asked: a check that comes in proves, by the password of the answer, that its sender has read it. No
+name is resolved, not even the `.local` ones that browsers hide their address behind.
+"""
+
+import ipaddress
+import re
+
+from .schema import BadData
+
+LARGEST = 64 * 1024  # bytes; a browser's offer of a camera has 6 to 8 KiB
+_LINES, _LONG = 1500, 2000  # lines of an offer, characters of a line
+MOST_SECTIONS = 4
+MOST_CANDIDATES = 8
+LEAST_PORT = 1024  # what listens below is no browser
+_MEDIA = re.compile(r"m=(audio|video) \d{1,5}(/\d+)? (UDP/TLS/RTP/SAVPF?)( [0-9]{1,3}){1,100}")
+_UFRAG = re.compile(r"a=ice-ufrag:([A-Za-z0-9+/=_-]{4,256})")  # some browsers' have = _ -, too
+_PWD = re.compile(r"a=ice-pwd:([A-Za-z0-9+/=_-]{22,256})")
+_CANDIDATE = re.compile(
+    r"a=candidate:[\w+/-]{1,64} 1 udp (\d{1,10}) ([\w.:%-]{1,255}) (\d{1,5}) typ \w+( .*)?", re.I
+)
+
+
+def offer(data: bytes, peer: str) -> str:
+    """An offer with the only candidates that may be tried.
+
+    Args:
+        peer: the IP address that the request came from.
+
+    Raises:
+        BadData: it is no offer of pictures or sound.
+    """
+    lines = _lines(data)
+    if not lines or lines[0] != "v=0":
+        raise BadData("The offer is no session description (SDP).")
+    media = [line for line in lines if line.startswith("m=")]
+    if not 1 <= len(media) <= MOST_SECTIONS or not all(map(_MEDIA.fullmatch, media)):
+        raise BadData(f"The offer must be of 1 to {MOST_SECTIONS} tracks of video and audio.")
+    if not any(line.startswith("m=video") for line in media):
+        raise BadData("The offer has no video.")
+    for prefix, form in (("a=ice-ufrag:", _UFRAG), ("a=ice-pwd:", _PWD)):
+        said = [line for line in lines if line.startswith(prefix)]
+        if not said or not all(map(form.fullmatch, said)):
+            raise BadData(f"The offer has no {prefix[2:-1]}.")
+    kept: list[str] = []
+    left = dict.fromkeys(candidates(lines, peer))
+    for line in lines:
+        # without the sign that all are told, the other side may still be heard later
+        if line.startswith(("a=candidate:", "a=end-of-candidates", "a=remote-candidates:")):
+            continue
+        kept.append(line)
+        if line.startswith("m="):
+            kept += [f"a={one}" for one in left]
+    return "\r\n".join(kept) + "\r\n"
+
+
+def fragment(data: bytes, peer: str) -> tuple[str | None, list[str]]:
+    """Candidates that are told after the offer (RFC 8840).
+
+    Returns:
+        The ufrag that it is about, if it says one, and the candidates that may be tried.
+
+    Raises:
+        BadData: it cannot be read.
+    """
+    lines = _lines(data)
+    said = [match[1] for line in lines if (match := _UFRAG.fullmatch(line))]
+    return (said[0] if said else None), candidates(lines, peer)
+
+
+def ufrags(text: str) -> set[str]:
+    """The user fragments of a description."""
+    return {match[1] for line in text.splitlines() if (match := _UFRAG.fullmatch(line))}
+
+
+def candidates(lines: list[str], peer: str) -> list[str]:
+    """What may be tried of an offer's candidates: its words are not passed on, but made anew.
+
+    Args:
+        peer: the IP address that the request came from; of this machine itself none is tried, since
+            who is here reaches the server without.
+    """
+    there = _address(peer)
+    if there is None or there.is_loopback or there.is_unspecified or there.is_multicast:
+        return []
+    ports: dict[int, int] = {}
+    for line in lines:
+        match = _CANDIDATE.fullmatch(line)
+        if match is None or len(ports) >= MOST_CANDIDATES:
+            continue
+        priority, host, port = int(match[1]), match[2], int(match[3])
+        hidden = host.lower().endswith(".local")
+        if (hidden or _address(host) == there) and LEAST_PORT <= port < 2**16:
+            ports.setdefault(port, min(priority, 2**31 - 1))
+    return [
+        f"candidate:{number} 1 udp {priority} {there} {port} typ host"
+        for number, (port, priority) in enumerate(ports.items(), 1)
+    ]
+
+
+def _address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    try:
+        found = ipaddress.ip_address(text)
+    except ValueError:
+        return None
+    return getattr(found, "ipv4_mapped", None) or found
+
+
+def _lines(data: bytes) -> list[str]:
+    if len(data) > LARGEST:
+        raise BadData(f"The offer is larger than {LARGEST} bytes.")
+    try:
+        text = data.decode("utf-8")
+    except UnicodeDecodeError:
+        raise BadData("The offer is not UTF-8.") from None
+    lines = text.replace("\r\n", "\n").rstrip("\n").split("\n")
+    if len(lines) > _LINES or any(len(line) > _LONG or not line.isprintable() for line in lines):
+        raise BadData("The offer has too many lines, too long ones, or control characters.")
+    return lines
