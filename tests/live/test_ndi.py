@@ -1,7 +1,11 @@
 """NDI: a sender of ours and a receiver of ours on one machine, with the package's own library."""
 
+import functools
 import os
 import pathlib
+import signal
+import subprocess
+import sys
 import threading
 import time
 
@@ -139,6 +143,10 @@ def test_the_fourth_channel_is_sent_as_it_is(library, name, channels):
     assert abs(int(pixels[HEIGHT // 2, 3 * WIDTH // 4, 0]) - 200) < 8
 
 
+def sent(sender):
+    return sender.state == SENDING and sender.sent > 5
+
+
 def test_a_cable_pulled_again_and_again(library, name):
     """The other end goes and comes back; both loops go on, and nothing is left in the end."""
     warm = opened(Sink(target(f"{name} first")))  # what the library keeps for good
@@ -147,15 +155,12 @@ def test_a_cable_pulled_again_and_again(library, name):
     feed = PulledFeed(Source, Wanted(name, WIDTH, HEIGHT, 60))
     feed.begin()
     sender = film = None
-    back = []
     try:
         for pull in range(20 if LONG else 3):
             sender = Sender(target(name), Sink)
             film = Film(sender.put)
-            began = time.monotonic()
             until(lambda: feed.state == GIVING, 3)
-            back.append(time.monotonic() - began)
-            until(lambda: sender.state == SENDING and sender.sent > 5)
+            until(functools.partial(sent, sender))
             assert feed.trouble is None and sender.trouble is None
             film.end()
             sender.end()
@@ -170,8 +175,48 @@ def test_a_cable_pulled_again_and_again(library, name):
         feed.end()
     until(lambda: not feed._thread.is_alive(), 5)
     until(lambda: all(now <= was for now, was in zip(own(), before, strict=True)), 5)
-    if LONG:  # looked at by whoever runs it
-        print("seconds until it gives again:", " ".join(f"{s:.2f}" for s in back))
+
+
+ELSEWHERE = """
+import sys, time, numpy, NDIlib
+NDIlib.initialize()
+sender = NDIlib.send_create(NDIlib.SendCreate(sys.argv[1], None, False, False))
+frame = NDIlib.VideoFrameV2()
+frame.data = numpy.full((96, 192, 4), 90, numpy.uint8)
+frame.FourCC = NDIlib.FOURCC_VIDEO_TYPE_RGBX
+while True:
+    NDIlib.send_send_video_v2(sender, frame)
+    time.sleep(0.02)
+"""
+
+
+def elsewhere(name):
+    """A sender in a process of its own."""
+    return subprocess.Popen([sys.executable, "-c", ELSEWHERE, name])
+
+
+@pytest.mark.skipif(os.name == "nt", reason="a process is stopped by a signal")
+def test_a_sender_that_hangs_or_is_killed_is_told_and_taken_again(library, name):
+    child = elsewhere(name)
+    feed = PulledFeed(Source, Wanted(name, WIDTH, HEIGHT, 60))
+    try:
+        feed.begin()
+        until(lambda: feed.state == GIVING, 10)
+        child.send_signal(signal.SIGSTOP)  # half open: the connection stands, nothing comes
+        until(lambda: feed.trouble is not None, 4)
+        child.send_signal(signal.SIGCONT)
+        until(lambda: feed.state == GIVING, 3)
+        child.kill()
+        child.wait(5)
+        until(lambda: feed.trouble is not None, 4)
+        child = elsewhere(name)
+        until(lambda: feed.state == GIVING, 10)
+    finally:
+        feed.end()
+        child.send_signal(signal.SIGCONT)
+        child.kill()
+        child.wait(5)
+    until(lambda: not feed._thread.is_alive(), 5)
 
 
 def test_a_name_is_a_senders_and_is_taken_once(library, name):
@@ -204,11 +249,11 @@ def test_which_sender_a_name_means(asked, full, fit):
 
 def test_what_is_missing_is_said_with_how_to_get_it(monkeypatch):
     monkeypatch.setattr(ndi.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(Refused, match="^sender: .*pip install ndi-python"):
+    with pytest.raises(Refused, match=r"^sender: .*pip install ndi-python"):
         Source.check("a")
-    with pytest.raises(Refused, match="^to: .*pip install ndi-python"):
+    with pytest.raises(Refused, match=r"^to: .*pip install ndi-python"):
         Sink.check(target("a"))
-    with pytest.raises(Refused, match="^sender: choose"):
+    with pytest.raises(Refused, match=r"^sender: choose"):
         Source.check(" ")
 
 
