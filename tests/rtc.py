@@ -1,4 +1,4 @@
-"""The other end of WebRTC, by aiortc: a program that publishes the counter film, and one that plays.
+"""The other end of WebRTC, by aiortc: who publishes the counter film, and who plays a view.
 
 Both talk HTTP as RFC 9725 has it, and know nothing of the pack.
 """

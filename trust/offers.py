@@ -58,6 +58,38 @@ def offer(data: bytes, peer: str) -> str:
     return "\r\n".join(kept) + "\r\n"
 
 
+def answer(data: bytes, peer: str) -> str:
+    """The answer of a server that was asked to take pictures, with candidates that may be tried.
+
+    Those at the address that it answered from; and where that is a public one, other public ones,
+    because large services answer at one place and take the pictures at another.
+
+    Args:
+        peer: the IP address that it came from.
+
+    Raises:
+        BadData: it is none.
+    """
+    lines = _lines(data)
+    media = [line for line in lines if line.startswith("m=")]
+    if lines[0] != "v=0" or len(media) != 1 or not _MEDIA.fullmatch(media[0]):
+        raise BadData("The answer is no session description (SDP) of one track.")
+    there, kept, ports = _address(peer), [], 0
+    for line in lines:
+        if line.startswith("a=candidate:"):
+            match = _CANDIDATE.fullmatch(line)
+            host = match and _address(match[2])
+            if host is None or not 0 < int(match[3]) < 2**16 or ports >= MOST_CANDIDATES:
+                continue
+            if host != there and not (there is not None and there.is_global and host.is_global):
+                continue
+            ports += 1
+            line = f"a=candidate:{ports} 1 udp {min(int(match[1]), 2**31 - 1)} {host} {match[3]}"
+            line += " typ host"
+        kept.append(line)
+    return "\r\n".join(kept) + "\r\n"
+
+
 def fragment(data: bytes, peer: str) -> tuple[str | None, list[str]]:
     """Candidates that are told after the offer (RFC 8840).
 
