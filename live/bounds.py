@@ -7,7 +7,13 @@ in the source, and one that holds more than it says is found in a run.
 
 from typing import NamedTuple
 
-from ..trust.boundary import MOST_LISTENERS, MOST_PEERS, MOST_PEERS_OF_RUN, MOST_VIEWS
+from ..trust.boundary import (
+    MOST_KEPT,
+    MOST_LISTENERS,
+    MOST_PEERS,
+    MOST_PEERS_OF_RUN,
+    MOST_VIEWS,
+)
 from ..trust.offers import MOST_SECTIONS
 
 
@@ -57,6 +63,11 @@ KEPT = {
     "viewer.Viewer._packets": Bound(1, "coded picture", "view"),
     "viewer.Viewer._away": Bound(1, "number", "view"),
     "viewer.Viewer.inputs": Bound(1, "number", "view"),
+    # of a connection over SRT
+    "srt.Srt._sent": Bound(8192, "packets of 1.3 KB", "node"),
+    "srt.Srt._parked": Bound(8192, "packets of 1.3 KB", "source"),
+    "srt.Srt._ready": Bound(8192, "packets of 1.3 KB", "source"),
+    "srt_keys.Keys._known": Bound(2, "keys", "node"),
     "viewer.Viewer.elsewhere": Bound(MOST_VIEWS, "numbers"),
     # figures
     "meters.Rate._times": Bound(30, "times"),
@@ -70,6 +81,9 @@ KEPT = {
     "webrtc.peers.Peer._tasks": Bound(3, "tasks"),
     "sessions.Sessions._all": Bound(8, "runs that are over, beside those that are not", "run"),
     "still.Stills._pictures": Bound(8, "coded pictures"),
+    "keeper.Keeper._runs": Bound(MOST_KEPT, "runs without a page"),
+    "kept.Lines._counts": Bound(16, "kinds of failures"),
+    "kept.Lines._times": Bound(20, "times"),
 }
 
 

@@ -80,10 +80,10 @@ class Cameras:
         Args:
             keys: what it may send, in the order of the header's `view`.
         """
-        sequence = None
+        answer = {"type": "received", "seq": None, "camera": None}
         try:
             packet = unpacked(message)
-            sequence = packet.sequence
+            answer |= {"seq": packet.sequence, "camera": packet.view}
             key = keys[packet.view] if packet.view < len(keys) else None
             feed = self._shared.feeds.get(key)
             if self.senders.get(key) is not viewer or not isinstance(feed, CameraFeed):
@@ -91,10 +91,10 @@ class Cameras:
             now = time.monotonic()
             self.rate.add(now)
             feed.coded.put((packet, now))
-            viewer.tell({"type": "received", "seq": sequence, "refused": None})
+            viewer.tell({**answer, "refused": None})
         except NotTaken as reason:
             self._shared.faults.count("frame")
-            viewer.tell({"type": "received", "seq": sequence, "refused": str(reason)})
+            viewer.tell({**answer, "refused": str(reason)})
 
     def given(self, key: Any, picture: np.ndarray, captured: float) -> None:
         """A picture that comes decoded, by WebRTC. In any thread, of each feed in one at a time.

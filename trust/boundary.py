@@ -39,12 +39,15 @@ from .schema import (
 
 REQUEST = Limits(bytes=20 * 2**20, depth=100, items=500_000)
 MESSAGE = Limits(bytes=4096, depth=4, items=64)
+KEPT = Limits(REQUEST.bytes + 2**16, REQUEST.depth + 4, REQUEST.items + 1000)
+SETTINGS = Limits(bytes=4 * 2**20, depth=100, items=500_000)
 SIDECAR = Limits(bytes=4 * 2**20, depth=8, items=100_000)
 RESULT = Limits(bytes=2**20, depth=8, items=20_000)
 RUNTIME_CACHE = 2**28  # bytes of what was compiled for an engine; more costs more than it saves
 
 MOST_RUNS = 16  # live runs of a server that wait or run
 MOST_RUNS_OF_ONE = 8  # of them, of one page
+MOST_KEPT = 1  # without a page; ComfyUI runs one prompt at a time
 MOST_VIEWS = 32  # of one run
 MOST_LISTENERS = 32  # of one run
 MOST_PEERS = 24  # WebRTC connections of a server
@@ -93,11 +96,16 @@ _WORKFLOW = either(nothing, unchanged(record({}, {"id": _ID}, others=True)))
 # requests and messages: what is not known is left out, for a page that is newer than the server
 START = record(
     {"prompt": _graph},
-    {"workflow": _WORKFLOW, "client_id": _NAME, "secret": either(nothing, text(200))},
+    {
+        "workflow": _WORKFLOW, "client_id": _NAME, "secret": either(nothing, text(200)),
+        "unattended": flag, "name": _NAME,
+    },
     others=True,
-)
+)  # fmt: skip
 UPDATE = record({"prompt": _graph}, {"workflow": _WORKFLOW, **_RUN_KEYS}, others=True)
 STOP = record({}, _RUN_KEYS, others=True)
+KEEP = record({}, {"name": _NAME, **_RUN_KEYS}, others=True)
+RUN = record({"run": _KEY}, others=True)  # one that is kept without a page
 PICTURE = record({"node": _NAME}, _RUN_KEYS, others=True)
 SNAPSHOT = record({"node": text(256, r".+"), "client_id": text(256, r".+")}, others=True)
 _VIEW = whole(0, 2**16)
@@ -111,7 +119,15 @@ HEARD = either(
     record({"type": one_of("elsewhere"), "view": _VIEW, "on": flag}, others=True),
 )
 
+# of ComfyUI's settings
+UNATTENDED = record({}, {"livediffusion.startUnattended": flag}, others=True)
+
 # files: what is not known is refused
+_KEPT_RUN = record(
+    {"run": _KEY, "name": _NAME, "graph": _graph, "since": number(0, 1e12)},
+    {"workflow": _WORKFLOW},
+)
+KEPT_RUNS = record({"livediffusion": one_of(1), "runs": items(_KEPT_RUN, 0, MOST_KEPT)})
 _CLASS = fields(text(64, r"[\w.]+"), text(64, r"[A-Za-z]\w*"))
 FAMILY = record(
     {

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from inprocess import camera
-from livediffusion.live import faults, session, shared
+from livediffusion.live import cameras, faults, shared
 from livediffusion.live.pictures import Refused, checked_shape, landed, on_its_way, showable
 
 pytestmark = [pytest.mark.comfy, pytest.mark.timeless]
@@ -91,7 +91,7 @@ def test_what_the_browser_is_asked_for_is_the_most_that_any_node_wants():
         "4": camera(width=["9", 0], height=256),
     }  # fmt: skip
     split = type("Split", (), {"graph": sources, "sources": list(sources)})
-    found = {one.pop("node"): one for one in session.Session.cameras(split)}
+    found = {one.pop("node"): one for one in cameras.wanted(split)}
     most = {"source": "browser", "width": 640, "height": 720, "fps": 60}
     assert found["1"] == found["2"] == found["4"] == most
     assert found["3"] == {"source": "file", "width": 1024, "height": 1024, "fps": 120}

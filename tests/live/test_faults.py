@@ -9,7 +9,7 @@ import pytest
 import torch
 from films import write_gif
 from inprocess import Client, camera, flat, graph, grey, view
-from livediffusion.live import session
+from livediffusion.live.cameras import Cameras
 from livediffusion.live.view import View
 
 pytestmark = [pytest.mark.comfy, pytest.mark.timeless]
@@ -346,8 +346,8 @@ def test_a_film_that_breaks_is_told_and_the_camera_goes_on(running, tmp_path, mo
 
 # how each of a session's background tasks is made to raise, and what is seen of it
 TASKS = {
-    "statistics": (session.Session, "_tell_pace"),
-    "camera": (session.Session, "_decoded"),
+    "statistics": (Cameras, "tell_pace"),
+    "camera": (Cameras, "_decoded"),
     "view 5": (View, "_served"),
     "compare": (View, "compare"),
 }
@@ -402,7 +402,7 @@ def test_every_background_task_was_made_to_raise():
     import ast
     import inspect
 
-    from livediffusion.live import sessions
+    from livediffusion.live import session, sessions
 
     found = set()
     for module in (session, sessions):

@@ -30,7 +30,6 @@ HOLDERS = {"deque", "Queue", "SimpleQueue", "OrderedDict", "defaultdict", "Count
 FIXED = {
     "executor._Silent.sockets_metadata", "sessions.Invalid.answer", "shared.Shared.counts",
     "shared.Shared.calls", "shared.Shared.extra", "executor.FrameExecutor.caches",
-    "session.Session._told_pace",
 }  # fmt: skip
 
 

@@ -1,4 +1,5 @@
-// The camera of this computer: permission, choice, pictures for the worker, light off.
+// What this computer sends: its camera, and its screen. Permission, choice, pictures for the worker,
+// light off.
 
 const CHOICE = 'livediffusion.camera'
 
@@ -39,12 +40,19 @@ export function constraints({ width, height, fps }) {
   }
 }
 
-export class Camera extends EventTarget {
+/**
+ * A stream of the browser's for as long as somebody uses it. A subclass gives ask(wish), which
+ * resolves with the stream, may have settings(wish) for an open one, and failure(error) in words.
+ *
+ * Events: opened, anew for each way that pictures begin to come; closed; lost, by the other side.
+ */
+export class Capture extends EventTarget {
   stream = null
   video = null
   users = new Map() // to the wishes of each
   takes = 0 // how often pictures began to come in another way: whoever reads them taps anew
-  #say
+  asks = false // whether the browser asks its user each time that it is opened
+  insecure = 'insecure' // what to say of a page that may not
   #opening = null
   #taps = new Set()
   #asked = null
@@ -53,24 +61,7 @@ export class Camera extends EventTarget {
   /** @param say see words.mjs */
   constructor(say) {
     super()
-    this.#say = say
-  }
-
-  /** Device id chosen by the user on this computer; '' for the browser's choice. */
-  get choice() {
-    return localStorage.getItem(CHOICE) ?? ''
-  }
-
-  async choose(device) {
-    const before = this.choice
-    localStorage.setItem(CHOICE, device)
-    try {
-      await this.#opening
-      if (this.stream) await this.#open()
-    } catch (error) {
-      localStorage.setItem(CHOICE, before)
-      throw error
-    }
+    this.say = say
   }
 
   /** Pictures per second that the open camera gives; 0 where the browser does not say. */
@@ -78,35 +69,15 @@ export class Camera extends EventTarget {
     return this.track?.getSettings?.().frameRate ?? 0
   }
 
-  /** Cameras by name; the browser tells names only once it has allowed a camera. */
-  async devices() {
-    const all = (await navigator.mediaDevices?.enumerateDevices?.()) ?? []
-    return all
-      .filter((device) => device.kind === 'videoinput')
-      .map(({ deviceId, label }, i) => ({
-        id: deviceId,
-        label: label || this.#say('cameraNumber', { number: i + 1 })
-      }))
-  }
-
-  /** Whether the camera opens without a question to the user. */
-  async allowed() {
-    try {
-      return (await navigator.permissions.query({ name: 'camera' })).state === 'granted'
-    } catch {
-      return false
-    }
-  }
-
   /**
-   * Open the camera for a user; used again with other wishes, it is set to those.
+   * Open it for a user; used again with other wishes, it is set to those.
    *
    * @param user any object
    * @param wishes list of {width, height, fps}, all of which its pictures should cover
    * @throws Error with plain words
    */
   async use(user, wishes) {
-    if (!window.isSecureContext || !navigator.mediaDevices) throw new Error(this.#say('insecure'))
+    if (!window.isSecureContext || !navigator.mediaDevices) throw new Error(this.say(this.insecure))
     // known from the start: who leaves while the browser still asks gets no light afterwards
     this.users.set(user, wishes)
     try {
@@ -119,6 +90,12 @@ export class Camera extends EventTarget {
       this.#opening = null
       this.#fitting = null
     }
+  }
+
+  /** Ask the browser anew for one that is open, as when another was chosen. */
+  async reopen() {
+    await this.#opening
+    if (this.stream) await this.#open()
   }
 
   get #wish() {
@@ -134,7 +111,7 @@ export class Camera extends EventTarget {
       this.#asked = asked
       const { stream, track } = this
       for (const tap of this.#taps) tap.stop()
-      await track.applyConstraints(constraints(this.#wish)).catch(() => {})
+      await track.applyConstraints(this.settings(this.#wish)).catch(() => {})
       // one that was unplugged meanwhile gives no pictures in any mode
       if (this.stream === stream && track.readyState === 'live') this.#began()
     }
@@ -153,26 +130,21 @@ export class Camera extends EventTarget {
 
   async #open() {
     const wish = this.#wish
-    const video = constraints(wish)
-    if (this.choice) video.deviceId = { exact: this.choice }
     let stream
     try {
-      stream = await navigator.mediaDevices.getUserMedia({ video, audio: false })
+      stream = await this.ask(wish)
     } catch (error) {
-      if (error?.name !== 'OverconstrainedError' || !this.choice) throw this.#failure(error)
-      // the camera chosen last time is not connected now
-      localStorage.removeItem(CHOICE)
-      return this.#open()
+      throw this.failure(error)
     }
     if (!this.users.size) {
       for (const track of stream.getTracks()) track.stop()
       return
     }
-    this.#release()
+    this.release()
     this.stream = stream
     this.#asked = JSON.stringify(wish)
     this.track = stream.getVideoTracks()[0]
-    this.track.onended = () => this.dispatchEvent(new Event('lost'))
+    this.track.onended = () => this.ended()
     // never in the document: Nodes 2.0 moves widgets about, which would stop it
     this.video = document.createElement('video')
     Object.assign(this.video, { muted: true, playsInline: true, srcObject: stream })
@@ -182,24 +154,24 @@ export class Camera extends EventTarget {
       // closed or replaced meanwhile
       if (this.stream !== stream) return
       this.#close()
-      throw this.#failure(error)
+      throw this.failure(error)
     }
     if (this.stream === stream) this.#began()
   }
 
-  /** The reason why a camera does not open, in plain words. */
-  #failure(error) {
-    if (FAILURES.includes(error?.name)) return new Error(this.#say(error.name))
-    return new Error(this.#say('cameraFails', { reason: error?.message ?? error }))
+  /** The other side has ended it. */
+  ended() {
+    this.dispatchEvent(new Event('lost'))
   }
 
   #close() {
     if (!this.stream) return
-    this.#release()
+    this.release()
     this.dispatchEvent(new Event('closed'))
   }
 
-  #release() {
+  /** Let go of the stream, whoever uses it. */
+  release() {
     if (!this.stream) return
     for (const track of this.stream.getTracks()) {
       track.onended = null
@@ -237,5 +209,124 @@ export class Camera extends EventTarget {
     )
     canvas.getContext('2d').drawImage(this.video, 0, 0, canvas.width, canvas.height)
     return canvas.convertToBlob({ type: 'image/jpeg', quality: 0.95 })
+  }
+}
+
+/** The camera of this computer. */
+export class Camera extends Capture {
+  /** Device id chosen by the user on this computer; '' for the browser's choice. */
+  get choice() {
+    return localStorage.getItem(CHOICE) ?? ''
+  }
+
+  async choose(device) {
+    const before = this.choice
+    localStorage.setItem(CHOICE, device)
+    try {
+      await this.reopen()
+    } catch (error) {
+      localStorage.setItem(CHOICE, before)
+      throw error
+    }
+  }
+
+  /** Cameras by name; the browser tells names only once it has allowed a camera. */
+  async devices() {
+    const all = (await navigator.mediaDevices?.enumerateDevices?.()) ?? []
+    return all
+      .filter((device) => device.kind === 'videoinput')
+      .map(({ deviceId, label }, i) => ({
+        id: deviceId,
+        label: label || this.say('cameraNumber', { number: i + 1 })
+      }))
+  }
+
+  /** Whether the camera opens without a question to the user. */
+  async allowed() {
+    try {
+      return (await navigator.permissions.query({ name: 'camera' })).state === 'granted'
+    } catch {
+      return false
+    }
+  }
+
+  async ask(wish) {
+    const video = constraints(wish)
+    if (this.choice) video.deviceId = { exact: this.choice }
+    try {
+      return await navigator.mediaDevices.getUserMedia({ video, audio: false })
+    } catch (error) {
+      if (error?.name !== 'OverconstrainedError' || !this.choice) throw error
+      // the camera chosen last time is not connected now
+      localStorage.removeItem(CHOICE)
+      return this.ask(wish)
+    }
+  }
+
+  settings(wish) {
+    return constraints(wish)
+  }
+
+  /** The reason why a camera does not open, in plain words. */
+  failure(error) {
+    if (FAILURES.includes(error?.name)) return new Error(this.say(error.name))
+    return new Error(this.say('cameraFails', { reason: error?.message ?? error }))
+  }
+}
+
+/**
+ * The screen of this computer, or a window or a tab of it, as its user chooses.
+ *
+ * The browser asks at each opening, and only just after a click or a key. Sharing that the user has
+ * ended is not begun again by itself: who still uses it waits for `choose`.
+ */
+export class Desktop extends Capture {
+  asks = true
+  insecure = 'screenInsecure'
+
+  ask({ fps }) {
+    if (!navigator.mediaDevices.getDisplayMedia) throw new DOMException('', 'NotSupportedError')
+    // sizes are left alone: a window that is made smaller by the browser is not sharp
+    const video = { frameRate: { ideal: fps } }
+    return navigator.mediaDevices.getDisplayMedia({ video, audio: false, surfaceSwitching: 'include' })
+  }
+
+  settings({ fps }) {
+    return { frameRate: { ideal: fps } }
+  }
+
+  /** What is shared, as the browser calls it; '' for nothing. */
+  get name() {
+    return this.track?.label ?? ''
+  }
+
+  /** Ask which one, anew, for those who use it. Throws Error with plain words. */
+  async choose() {
+    if (this.stream) return this.reopen()
+    const users = [...this.users]
+    try {
+      for (const [user, wishes] of users) await this.use(user, wishes)
+    } catch (error) {
+      for (const [user, wishes] of users) this.users.set(user, wishes)
+      throw error
+    }
+  }
+
+  // its users stay, and hear of it when it is opened again
+  ended() {
+    this.release()
+    this.dispatchEvent(new Event('closed'))
+    super.ended()
+  }
+
+  /** The reason why nothing is shared, in plain words. */
+  failure(error) {
+    const reasons = {
+      NotAllowedError: 'screenNotAllowed', InvalidStateError: 'screenNoPress',
+      NotSupportedError: 'screenNotHere'
+    }
+    const key = reasons[error?.name]
+    if (key) return new Error(this.say(key))
+    return new Error(this.say('screenFails', { reason: error?.message ?? error }))
   }
 }

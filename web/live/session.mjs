@@ -36,21 +36,117 @@ function viewSecret() {
   }
 }
 
+/** What the page sends of one kind: pictures of its camera, or of its screen. */
+class Lane {
+  #session
+  #capture
+  #source
+  #place
+  #reading = null
+  #tap = null
+  #asked = false
+
+  /**
+   * @param session the run
+   * @param capture see camera.mjs
+   * @param source of the Live Cameras that show it
+   * @param place of it in the header of a message, as live/cameras.py has it
+   */
+  constructor(session, capture, source, place) {
+    this.#session = session
+    this.#capture = capture
+    this.#source = source
+    this.#place = place
+    capture.addEventListener('opened', this.#opened)
+    capture.addEventListener('lost', this.#lost)
+  }
+
+  get #wishes() {
+    return this.#session.cameras.filter((camera) => camera.source === this.#source)
+  }
+
+  // what has been opened, or set to another mode; who opened it says what is wrong
+  #opened = () => this.feed().catch(() => {})
+  #lost = () => {
+    this.#untap()
+    this.#reading = null
+  }
+
+  /** Tell the worker what size is wanted. */
+  cover() {
+    const wishes = this.#wishes
+    if (!wishes.length) return
+    const cover = {
+      width: Math.max(...wishes.map(({ width }) => width)),
+      height: Math.max(...wishes.map(({ height }) => height))
+    }
+    this.#session.order({ type: 'cover', place: this.#place, cover })
+  }
+
+  /** It is open for as long as the graph has a place for it. */
+  async feed() {
+    const session = this.#session
+    const wishes = this.#wishes
+    if (session.leaving) return
+    if (!wishes.length) return this.leave()
+    const capture = this.#capture
+    // sharing that its user has ended, or not allowed, is not asked for again by an edit
+    if (capture.asks && this.#asked && !capture.stream) return
+    this.#asked = true
+    await capture.use(session, wishes)
+    if (session.leaving) return capture.leave(session)
+    if (this.#reading === capture.takes) return
+    this.#reading = capture.takes
+    this.#tap?.stop()
+    this.#tap = capture.tap()
+    const readable = this.#tap?.readable
+    const order = { type: 'camera', place: this.#place, readable, repeats: capture.asks }
+    session.order(order, readable ? [readable] : [])
+  }
+
+  /** The worker has no way to read it: one picture. */
+  async picture() {
+    // a video that has no picture yet, or none any more, is no bitmap
+    const { video } = this.#capture
+    const bitmap = video && (await createImageBitmap(video).catch(() => null))
+    this.#session.order({ type: 'bitmap', place: this.#place, bitmap }, bitmap ? [bitmap] : [])
+  }
+
+  #untap() {
+    this.#session.order({ type: 'off', place: this.#place })
+    this.#tap?.stop()
+    this.#tap = null
+  }
+
+  /** It is not wanted now. */
+  leave() {
+    this.#reading = null
+    this.#asked = false
+    this.#untap()
+    this.#capture.leave(this.#session)
+  }
+
+  end() {
+    this.#capture.removeEventListener('opened', this.#opened)
+    this.#capture.removeEventListener('lost', this.#lost)
+    this.leave()
+  }
+}
+
 const LAST = 5000 // ms after which a worker that does not end is ended
 const LEAVING = new Set(['stopping', 'ended', 'failed', 'over'])
 
 /**
- * Events: state {detail: {state, ahead, reason, node}}, stats, problem, recorded, view, over.
+ * Events: state {detail: {state, ahead, reason, node}}, stats, problem, recorded, view, over; unfed
+ * {detail: error}, the camera or the screen does not open for an edit that was taken.
  *
  * A state that the socket's end brought has its code, too: 4409 another page has the camera.
  */
 export class Session extends EventTarget {
   #api
-  #camera
+  #lanes
   #worker = null
   #begun = null
-  #reading = null
-  #tap = null
   #say
   #ended = false
   state = 'starting'
@@ -60,15 +156,31 @@ export class Session extends EventTarget {
    * @param camera see camera.mjs
    * @param workerUrl of worker.mjs
    * @param say see words.mjs
+   * @param desktop see camera.mjs; a page that sends no screen has none
    */
-  constructor(api, camera, workerUrl, say) {
+  constructor(api, camera, workerUrl, say, desktop = null) {
     super()
     this.#api = api
     this.#say = say
-    this.#camera = camera
+    this.#lanes = [new Lane(this, camera, 'browser', 0)]
+    if (desktop) this.#lanes.push(new Lane(this, desktop, 'screen', 1))
     this.#worker = new Worker(workerUrl, { type: 'module' })
     this.#worker.onmessage = ({ data }) => this.#hear(data)
-    this.#camera.addEventListener('opened', this.#feed)
+  }
+
+  /** The Live Cameras that feed it, as the server says them. */
+  get cameras() {
+    return this.#begun?.cameras ?? []
+  }
+
+  /** Whether nothing is to be sent to it: not yet, or not any more. */
+  get leaving() {
+    return !this.#begun || LEAVING.has(this.state)
+  }
+
+  /** Tell the worker something, and hand over what goes with it. */
+  order(order, moved = []) {
+    this.#worker?.postMessage(order, moved)
   }
 
   get views() {
@@ -89,16 +201,20 @@ export class Session extends EventTarget {
     this.#begun = await this.#post('start', body)
     if (this.state === 'over') return this.#post('stop', this.#keys).catch(() => {})
     this.#worker.postMessage({ type: 'open', url: this.#frames })
-    this.#cover()
-    await this.#feed()
+    for (const lane of this.#lanes) {
+      lane.cover()
+      await lane.feed()
+    }
   }
 
   /** Send an edited graph; returns its version. Throws Invalid; the old graph goes on. */
   async update(prompt, workflow) {
     const answer = await this.#post('update', { ...this.#keys, prompt, workflow })
     Object.assign(this.#begun, answer)
-    this.#cover()
-    await this.#feed()
+    for (const lane of this.#lanes) {
+      lane.cover()
+      await lane.feed().catch((error) => this.#tell('unfed', error))
+    }
     return answer.version
   }
 
@@ -140,15 +256,7 @@ export class Session extends EventTarget {
 
   // at once, though the server may still be busy with a frame or a model
   #dark() {
-    this.#camera.removeEventListener('opened', this.#feed)
-    this.#off()
-  }
-
-  #off() {
-    this.#worker?.postMessage({ type: 'off' })
-    this.#tap?.stop()
-    this.#tap = null
-    this.#camera.leave(this)
+    for (const lane of this.#lanes.splice(0)) lane.end()
   }
 
   /** Write the picture that a view shows to a file; gives its name. Throws Invalid. */
@@ -185,40 +293,9 @@ export class Session extends EventTarget {
     return { session: this.#begun.session, token: this.#begun.token }
   }
 
-  get #browser() {
-    return (this.#begun?.cameras ?? []).filter((camera) => camera.source === 'browser')
-  }
-
-  #cover() {
-    const cameras = this.#browser
-    if (!cameras.length) return
-    const cover = {
-      width: Math.max(...cameras.map((camera) => camera.width)),
-      height: Math.max(...cameras.map((camera) => camera.height))
-    }
-    this.#worker?.postMessage({ type: 'cover', cover })
-  }
-
-  // the camera is open for as long as the graph has a place for it
-  #feed = async () => {
-    if (!this.#begun || LEAVING.has(this.state)) return
-    if (!this.#browser.length) {
-      this.#reading = null
-      return this.#off()
-    }
-    await this.#camera.use(this, this.#browser)
-    if (LEAVING.has(this.state)) return this.#camera.leave(this)
-    if (this.#reading === this.#camera.takes) return
-    this.#reading = this.#camera.takes
-    this.#tap?.stop()
-    this.#tap = this.#camera.tap()
-    const readable = this.#tap?.readable
-    this.#worker.postMessage({ type: 'camera', readable }, readable ? [readable] : [])
-  }
-
   #hear(data) {
     if (data.type === 'view') this.#tell('view', data)
-    else if (data.type === 'want') this.#picture()
+    else if (data.type === 'want') this.#lanes[data.place]?.picture()
     else if (data.type === 'closed') this.#closed(data.code)
     else if (data.type === 'message') this.#message(data.message)
   }
@@ -242,13 +319,6 @@ export class Session extends EventTarget {
       this.#told('failed', { reason: this.#say('broke'), code })
     this.#ended = true
     this.close()
-  }
-
-  async #picture() {
-    // a video that has no picture yet, or none any more, is no bitmap
-    const { video } = this.#camera
-    const bitmap = video && (await createImageBitmap(video).catch(() => null))
-    this.#worker?.postMessage({ type: 'bitmap', bitmap }, bitmap ? [bitmap] : [])
   }
 
   #tell(type, detail) {

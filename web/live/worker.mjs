@@ -1,7 +1,8 @@
 // The frame socket, off the page's thread: camera pictures up, view pictures down.
 //
-// Nothing queues here. A camera picture is sent only while fewer than two are unanswered; of the
-// others the next one is as good. The layout of a message is in docs/live.md, "On the wire".
+// Nothing queues here. Each lane, the camera or the screen, sends a picture only while fewer than two of
+// its own are unanswered; of the others the next one is as good. The layout of a message is in
+// docs/live.md, "On the wire".
 
 const HEADER = 24
 const CAMERA = 1
@@ -12,22 +13,13 @@ const EARLY = 8 // ms, or a quarter of the interval where that is less
 const LOOK = 4 // ms between two looks whether a picture is due; browsers make less into this
 const AGAIN = 250 // ms between two attempts to reach a run whose connection broke
 const GIVE_UP = 2000
+const STILL = 100 // ms without a picture after which a screen's last is sent again: it has not moved
 const FINAL = new Set([1000, 4409, 4410])
 
 let url = null
 let socket = null
 let lostAt = 0
-let away = 0
-let sequence = 0
-let due = 0
-let pace = 33
-let cover = { width: 512, height: 512 }
-let encoding = false
-let reader = null
-let reading = Promise.resolve()
-let ticking = null
-let asked = false
-let canvas = null
+let sequence = 0 // of pictures, of all lanes together: each has rising ones
 
 const compared = new Set() // views whose pictures are wanted with what they were made from
 
@@ -38,7 +30,7 @@ const now = () => performance.timeOrigin + performance.now()
 function open() {
   socket = new WebSocket(url)
   socket.binaryType = 'arraybuffer'
-  away = 0
+  for (const one of lanes.values()) one.away = 0
   socket.onopen = () => {
     lostAt = 0
     for (const view of compared) wish(view)
@@ -55,9 +47,9 @@ function open() {
 
 function hear(text) {
   const message = JSON.parse(text)
-  if (message.type === 'received') away = Math.max(0, away - 1)
-  else if (message.type === 'pace') pace = message.interval_ms
-  else postMessage({ type: 'message', message })
+  if (message.type === 'received') answered(message.camera)
+  else if (message.type === 'pace') paced(message)
+  if (message.type !== 'received') postMessage({ type: 'message', message })
 }
 
 function show(data) {
@@ -102,74 +94,141 @@ function shown(view, seq, latency) {
   socket.send(JSON.stringify({ type: 'shown', view, seq, latency_ms: latency }))
 }
 
-function wanted(at) {
-  return (
-    !encoding &&
-    at >= due &&
-    away < MOST_AWAY &&
-    socket?.readyState === WebSocket.OPEN &&
-    socket.bufferedAmount === 0
-  )
-}
+/** One kind of pictures on their way up, by their place in the header of a message. */
+class Lane {
+  away = 0
+  pace = 33
+  cover = { width: 512, height: 512 }
+  #place
+  #due = 0
+  #encoding = false
+  #reader = null
+  #timer = null
+  #asked = false
+  #canvas = null
+  #last = null
+  reading = Promise.resolve()
 
-async function send(frame, width, height) {
-  const captured = now()
-  // a camera's own rhythm is kept: the next picture may come a little early
-  due = captured + pace - Math.min(EARLY, pace / 4)
-  encoding = true
-  try {
-    const scale = Math.min(1, Math.max(cover.width / width, cover.height / height))
-    const w = Math.max(1, Math.round(width * scale))
-    const h = Math.max(1, Math.round(height * scale))
-    if (canvas?.width !== w || canvas?.height !== h) canvas = new OffscreenCanvas(w, h)
-    canvas.getContext('2d', { alpha: false }).drawImage(frame, 0, 0, w, h)
-    const blob = await canvas.convertToBlob({ type: 'image/jpeg', quality: 0.85 })
-    const data = new Uint8Array(HEADER + blob.size)
+  constructor(place) {
+    this.#place = place
+  }
+
+  get #free() {
+    return (
+      !this.#encoding &&
+      this.away < MOST_AWAY &&
+      socket?.readyState === WebSocket.OPEN &&
+      socket.bufferedAmount === 0
+    )
+  }
+
+  #wanted(at) {
+    return at >= this.#due && this.#free
+  }
+
+  async #send(frame, width, height) {
+    const captured = now()
+    // a camera's own rhythm is kept: the next picture may come a little early
+    this.#due = captured + this.pace - Math.min(EARLY, this.pace / 4)
+    this.#encoding = true
+    try {
+      const { cover } = this
+      const scale = Math.min(1, Math.max(cover.width / width, cover.height / height))
+      const w = Math.max(1, Math.round(width * scale))
+      const h = Math.max(1, Math.round(height * scale))
+      if (this.#canvas?.width !== w || this.#canvas?.height !== h)
+        this.#canvas = new OffscreenCanvas(w, h)
+      this.#canvas.getContext('2d', { alpha: false }).drawImage(frame, 0, 0, w, h)
+      const blob = await this.#canvas.convertToBlob({ type: 'image/jpeg', quality: 0.85 })
+      const data = new Uint8Array(HEADER + blob.size)
+      data.set(new Uint8Array(await blob.arrayBuffer()), HEADER)
+      this.#put(data, captured)
+    } finally {
+      this.#encoding = false
+    }
+  }
+
+  #put(data, captured) {
     const head = new DataView(data.buffer)
     head.setUint8(0, CAMERA)
     head.setUint8(1, JPEG)
+    head.setUint16(2, this.#place, true)
     head.setUint32(4, sequence, true)
     head.setFloat64(8, captured, true)
-    data.set(new Uint8Array(await blob.arrayBuffer()), HEADER)
-    if (socket?.readyState === WebSocket.OPEN) {
-      socket.send(data)
-      sequence += 1
-      away += 1
+    this.#last = { data, captured }
+    if (socket?.readyState !== WebSocket.OPEN) return
+    socket.send(data)
+    sequence += 1
+    this.away += 1
+  }
+
+  /** Send what a readable gives, to its end. */
+  async read(readable, repeats) {
+    const mine = (this.#reader = readable.getReader())
+    if (repeats) this.#timer = setInterval(() => this.#again(), STILL / 4)
+    // to its end, also when it is not wanted any more: the browser complains of unclosed frames
+    for (;;) {
+      const { done, value } = await mine.read()
+      if (done) break
+      try {
+        if (this.#reader === mine && this.#wanted(now()))
+          await this.#send(value, value.displayWidth, value.displayHeight)
+      } finally {
+        value.close()
+      }
     }
-  } finally {
-    encoding = false
+    if (this.#reader === mine) this.off()
+  }
+
+  // a browser gives a screen's pictures when it has changed, but the graph may have, too
+  #again() {
+    if (this.#last && this.#free && now() - this.#last.captured > Math.max(STILL, this.pace))
+      this.#put(this.#last.data, now())
+  }
+
+  /** Where the browser cannot hand the camera to a worker, the page is asked for each picture. */
+  ask() {
+    this.#asked = false
+    this.#timer = setInterval(() => {
+      if (this.#asked || !this.#wanted(now())) return
+      this.#asked = true
+      postMessage({ type: 'want', place: this.#place })
+    }, LOOK)
+  }
+
+  async take(bitmap) {
+    this.#asked = false
+    if (!bitmap) return
+    if (this.#timer !== null && this.#wanted(now())) await this.#send(bitmap, bitmap.width, bitmap.height)
+    bitmap.close()
+  }
+
+  off() {
+    clearInterval(this.#timer)
+    this.#timer = null
+    this.#last = null
+    // its track is stopped, so it ends by itself; to cancel it would lose a frame unclosed
+    this.#reader = null
   }
 }
 
-async function read(readable) {
-  const mine = (reader = readable.getReader())
-  // to its end, also when it is not wanted any more: the browser complains of unclosed frames
-  for (;;) {
-    const { done, value } = await mine.read()
-    if (done) return
-    try {
-      if (reader === mine && wanted(now())) await send(value, value.displayWidth, value.displayHeight)
-    } finally {
-      value.close()
-    }
-  }
+const lanes = new Map()
+
+function lane(place = 0) {
+  if (!lanes.has(place)) lanes.set(place, new Lane(place))
+  return lanes.get(place)
 }
 
-// where the browser cannot hand the camera to a worker, the page is asked for each picture
-function ask() {
-  asked = false
-  ticking = setInterval(() => {
-    if (asked || !wanted(now())) return
-    asked = true
-    postMessage({ type: 'want' })
-  }, LOOK)
+/** The server has taken a picture, or not; of which lane it does not say where it cannot read it. */
+function answered(place) {
+  const one = place == null ? [...lanes.values()].find(({ away }) => away > 0) : lane(place)
+  if (one) one.away = Math.max(0, one.away - 1)
 }
 
-function off() {
-  clearInterval(ticking)
-  ticking = null
-  // its track is stopped, so it ends by itself; to cancel it would lose a frame unclosed
-  reader = null
+function paced({ camera, interval_ms, width, height }) {
+  const one = lane(camera)
+  one.pace = interval_ms
+  one.cover = { width, height }
 }
 
 const orders = {
@@ -181,19 +240,15 @@ const orders = {
   address(order) {
     if (url) url = order.url
   },
-  camera({ readable }) {
-    off()
-    if (readable) reading = read(readable).catch(() => {})
-    else ask()
+  camera({ place, readable, repeats }) {
+    const one = lane(place)
+    one.off()
+    if (readable) one.reading = one.read(readable, repeats).catch(() => {})
+    else one.ask()
   },
-  async bitmap({ bitmap }) {
-    asked = false
-    if (!bitmap) return
-    if (ticking && wanted(now())) await send(bitmap, bitmap.width, bitmap.height)
-    bitmap.close()
-  },
-  cover: (order) => (cover = order.cover),
-  off,
+  bitmap: ({ place, bitmap }) => lane(place).take(bitmap),
+  cover: ({ place, cover }) => (lane(place).cover = cover),
+  off: ({ place }) => lane(place).off(),
   compare({ view, on }) {
     if (on) compared.add(view)
     else compared.delete(view)
@@ -201,10 +256,10 @@ const orders = {
   },
   shown: (order) => shown(order.view, order.seq, order.latency),
   close() {
-    off()
+    for (const one of lanes.values()) one.off()
     url = null
     socket?.close(1000)
-    reading.then(() => self.close())
+    Promise.all([...lanes.values()].map(({ reading }) => reading)).then(() => self.close())
   }
 }
 
