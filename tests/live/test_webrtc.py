@@ -238,19 +238,21 @@ def test_there_are_no_more_connections_than_may_be(comfy, monkeypatch):
         ends = [End(http, address(comfy, client), Film())]
         assert await ends[0].open() == 201
         await client.wait(lambda: client.views)
-        ends += [End(http, played(comfy, client)) for _ in range(2)]
-        told = [await end.open() for end in ends[1:]]
-        # a publisher who comes again is one more while the one before is there
+        ends += [End(http, played(comfy, client)) for _ in range(3)]
+        told = [await end.open() for end in ends[1:3]]
+        # a publisher who comes again takes a place that is its own
+        ends.append(End(http, address(comfy, client), Film()))
+        told.append(await ends[-1].open())
         await ends[1].close()
         await client.wait(lambda: len(comfy_rtc(comfy)._held) == 1)
-        told.append(await ends[2].open())
+        told.append(await ends[3].open())
         await client.stop()
         for end in ends:
             await end.close()
-        return told, ends[-1].answer
+        return told, ends[2].answer
 
     told, answer = inprocess.live(work)
-    assert told == [201, 201, 503] and "Close some" in answer
+    assert told == [201, 503, 201, 201] and "Close some" in answer
 
 
 def test_who_never_comes_is_forgotten(comfy, monkeypatch):
