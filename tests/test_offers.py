@@ -132,7 +132,9 @@ def test_candidates_that_come_later_are_looked_at_as_well():
         ("93.184.216.34", "127.0.0.1", False), ("93.184.216.34", "x.local", False),
         ("93.184.216.34", "example.com", False), ("10.0.0.7", "10.0.0.7", True),
         ("10.0.0.7", "10.0.0.8", False), ("10.0.0.7", "1.1.1.1", False),
-        ("127.0.0.1", "127.0.0.1", True), ("127.0.0.1", "192.168.1.1", False),
+        ("127.0.0.1", "127.0.0.1", True), ("127.0.0.1", "203.0.113.9", False),
+        ("127.0.0.1", "127.0.0.5", True), ("127.0.0.1", "0.0.0.0", False),
+        ("169.254.169.254", "169.254.169.254", False), ("0.0.0.0", "0.0.0.0", False),
     ],
 )  # fmt: skip
 def test_an_answer_leads_to_who_gave_it_or_from_one_public_place_to_another(peer, host, there):

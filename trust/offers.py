@@ -9,7 +9,9 @@ name is resolved, not even the `.local` ones that browsers hide their address be
 
 import ipaddress
 import re
+import socket
 
+from .addresses import IP, never
 from .schema import BadData
 
 LARGEST = 64 * 1024  # bytes; a browser's offer of a camera has 6 to 8 KiB
@@ -61,8 +63,9 @@ def offer(data: bytes, peer: str) -> str:
 def answer(data: bytes, peer: str) -> str:
     """The answer of a server that was asked to take pictures, with candidates that may be tried.
 
-    Those at the address that it answered from; and where that is a public one, other public ones,
-    because large services answer at one place and take the pictures at another.
+    Those at the address that it answered from. Where that is a public one, other public ones, too,
+    because large services answer at one place and take the pictures at another; where it is this
+    machine, all of this machine's own.
 
     Args:
         peer: the IP address that it came from.
@@ -81,7 +84,7 @@ def answer(data: bytes, peer: str) -> str:
             host = match and _address(match[2])
             if host is None or not 0 < int(match[3]) < 2**16 or ports >= MOST_CANDIDATES:
                 continue
-            if host != there and not (there is not None and there.is_global and host.is_global):
+            if never(host) is not None or not _belongs(host, there):
                 continue
             ports += 1
             line = f"a=candidate:{ports} 1 udp {min(int(match[1]), 2**31 - 1)} {host} {match[3]}"
@@ -134,7 +137,21 @@ def candidates(lines: list[str], peer: str) -> list[str]:
     ]
 
 
-def _address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+def _belongs(host: IP, there: IP | None) -> bool:
+    if there is None or host == there:
+        return host == there
+    if not there.is_loopback:
+        return there.is_global and host.is_global
+    family = socket.AF_INET6 if host.version == 6 else socket.AF_INET
+    try:
+        with socket.socket(family, socket.SOCK_DGRAM) as own:
+            own.bind((str(host), 0))  # only an address of this machine can be bound
+    except OSError:
+        return False
+    return True
+
+
+def _address(text: str) -> IP | None:
     try:
         found = ipaddress.ip_address(text)
     except ValueError:

@@ -11,7 +11,7 @@ import inprocess
 import numpy as np
 import pytest
 from ends import count
-from inprocess import Client, camera, flat, graph, until
+from inprocess import Client, flat, graph, until
 from PIL import Image
 
 pytest.importorskip("aiortc", reason="aiortc is not installed")
