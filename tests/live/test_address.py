@@ -99,44 +99,48 @@ def _rtsp(folder):
 
 
 @contextlib.contextmanager
-def _rtmp(folder):
-    port = _free()
-    with Publisher(f"rtmp://127.0.0.1:{port}/live/film", "flv", listen=1):
-        yield port, "rtmp://127.0.0.1:{}/live/film"
-
-
-@contextlib.contextmanager
-def _srt(folder):
-    if FFMPEG is None or "srt" not in subprocess.run(
-        [FFMPEG, "-hide_banner", "-protocols"], capture_output=True, text=True, check=True
-    ).stdout.split():
-        pytest.skip("there is no ffmpeg with SRT")
-    port = _free(socket.SOCK_DGRAM)
-    # FFmpeg gives the stream to whoever calls; what it sends comes from the same film
-    feed = _free()
-    command = [
-        FFMPEG, "-v", "quiet", "-fflags", "nobuffer", "-f", "mpegts",
-        "-i", f"tcp://127.0.0.1:{feed}", "-c", "copy", "-f", "mpegts",
-        f"srt://127.0.0.1:{port}?mode=listener&latency=50000",
-    ]  # fmt: skip
-    over = threading.Event()
+def _listening(*output):
+    """ffmpeg as a server that gives the film to whoever calls, one after the other."""
+    if FFMPEG is None:
+        pytest.skip("there is no ffmpeg")
+    feed, over, children = _free(), threading.Event(), []
+    brief = ["-analyzeduration", "100000", "-probesize", "32768"]
+    take = [*brief, "-fflags", "nobuffer", "-f", "mpegts", "-i", f"tcp://127.0.0.1:{feed}"]
+    command = [FFMPEG, "-v", "quiet", *take, "-c", "copy", *output]
 
     def again():
         while not over.is_set():
             children.append(subprocess.Popen(command, stdin=subprocess.DEVNULL))
             children[-1].wait()
 
-    children = []
     keeper = threading.Thread(target=again, daemon=True)
     with Publisher(f"tcp://127.0.0.1:{feed}?listen=1", "mpegts"):
         keeper.start()
         try:
-            yield port, "srt://127.0.0.1:{}?latency=50"
+            yield
         finally:
             over.set()
             for one in children:
                 one.kill()
             keeper.join(5)
+
+
+@contextlib.contextmanager
+def _rtmp(folder):
+    port = _free()
+    with _listening("-f", "flv", "-listen", "1", f"rtmp://127.0.0.1:{port}/live/film"):
+        yield port, "rtmp://127.0.0.1:{}/live/film"
+
+
+@contextlib.contextmanager
+def _srt(folder):
+    port = _free(socket.SOCK_DGRAM)
+    known = [FFMPEG or "", "-hide_banner", "-protocols"]
+    if FFMPEG and b" srt\n" not in subprocess.run(known, capture_output=True, check=True).stdout:
+        pytest.skip("this ffmpeg has no SRT")
+    place = f"srt://127.0.0.1:{port}?mode=listener&latency=50000"
+    with _listening("-f", "mpegts", place):
+        yield port, "srt://127.0.0.1:{}?latency=50"
 
 
 @contextlib.contextmanager
@@ -174,6 +178,26 @@ def seen(source, many, seconds=20):
     return numbers
 
 
+@contextlib.contextmanager
+def there(name):
+    """A source that has begun to give pictures; who listens may need a moment before it does."""
+    limit = Limit(15)
+    while True:
+        source = Kind(Wanted(name, 96, 96, 30))
+        try:
+            source.open()
+            seen(source, 1)
+            break
+        except Lost:
+            source.close()
+            assert not limit.over
+            time.sleep(0.1)
+    try:
+        yield source
+    finally:
+        source.close()
+
+
 def mine():
     return {t.name for t in threading.enumerate() if t.name.startswith("livediffusion-")}
 
@@ -183,14 +207,10 @@ def test_the_counter_film_comes_in_order_and_no_picture_twice(way, tmp_path):
     with WAYS[way](tmp_path) as (port, address):
         name = address.format(port)
         Kind.check(name)
-        source = Kind(Wanted(name, 96, 96, 30))
         begun = time.time()
-        try:
-            source.open()
+        with there(name) as source:
             numbers = seen(source, 40)
             shot = _until(lambda: source.newest(0.25))
-        finally:
-            source.close()
         assert None not in numbers and numbers == sorted(set(numbers))
         assert begun < shot.captured <= time.time()
         assert not mine()
@@ -199,14 +219,10 @@ def test_the_counter_film_comes_in_order_and_no_picture_twice(way, tmp_path):
 @pytest.mark.parametrize("way", WAYS)
 def test_newer_pictures_take_the_place_of_those_that_nobody_took(way, tmp_path):
     with WAYS[way](tmp_path) as (port, address):
-        source = Kind(Wanted(address.format(port), 96, 96, 30))
-        try:
-            source.open()
+        with there(address.format(port)) as source:
             first = seen(source, 1)[0]
             time.sleep(1.0)
             second, third = seen(source, 2)
-        finally:
-            source.close()
         # a second of pictures was passed over, and the next is the next
         assert second - first >= 15 and 1 <= third - second <= 8
 
@@ -314,10 +330,6 @@ def test_a_server_that_leads_elsewhere_is_not_followed(tmp_path):
 
 def test_motion_jpeg_without_lengths_is_cut_at_its_boundaries(tmp_path):
     with _web(tmp_path) as port:
-        source = Kind(Wanted(f"http://127.0.0.1:{port}/bare", 96, 96, 30))
-        try:
-            source.open()
+        with there(f"http://127.0.0.1:{port}/bare") as source:
             numbers = seen(source, 10)
-        finally:
-            source.close()
     assert None not in numbers and numbers == sorted(set(numbers))
