@@ -47,6 +47,7 @@ KEPT = {
     "workers.Workers._work": Bound(200, "calls, three at most of a task"),
     "cameras.Cameras.senders": Bound(1, "who sends it", "source"),
     "cameras.Cameras._told": Bound(1, "pace", "source"),
+    "phones.Phones._places": Bound(16, "keys of phones"),
     "session.Session._troubles": Bound(2, "words", "node"),
     # on the way to listeners
     "session.Session.viewers": Bound(MOST_LISTENERS + 1, "listeners and the owner"),
@@ -63,6 +64,7 @@ KEPT = {
     "faults.Restarts._times": Bound(4, "times"),
     # of the server, beyond a run
     "sessions.Sessions._all": Bound(8, "runs that are over, beside those that are not", "run"),
+    "listing.Listing._asked": Bound(5, "question, of each source that is pulled"),
     "still.Stills._pictures": Bound(8, "coded pictures"),
 }
 

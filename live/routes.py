@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,10 +12,13 @@ from ..trust import boundary
 from ..trust.schema import BadData
 from .cameras import PAGE, wanted
 from .guard import asked, body, forbid, guarded
+from .listing import Listing
+from .phone_page import PhonePage
 from .session import OVER, TAKEN_OVER, Session
 from .sessions import Invalid, Sessions
 from .sinks import mjpeg
 from .sockets import messages, send
+from .sources import PHONE
 from .still import stills
 from .viewer import Viewer
 from .wire import LARGEST, NotTaken, Packet
@@ -25,7 +29,8 @@ _AWAITED = 0.5  # seconds between two looks for a run that an open stream waits 
 def add_routes(server) -> Sessions:
     """Register the routes on ComfyUI's PromptServer; returns its live runs."""
     sessions = Sessions(server)
-    api = _Api(sessions)
+    api, listing = _Api(sessions), Listing()
+    phone = api.phone
     for method, path, handler in (
         ("POST", "start", guarded(api.start)),
         ("POST", "update", guarded(api.update)),
@@ -34,6 +39,12 @@ def add_routes(server) -> Sessions:
         ("POST", "snapshot", guarded(api.snapshot)),
         ("POST", "picture", guarded(api.picture)),
         ("GET", "frames", guarded(api.frames, boundary.MOST_OPEN)),
+        ("POST", "phone", guarded(api.renew)),
+        ("GET", "phone/{key}", guarded(phone.lead, visited=True)),
+        ("GET", "phone/{key}/", guarded(phone.page, visited=True)),
+        ("GET", "phone/{key}/frames", guarded(phone.frames, boundary.MOST_OPEN)),
+        ("GET", "phone/{key}/{folder}/{file}", guarded(phone.file)),
+        ("GET", "sources", guarded(functools.partial(_names, listing), boundary.MOST_OPEN)),
         ("GET", "mjpeg/{key}", guarded(api.mjpeg, boundary.MOST_OPEN)),
     ):
         server.routes.route(method, f"/livediffusion/{path}")(handler)
@@ -43,6 +54,7 @@ def add_routes(server) -> Sessions:
 class _Api:
     def __init__(self, sessions: Sessions):
         self._sessions = sessions
+        self.phone = PhonePage(sessions)
 
     async def start(self, request: web.Request) -> web.StreamResponse:
         data = await asked(request, boundary.START)
@@ -60,7 +72,7 @@ class _Api:
                 "prompt_id": session.prompt_id,
                 "version": session.version,
                 "ahead": session.ahead,
-                **self._described(session),
+                **self._described(session, request),
             }
         )
 
@@ -73,13 +85,17 @@ class _Api:
             )
         except Invalid as reason:
             return web.json_response(reason.answer, status=400)
-        return web.json_response({"version": version, **self._described(session)})
+        return web.json_response({"version": version, **self._described(session, request)})
 
     async def stop(self, request: web.Request) -> web.StreamResponse:
         session = self._session(await asked(request, boundary.STOP), ended=True)
         if not session.over:
             session.stop()
         return web.json_response({"state": session.state})
+
+    async def renew(self, request: web.Request) -> web.StreamResponse:
+        data = await asked(request, boundary.PICTURE)
+        return await self.phone.renew(request, self._session(data), data["node"])
 
     async def stats(self, request: web.Request) -> web.StreamResponse:
         session = self._session(request.query, ended=True)
@@ -176,10 +192,14 @@ class _Api:
             raise web.HTTPGone(text='{"error": {"message": "This live run is over."}}')
         return session
 
-    def _described(self, session: Session) -> dict[str, Any]:
+    def _described(self, session: Session, request: web.Request) -> dict[str, Any]:
         cut = session.wanted
+        cameras = wanted(cut)
+        for camera in cameras:
+            if camera["source"] == PHONE:
+                camera["phone"] = self.phone.told(request, session, camera["node"])
         return {
-            "cameras": wanted(cut),
+            "cameras": cameras,
             "views": [
                 {
                     "node": node,
@@ -192,6 +212,12 @@ class _Api:
             "sends": cut.sends,
             "idle": [{"node": n, "type": cut.graph[n]["class_type"]} for n in cut.idle],
         }
+
+
+async def _names(listing: Listing, request: web.Request) -> web.StreamResponse:
+    """What there is to choose from for a source."""
+    source = boundary.SOURCES(dict(request.query), "sources")["kind"]
+    return web.json_response(await listing.names(source))
 
 
 def _hear(session: Session, viewer: Viewer, owner: bool, text: str) -> None:

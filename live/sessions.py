@@ -111,6 +111,11 @@ class Sessions:
         except GraphError as reason:
             raise _invalid(cut.graph, reason) from None
 
+    def phone(self, key: str) -> tuple[Session, str] | None:
+        """The run, and its Live Camera, that a phone's key is of."""
+        found = [(session, session.phones.node(key)) for session in self._all.values()]
+        return next(((session, node) for session, node in found if node is not None), None)
+
     def _room_for(self, client_id: str) -> None:
         """Raises Invalid where as many runs wait or run as may, of this page or of all."""
         clients = [session.client for session in self._all.values() if not session.over]

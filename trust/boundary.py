@@ -98,6 +98,9 @@ UPDATE = record({"prompt": _graph}, {"workflow": _WORKFLOW, **_RUN_KEYS}, others
 STOP = record({}, _RUN_KEYS, others=True)
 PICTURE = record({"node": _NAME}, _RUN_KEYS, others=True)
 SNAPSHOT = record({"node": text(256, r".+"), "client_id": text(256, r".+")}, others=True)
+SOURCES = record(
+    {"kind": one_of("device", "address", "ndi", "spout", "syphon")}, others=True
+)
 _VIEW = whole(0, 2**16)
 HEARD = either(
     record(

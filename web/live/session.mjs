@@ -265,6 +265,13 @@ export class Session extends EventTarget {
     return fileName(filename, subfolder)
   }
 
+  /** Another one-time address for the phone of a Live Camera. Throws Invalid. */
+  async renewPhone(node) {
+    const { phone } = await this.#post('phone', { ...this.#keys, node })
+    this.cameras.find((camera) => camera.node === node).phone = phone
+    return phone
+  }
+
   /** Whether a view's pictures are wanted with what they were made from. */
   compare(view, on) {
     this.#worker?.postMessage({ type: 'compare', view, on })
