@@ -1,12 +1,15 @@
 """What there is to choose from for a source: its names, asked for in a thread and for a while."""
 
 import asyncio
+import logging
 from typing import Any
 
 from .sources import PULLED, kind
 
 _PATIENCE = 4.0  # seconds that a source has to tell its names
 _MOST, _LONG = 64, 256  # names, and letters of one
+
+_log = logging.getLogger(__name__)
 
 
 class Listing:
@@ -36,6 +39,9 @@ def _listed(source: str) -> dict[str, Any]:
             # what is missing, or not allowed, is said there
             made.check("")
         return {"names": names, "reason": None}
-    except Exception as reason:
+    except ValueError as reason:
+        return {"names": [], "reason": str(reason)}
+    except Exception:
         # also what a library raises that is none of its documented errors
-        return {"names": [], "reason": str(reason) or type(reason).__name__}
+        _log.warning("Live: %s could not be listed", source, exc_info=True)
+        return {"names": [], "reason": f"{source}: names cannot be told; the log has more."}

@@ -113,9 +113,9 @@ const CSS = `
   overflow: hidden; color: #e8a33d; display: -webkit-box; -webkit-line-clamp: 3;
   -webkit-box-orient: vertical;
 }
-.livediffusion-figures[data-state='sending']::before { content: '\25CF '; color: #3fb968; }
+.livediffusion-figures[data-state='sending']::before { content: '\\25CF '; color: #3fb968; }
 .livediffusion-figures[data-state='waiting']::before,
-.livediffusion-figures[data-state='refused']::before { content: '\25CF '; color: #e8a33d; }
+.livediffusion-figures[data-state='refused']::before { content: '\\25CF '; color: #e8a33d; }
 .livediffusion-line {
   display: flex; flex-wrap: wrap; align-items: center; justify-content: flex-end; gap: 4px;
   flex: none; min-width: 0;
