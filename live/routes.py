@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import functools
+import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,10 +11,14 @@ from aiohttp import WSMsgType, web
 
 from ..trust import boundary
 from ..trust.schema import BadData
+from . import whip
 from .cameras import PAGE, wanted
 from .guard import asked, body, forbid, guarded
+from .keeper import Keeper, connected
+from .kept import Kept
 from .listing import Listing
 from .phone_page import PhonePage
+from .rtc import Rtc
 from .session import OVER, TAKEN_OVER, Session
 from .sessions import Invalid, Sessions
 from .sinks import mjpeg
@@ -29,13 +34,18 @@ _AWAITED = 0.5  # seconds between two looks for a run that an open stream waits 
 def add_routes(server) -> Sessions:
     """Register the routes on ComfyUI's PromptServer; returns its live runs."""
     sessions = Sessions(server)
-    api, listing = _Api(sessions), Listing()
+    rtc = whip.add(server.routes.route, sessions)
+    api, listing = _Api(sessions, connected(sessions, server), rtc), Listing()
     phone = api.phone
     for method, path, handler in (
         ("POST", "start", guarded(api.start)),
         ("POST", "update", guarded(api.update)),
         ("POST", "stop", guarded(api.stop)),
         ("GET", "stats", guarded(api.stats)),
+        ("GET", "runs", guarded(api.runs)),
+        ("POST", "keep", guarded(api.keep)),
+        ("POST", "attach", guarded(api.attach)),
+        ("POST", "end", guarded(api.end)),
         ("POST", "snapshot", guarded(api.snapshot)),
         ("POST", "picture", guarded(api.picture)),
         ("GET", "frames", guarded(api.frames, boundary.MOST_OPEN)),
@@ -52,29 +62,46 @@ def add_routes(server) -> Sessions:
 
 
 class _Api:
-    def __init__(self, sessions: Sessions):
-        self._sessions = sessions
+    def __init__(self, sessions: Sessions, keeper: Keeper, rtc: Rtc):
+        self._sessions, self._keeper, self._rtc = sessions, keeper, rtc
         self.phone = PhonePage(sessions)
 
     async def start(self, request: web.Request) -> web.StreamResponse:
         data = await asked(request, boundary.START)
-        client = data.get("client_id", "")
+        client, kept = data.get("client_id", ""), data.get("unattended", False)
         try:
+            run = self._keeper.place() if kept else None
             session = await self._sessions.start(
-                data["prompt"], data.get("workflow"), client, data.get("secret")
+                data["prompt"], data.get("workflow"), client, data.get("secret"), run
             )
+            name = data.get("name", "")
+            warning = await self._keeper.keep(session, name) if kept else None
         except Invalid as reason:
             return web.json_response(reason.answer, status=400)
-        return web.json_response(
-            {
-                "session": session.id,
-                "token": session.token,
-                "prompt_id": session.prompt_id,
-                "version": session.version,
-                "ahead": session.ahead,
-                **self._described(session, request),
-            }
-        )
+        return web.json_response({**self._begun(session, request), "warning": warning})
+
+    async def runs(self, request: web.Request) -> web.StreamResponse:
+        return web.json_response({"runs": self._keeper.told()})
+
+    async def keep(self, request: web.Request) -> web.StreamResponse:
+        data = await asked(request, boundary.KEEP)
+        session = self._session(data)
+        try:
+            warning = await self._keeper.keep(session, data.get("name", ""))
+        except Invalid as reason:
+            return web.json_response(reason.answer, status=400)
+        return web.json_response({"run": session.kept, "warning": warning})
+
+    async def attach(self, request: web.Request) -> web.StreamResponse:
+        kept = self._kept(await asked(request, boundary.RUN))
+        session = kept.session
+        if session is None or session.over:
+            return web.json_response(kept.told(time.monotonic()))
+        return web.json_response(self._begun(session, request))
+
+    async def end(self, request: web.Request) -> web.StreamResponse:
+        await self._keeper.end(self._kept(await asked(request, boundary.RUN)))
+        return web.json_response({})
 
     async def update(self, request: web.Request) -> web.StreamResponse:
         data = await asked(request, boundary.UPDATE)
@@ -182,6 +209,12 @@ class _Api:
         named = {"filename": place.path.name, "subfolder": place.subfolder, "type": "output"}
         return web.json_response(named)
 
+    def _kept(self, data: Mapping[str, Any]) -> Kept:
+        kept = self._keeper.get(data["run"])
+        if kept is None:
+            raise web.HTTPGone(text='{"error": {"message": "It is not kept running any more."}}')
+        return kept
+
     def _session(self, data: Mapping[str, Any], ended: bool = False) -> Session:
         """The session that a request names and may speak for."""
         try:
@@ -192,13 +225,21 @@ class _Api:
             raise web.HTTPGone(text='{"error": {"message": "This live run is over."}}')
         return session
 
+    def _begun(self, session: Session, request: web.Request) -> dict[str, Any]:
+        """What a page needs to listen to a run, and to drive it."""
+        return {
+            "session": session.id, "token": session.token, "prompt_id": session.prompt_id,
+            "version": session.version, "ahead": session.ahead, "run": session.kept,
+            **self._described(session, request),
+        }  # fmt: skip
+
     def _described(self, session: Session, request: web.Request) -> dict[str, Any]:
         cut = session.wanted
         cameras = wanted(cut)
         for camera in cameras:
             if camera["source"] == PHONE:
                 camera["phone"] = self.phone.told(request, session, camera["node"])
-        return {
+        told = {
             "cameras": cameras,
             "views": [
                 {
@@ -212,6 +253,7 @@ class _Api:
             "sends": cut.sends,
             "idle": [{"node": n, "type": cut.graph[n]["class_type"]} for n in cut.idle],
         }
+        return self._rtc.described(session, told)
 
 
 async def _names(listing: Listing, request: web.Request) -> web.StreamResponse:
@@ -229,8 +271,11 @@ def _hear(session: Session, viewer: Viewer, owner: bool, text: str) -> None:
     if data["type"] == "compare":
         session.compare(viewer, data["view"], data.get("on", False))
         return
+    if data["type"] == "elsewhere":
+        viewer.leave_out(data["view"], data["on"])
+        return
     viewer.shown(data["view"])
-    if owner:
+    if owner or session.kept:
         session.showed(data.get("latency_ms"))
 
 

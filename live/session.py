@@ -51,6 +51,8 @@ class Session:
         forget: called when the run is over: lets go of the oldest that are.
         reason, node: why it ended, and at which node, if there is more to say.
         ahead: prompts that run before this one.
+        kept: what names it where it goes on without a page; see keeper.py.
+        broken: it ended because a task of its own did.
         frames: the frames' side.
     """
 
@@ -60,6 +62,8 @@ class Session:
         self.id = secrets.token_urlsafe(12)
         self.token = secrets.token_urlsafe(24)
         self.client = self.view_secret = ""
+        self.kept: str | None = None
+        self.broken = False
         self.shared = Shared(self.id, split, open_film, self.problem)
         self.frames = Frames(self.shared, self)
         self.state, self.reason, self.node, self.ahead = "queued", None, None, 0
@@ -187,7 +191,7 @@ class Session:
             self.owner, self._patience = None, OWNER_MISSED
 
     def showed(self, latency: Any) -> None:
-        """The owner has shown a picture `latency` milliseconds after its capture."""
+        """A picture was shown `latency` milliseconds after its capture."""
         if isinstance(latency, int | float) and 0 <= latency < 60_000:
             self._latency.add(float(latency))
 
@@ -217,7 +221,7 @@ class Session:
         while not self.over:
             await asyncio.sleep(_ROUND)
             even = not even
-            self._patience -= 0 if self.owner else _ROUND
+            self._patience -= 0 if self.owner or self.kept else _ROUND
             if self._patience < 0:
                 self.stop("The page that started it is gone.")
             if even:
@@ -315,6 +319,7 @@ class Session:
                 _log.warning("Live: the %s task raised", what, exc_info=True)
                 words = f"{what}: {reason or type(reason).__name__}"
                 if again and not restarts.again():
+                    self.broken = True
                     return self.stop(f"{words}. The live run cannot go on without it.")
                 self.shared.faults.refuse("task", None, RuntimeError(words))
                 if not again:

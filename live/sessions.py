@@ -22,11 +22,14 @@ from .media.reader import look_at
 from .session import Session
 from .shared import BROWSER, FILE
 from .sinks.mjpeg import Keys, secret
+from .sources import SCREEN
 from .view import View
 
 # the injected node that runs the frames; no graph's own id looks like it
 RUN = "livediffusion-run"
 _KEPT = most("sessions.Sessions._all")  # sessions that are over, for those who still ask
+# what only a page sends
+_PAGE = {BROWSER: "browser's camera", SCREEN: "screen"}
 _LOOK = 0.2  # seconds between two looks at the queue
 
 
@@ -44,6 +47,11 @@ class Invalid(Exception):
             for reason in reasons["errors"]:
                 reason.get("extra_info", {}).pop("traceback", None)
         self.answer = {"error": error, "node_errors": node_errors}
+
+    @classmethod
+    def of(cls, message: str) -> "Invalid":
+        """What is about no node."""
+        return cls(_error(message), {})
 
 
 class Sessions:
@@ -68,12 +76,14 @@ class Sessions:
         return session
 
     async def start(
-        self, graph: Any, workflow: Any, client_id: str, view_secret: Any = None
-    ) -> Session:
+        self, graph: Any, workflow: Any, client_id: str, view_secret: Any = None,
+        kept: str | None = None,
+    ) -> Session:  # fmt: skip
         """Validate a graph, cut it and queue it.
 
         Args:
             view_secret: what its views' addresses as streams are made from; see Keys.
+            kept: what names it as one that goes on without a page; see keeper.py.
 
         Raises:
             Invalid: the graph cannot run live.
@@ -82,13 +92,15 @@ class Sessions:
         extra = {"extra_pnginfo": _pnginfo(workflow)}
         cut = await self._cut(prompt_id, graph, client_id, extra)
         try:
+            if kept:
+                _alone(cut)
             await self._look_at_films(cut, set())
             self._room_for(client_id)  # nothing is awaited between the count and the run
             session = Session(cut, self._film, asyncio.get_running_loop())
             session.shared.look_at(cut)
         except GraphError as reason:
             raise _invalid(cut.graph, reason) from None
-        session.client = client_id
+        session.client, session.kept = client_id, kept
         session.view_secret = secret(view_secret)
         session.shared.prompt_id = prompt_id
         session.shared.extra = {**extra, "preview_method": "none"}
@@ -106,6 +118,8 @@ class Sessions:
         extra = {"extra_pnginfo": _pnginfo(workflow)}
         cut = await self._cut(session.prompt_id, graph, client_id, extra)
         try:
+            if session.kept:
+                _alone(cut)
             await self._look_at_films(cut, set(_films(session.wanted)))
             return session.update(cut)
         except GraphError as reason:
@@ -115,6 +129,13 @@ class Sessions:
         """The run, and its Live Camera, that a phone's key is of."""
         found = [(session, session.phones.node(key)) for session in self._all.values()]
         return next(((session, node) for session, node in found if node is not None), None)
+
+    def alone(self, cut: Split) -> None:
+        """Raises Invalid for a graph that has something which only a page sends."""
+        try:
+            _alone(cut)
+        except GraphError as reason:
+            raise _invalid(cut.graph, reason) from None
 
     def _room_for(self, client_id: str) -> None:
         """Raises Invalid where as many runs wait or run as may, of this page or of all."""
@@ -199,6 +220,10 @@ class Sessions:
             elif queue.delete_queue_item(lambda item: item[1] == session.prompt_id):
                 session.conclude("ended")
 
+    def running(self) -> list[Session]:
+        """Those that are not over."""
+        return [session for session in self._all.values() if not session.over]
+
     def _forget(self) -> None:
         over = [id for id, session in self._all.items() if session.over]
         for id in over[:-_KEPT]:
@@ -221,6 +246,15 @@ class Sessions:
             if hmac.compare_digest(self.key(session, node).encode(), key.encode())
         ]  # fmt: skip
         return max(found, key=lambda one: one[0].running, default=None)
+
+
+def _alone(cut: Split) -> None:
+    """Raises GraphError for a source that only a page sends."""
+    for node in cut.sources:
+        source = constant(cut.graph[node]["inputs"], "source", BROWSER, node)
+        if source in _PAGE:
+            words = f"source: a run without a page has nobody who sends it a {_PAGE[source]}."
+            raise GraphError(f"{words} Choose another source.", node)
 
 
 def _films(cut: Split) -> list[tuple[str, str]]:

@@ -33,6 +33,7 @@ class Comfy:
         self.messages = []
         self.finished = collections.OrderedDict()
         self.routes = web.RouteTableDef()
+        self.app = web.Application(client_max_size=2**26)
         self.loop = asyncio.new_event_loop()
         self.prompt_queue = execution.PromptQueue(self)
         self.sessions = add_routes(self)
@@ -92,9 +93,8 @@ class Comfy:
         asyncio.set_event_loop(self.loop)
 
         async def begin():
-            app = web.Application(client_max_size=2**26)
-            app.add_routes(self.routes)
-            self._runner = web.AppRunner(app, shutdown_timeout=1)
+            self.app.add_routes(self.routes)
+            self._runner = web.AppRunner(self.app, shutdown_timeout=1)
             await self._runner.setup()
             await web.TCPSite(self._runner, "127.0.0.1", 0).start()
             self.url = f"http://127.0.0.1:{self._runner.addresses[0][1]}"

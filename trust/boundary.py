@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from typing import Any
 from urllib.parse import urlsplit
 
+from .addresses import is_loopback
 from .schema import (
     BadData,
     Limits,
@@ -39,14 +40,19 @@ from .schema import (
 
 REQUEST = Limits(bytes=20 * 2**20, depth=100, items=500_000)
 MESSAGE = Limits(bytes=4096, depth=4, items=64)
+KEPT = Limits(REQUEST.bytes + 2**16, REQUEST.depth + 4, REQUEST.items + 1000)
+SETTINGS = Limits(bytes=4 * 2**20, depth=100, items=500_000)
 SIDECAR = Limits(bytes=4 * 2**20, depth=8, items=100_000)
 RESULT = Limits(bytes=2**20, depth=8, items=20_000)
 RUNTIME_CACHE = 2**28  # bytes of what was compiled for an engine; more costs more than it saves
 
 MOST_RUNS = 16  # live runs of a server that wait or run
 MOST_RUNS_OF_ONE = 8  # of them, of one page
+MOST_KEPT = 1  # without a page; ComfyUI runs one prompt at a time
 MOST_VIEWS = 32  # of one run
 MOST_LISTENERS = 32  # of one run
+MOST_PEERS = 24  # WebRTC connections of a server
+MOST_PEERS_OF_RUN = 8  # of them, of one run
 MOST_OPEN = 64  # frame sockets of a server, and as many MJPEG streams; they need a token or a key
 
 # -- what is read from JSON ------------------------------------------------------------------
@@ -91,16 +97,23 @@ _WORKFLOW = either(nothing, unchanged(record({}, {"id": _ID}, others=True)))
 # requests and messages: what is not known is left out, for a page that is newer than the server
 START = record(
     {"prompt": _graph},
-    {"workflow": _WORKFLOW, "client_id": _NAME, "secret": either(nothing, text(200))},
+    {
+        "workflow": _WORKFLOW, "client_id": _NAME, "secret": either(nothing, text(200)),
+        "unattended": flag, "name": _NAME,
+    },
     others=True,
-)
+)  # fmt: skip
 UPDATE = record({"prompt": _graph}, {"workflow": _WORKFLOW, **_RUN_KEYS}, others=True)
 STOP = record({}, _RUN_KEYS, others=True)
+KEEP = record({}, {"name": _NAME, **_RUN_KEYS}, others=True)
+RUN = record({"run": _KEY}, others=True)  # one that is kept without a page
 PICTURE = record({"node": _NAME}, _RUN_KEYS, others=True)
 SNAPSHOT = record({"node": text(256, r".+"), "client_id": text(256, r".+")}, others=True)
 SOURCES = record(
     {"kind": one_of("device", "address", "ndi", "spout", "syphon")}, others=True
 )
+# 'what' is an address or the name of a device
+ALLOW = record({"kind": one_of("address", "device"), "what": text(1024, r".+")}, others=True)
 _VIEW = whole(0, 2**16)
 HEARD = either(
     record(
@@ -109,9 +122,22 @@ HEARD = either(
         others=True,
     ),
     record({"type": one_of("compare"), "view": _VIEW}, {"on": flag}, others=True),
+    record({"type": one_of("elsewhere"), "view": _VIEW, "on": flag}, others=True),
 )
 
+# of ComfyUI's settings
+UNATTENDED = record({}, {"livediffusion.startUnattended": flag}, others=True)
+
 # files: what is not known is refused
+ALLOWED = record(
+    {}, {"addresses": items(text(1024), 0, 1000), "devices": items(text(256), 0, 1000)}
+)
+SECRETS = table(text(32, r"[a-z0-9]+"), record({"secret": text(1024), "for": text(512)}), 1000)
+_KEPT_RUN = record(
+    {"run": _KEY, "name": _NAME, "graph": _graph, "since": number(0, 1e12)},
+    {"workflow": _WORKFLOW},
+)
+KEPT_RUNS = record({"livediffusion": one_of(1), "runs": items(_KEPT_RUN, 0, MOST_KEPT)})
 _CLASS = fields(text(64, r"[\w.]+"), text(64, r"[A-Za-z]\w*"))
 FAMILY = record(
     {
@@ -303,6 +329,42 @@ def stranger(headers: Mapping[str, str], cors: str | None = None) -> str | None:
         "on what the browser asked for: Host with its port (nginx: proxy_set_header Host "
         "$http_host), or the same as X-Forwarded-Host."
     )
+
+
+_FORWARDED = ("Forwarded", "Via", "X-Real-IP", "CF-Connecting-IP", "True-Client-IP")
+
+
+def at_server(headers: Mapping[str, str], peer: str | None) -> bool:
+    """Whether a request is of somebody who sits at this machine: a page on localhost, a program.
+
+    A proxy on this machine says so by its headers, and has its own name for Host; a name that was
+    made to lead here (DNS rebinding) is no localhost. Another site's page is a stranger, whatever
+    --enable-cors-header says.
+
+    Args:
+        headers: of the request.
+        peer: the IP address that it came from.
+    """
+    host = place(headers.get("Host", ""))
+    return (
+        stranger(headers) is None
+        and host is not None
+        and (host[0] == "localhost" or _is_loopback(host[0]))
+        and _is_loopback(peer or "")
+        and not any(
+            name.lower().startswith("x-forwarded-") or name.title() in _titles for name in headers
+        )
+    )
+
+
+_titles = {name.title() for name in _FORWARDED}
+
+
+def _is_loopback(ip: str) -> bool:
+    try:
+        return is_loopback(ipaddress.ip_address(ip.partition("%")[0]))
+    except ValueError:
+        return False
 
 
 def _same(origin: str, host: tuple[str, int | None]) -> bool:
