@@ -209,7 +209,8 @@ export class Picker {
       waiting: 'sourceWaiting', refused: 'sourceRefused', asking: 'phoneAsking'
     }
     this.note.textContent = say(keys[state] ?? 'sourceWaiting', { fps: fps.toFixed(1) })
-    this.told = state === 'giving' ? say('sourceShown') : (reason ?? UNUSED)
+    // a phone's code stays, or why there is none
+    if (state !== 'asking') this.told = state === 'giving' ? say('sourceShown') : (reason ?? UNUSED)
   }
 
   /** Show a phone's code, or why there is none; null takes it away. */

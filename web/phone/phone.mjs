@@ -120,11 +120,12 @@ function told(live, now) {
   return say(run === 'live' ? 'starting' : 'phoneQueued')
 }
 
-/** It is over for good. */
+/** It is over for good. @param reason sentences, of which the first is the largest */
 function over(reason) {
   stop()
-  $('title').textContent = reason
-  $('what').textContent = ''
+  const [, first, rest] = /^(.+?[.\u3002])\s*(.*)$/su.exec(reason) ?? [reason, reason, '']
+  $('title').textContent = first
+  $('what').textContent = rest
   show('over')
 }
 
