@@ -63,6 +63,11 @@ KEPT = {
     "viewer.Viewer._packets": Bound(1, "coded picture", "view"),
     "viewer.Viewer._away": Bound(1, "number", "view"),
     "viewer.Viewer.inputs": Bound(1, "number", "view"),
+    # on the way between FFmpeg and a server
+    "relay.Relay._waiting": Bound(2, "directions, each of 1 MB and a chunk", "source"),
+    "reading.Reading._held": Bound(4, "connections", "source"),
+    "rtsp.Conversation._open": Bound(16, "questions without an answer", "source"),
+    "rtsp.Conversation._bases": Bound(2, "names", "source"),
     # of a connection over SRT
     "srt.Srt._sent": Bound(8192, "packets of 1.3 KB", "node"),
     "srt.Srt._parked": Bound(8192, "packets of 1.3 KB", "source"),
@@ -80,6 +85,8 @@ KEPT = {
     "rtc._Held.ufrags": Bound(MOST_SECTIONS, "texts"),
     "webrtc.peers.Peer._tasks": Bound(3, "tasks"),
     "sessions.Sessions._all": Bound(8, "runs that are over, beside those that are not", "run"),
+    "concealed.Concealed._known": Bound(256, "secrets of addresses"),
+    "concealed.Concealed._kept": Bound(1000, "secrets of addresses that were allowed"),
     "still.Stills._pictures": Bound(8, "coded pictures"),
     "keeper.Keeper._runs": Bound(MOST_KEPT, "runs without a page"),
     "kept.Lines._counts": Bound(16, "kinds of failures"),

@@ -166,7 +166,10 @@ class Rtc:
 
     async def _open(self, held: _Held, offer: str, make: Callable[..., Any]) -> Told:
         session = held.session
-        mine = sum(one.session is session for one in self._held.values())
+        mine = sum(
+            one.session is session and (held.what is None or one.what != held.what)
+            for one in self._held.values()
+        )
         if len(self._held) + self._opening >= most("rtc.Rtc._held"):
             raise Full("This server has as many WebRTC connections as it may. Close some.")
         if mine >= boundary.MOST_PEERS_OF_RUN:

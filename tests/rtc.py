@@ -1,15 +1,17 @@
-"""The other end of WebRTC, by aiortc: a program that publishes the counter film, and one that plays.
+"""The other end of WebRTC, by aiortc: who publishes the counter film, and who plays a view.
 
 Both talk HTTP as RFC 9725 has it, and know nothing of the pack.
 """
 
 import asyncio
 import contextlib
+import threading
 import time
 from fractions import Fraction
 
 import av
 import numpy as np
+from aiohttp import web
 from aiortc import RTCConfiguration, RTCPeerConnection, RTCSessionDescription
 from aiortc.mediastreams import MediaStreamError, MediaStreamTrack
 from ends import count, counted
@@ -103,3 +105,83 @@ def flat_offer():
 def noise(side, seed=0):
     """A picture that is hard to encode."""
     return np.random.default_rng(seed).integers(0, 255, (side, side, 3), np.uint8)
+
+
+class Taker:
+    """A WHIP server as a service is one: aiortc behind aiohttp, in a thread of its own.
+
+    Attributes:
+        numbers: of the counter film, as they were decoded; `keys` the Authorization headers.
+        plugged: False has it cut every connection, and take none.
+    """
+
+    def __init__(self):
+        self.numbers, self.keys, self.deleted, self.plugged = [], [], 0, True
+        self.loop, self._open, self._up = asyncio.new_event_loop(), [], threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+
+    def __enter__(self):
+        self._thread.start()
+        assert self._up.wait(10)
+        return self
+
+    def __exit__(self, *error):
+        asyncio.run_coroutine_threadsafe(self._close(), self.loop).result(10)
+        self.loop.call_soon_threadsafe(self.loop.stop)
+        self._thread.join(10)
+
+    def pull(self):
+        """Cut everything, and take no more until `plugged`."""
+        self.plugged = False
+        asyncio.run_coroutine_threadsafe(self._cut(), self.loop).result(10)
+
+    async def _cut(self):
+        for connection in self._open:
+            for transport in connection._RTCPeerConnection__iceTransports:
+                for protocol in transport._connection._protocols:
+                    protocol.transport.abort()
+
+    def _run(self):
+        asyncio.set_event_loop(self.loop)
+        self.loop.run_until_complete(self._begin())
+        self.loop.run_forever()
+
+    async def _begin(self):
+        app = web.Application()
+        app.router.add_post("/whip", self._take)
+        app.router.add_delete("/whip/1", self._delete)
+        self._runner = web.AppRunner(app)
+        await self._runner.setup()
+        await web.TCPSite(self._runner, "127.0.0.1", 0).start()
+        self.port = self._runner.addresses[0][1]
+        self._up.set()
+
+    async def _delete(self, request):
+        self.deleted += 1
+        return web.Response()
+
+    async def _take(self, request):
+        self.keys.append(request.headers.get("Authorization"))
+        if not self.plugged:
+            return web.Response(status=503)
+        connection = RTCPeerConnection(RTCConfiguration(iceServers=[]))
+        self._open.append(connection)
+        connection.on("track", lambda track: asyncio.ensure_future(self._read(track)))
+        said = RTCSessionDescription(await request.text(), "offer")
+        await connection.setRemoteDescription(said)
+        await connection.setLocalDescription(await connection.createAnswer())
+        headers = {"Location": "/whip/1"}
+        text = connection.localDescription.sdp
+        kind = "application/sdp"
+        return web.Response(status=201, text=text, content_type=kind, headers=headers)
+
+    async def _read(self, track):
+        with contextlib.suppress(MediaStreamError):
+            while True:
+                frame = await track.recv()
+                self.numbers.append(count(frame.to_ndarray(format="rgb24")))
+
+    async def _close(self):
+        for connection in self._open:
+            await connection.close()
+        await self._runner.cleanup()

@@ -9,7 +9,9 @@ name is resolved, not even the `.local` ones that browsers hide their address be
 
 import ipaddress
 import re
+import socket
 
+from .addresses import IP, never
 from .schema import BadData
 
 LARGEST = 64 * 1024  # bytes; a browser's offer of a camera has 6 to 8 KiB
@@ -58,6 +60,39 @@ def offer(data: bytes, peer: str) -> str:
     return "\r\n".join(kept) + "\r\n"
 
 
+def answer(data: bytes, peer: str) -> str:
+    """The answer of a server that was asked to take pictures, with candidates that may be tried.
+
+    Those at the address that it answered from. Where that is a public one, other public ones, too,
+    because large services answer at one place and take the pictures at another; where it is this
+    machine, all of this machine's own.
+
+    Args:
+        peer: the IP address that it came from.
+
+    Raises:
+        BadData: it is none.
+    """
+    lines = _lines(data)
+    media = [line for line in lines if line.startswith("m=")]
+    if lines[0] != "v=0" or len(media) != 1 or not _MEDIA.fullmatch(media[0]):
+        raise BadData("The answer is no session description (SDP) of one track.")
+    there, kept, ports = _address(peer), [], 0
+    for line in lines:
+        if line.startswith("a=candidate:"):
+            match = _CANDIDATE.fullmatch(line)
+            host = match and _address(match[2])
+            if host is None or not 0 < int(match[3]) < 2**16 or ports >= MOST_CANDIDATES:
+                continue
+            if never(host) is not None or not _belongs(host, there):
+                continue
+            ports += 1
+            line = f"a=candidate:{ports} 1 udp {min(int(match[1]), 2**31 - 1)} {host} {match[3]}"
+            line += " typ host"
+        kept.append(line)
+    return "\r\n".join(kept) + "\r\n"
+
+
 def fragment(data: bytes, peer: str) -> tuple[str | None, list[str]]:
     """Candidates that are told after the offer (RFC 8840).
 
@@ -102,7 +137,21 @@ def candidates(lines: list[str], peer: str) -> list[str]:
     ]
 
 
-def _address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+def _belongs(host: IP, there: IP | None) -> bool:
+    if there is None or host == there:
+        return host == there
+    if not there.is_loopback:
+        return there.is_global and host.is_global
+    family = socket.AF_INET6 if host.version == 6 else socket.AF_INET
+    try:
+        with socket.socket(family, socket.SOCK_DGRAM) as own:
+            own.bind((str(host), 0))  # only an address of this machine can be bound
+    except OSError:
+        return False
+    return True
+
+
+def _address(text: str) -> IP | None:
     try:
         found = ipaddress.ip_address(text)
     except ValueError:

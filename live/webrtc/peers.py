@@ -36,6 +36,8 @@ SIDE, PIXELS = 4096, 4096 * 2304  # of a picture that is taken
 BEHIND = 3.0  # seconds that decoding may fall behind what comes, before the connection is ended
 _PREFERRED = (f"video/{H264}", f"video/{VP8}")
 _JITTER = "_RTCRtpReceiver__jitter_buffer"
+_LOOK = 0.25  # seconds between two looks for the other end's reports
+_MISSED = 2.5  # seconds without one, at the least, after which it is taken to be gone
 _ALIKE = 5.0  # seconds that two clocks may differ and be taken for one
 
 
@@ -304,6 +306,25 @@ class Publisher(Playback):
         except Exception:
             # aiortc's reader of answers raises whatever went wrong in it
             raise BadData("its answer is of no video that is known here") from None
+        self._tasks.append(asyncio.ensure_future(self._listen()))
+
+    async def _listen(self) -> None:
+        """UDP says nothing of a cable that is pulled: the other end's reports stay away.
+
+        aiortc itself hears of it after half a minute (RFC 7675). Who sends few reports is given
+        longer, who sends none is never missed here.
+        """
+        last, heard, longest = None, time.monotonic(), 0.0
+        while True:
+            await asyncio.sleep(_LOOK)
+            found = [one for one in (await self._sender.getStats()).values()
+                     if one.type == "remote-inbound-rtp"]  # fmt: skip
+            now, said = time.monotonic(), found[0].timestamp if found else None
+            if said != last:
+                longest = max(longest, now - heard)
+                last, heard = said, now
+            elif longest and now - heard > max(_MISSED, 3 * longest):
+                return await self.close("it does not answer any more")
 
 
 def _unix(ntp: int) -> float:
