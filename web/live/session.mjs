@@ -107,7 +107,7 @@ class Lane {
   /** The worker has no way to read it: one picture. */
   async picture() {
     // a video that has no picture yet, or none any more, is no bitmap
-    const { video } = this.#capture
+    const video = await this.#capture.next()
     const bitmap = video && (await createImageBitmap(video).catch(() => null))
     this.#session.order({ type: 'bitmap', place: this.#place, bitmap }, bitmap ? [bitmap] : [])
   }
