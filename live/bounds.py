@@ -7,7 +7,14 @@ in the source, and one that holds more than it says is found in a run.
 
 from typing import NamedTuple
 
-from ..trust.boundary import MOST_KEPT, MOST_LISTENERS
+from ..trust.boundary import (
+    MOST_KEPT,
+    MOST_LISTENERS,
+    MOST_PEERS,
+    MOST_PEERS_OF_RUN,
+    MOST_VIEWS,
+)
+from ..trust.offers import MOST_SECTIONS
 
 
 class Bound(NamedTuple):
@@ -41,6 +48,7 @@ KEPT = {
     "origins.Moment.places": Bound(1, "place in a film", "node"),
     "executor.FrontierCache.entries": Bound(1, "frozen value", "node"),
     "shared.Shared.views": Bound(1, "view", "view"),
+    "view.View._taps": Bound(MOST_PEERS_OF_RUN, "connections"),
     "view.View._recorders": Bound(4, "recordings that are not whole yet"),
     "sinks.record.Recorder._frames": Bound(8, "pictures"),
     "workers.Workers._threads": Bound(3, "threads"),
@@ -55,6 +63,17 @@ KEPT = {
     "viewer.Viewer._packets": Bound(1, "coded picture", "view"),
     "viewer.Viewer._away": Bound(1, "number", "view"),
     "viewer.Viewer.inputs": Bound(1, "number", "view"),
+    # on the way between FFmpeg and a server
+    "relay.Relay._waiting": Bound(2, "directions, each of 1 MB and a chunk", "source"),
+    "reading.Reading._held": Bound(4, "connections", "source"),
+    "rtsp.Conversation._open": Bound(16, "questions without an answer", "source"),
+    "rtsp.Conversation._bases": Bound(2, "names", "source"),
+    # of a connection over SRT
+    "srt.Srt._sent": Bound(8192, "packets of 1.3 KB", "node"),
+    "srt.Srt._parked": Bound(8192, "packets of 1.3 KB", "source"),
+    "srt.Srt._ready": Bound(8192, "packets of 1.3 KB", "source"),
+    "srt_keys.Keys._known": Bound(2, "keys", "node"),
+    "viewer.Viewer.elsewhere": Bound(MOST_VIEWS, "numbers"),
     # figures
     "meters.Rate._times": Bound(30, "times"),
     "meters.Spread._values": Bound(300, "values"),
@@ -62,7 +81,12 @@ KEPT = {
     "faults.Faults._told": Bound(6, "kinds of faults", "node"),
     "faults.Restarts._times": Bound(4, "times"),
     # of the server, beyond a run
+    "rtc.Rtc._held": Bound(MOST_PEERS, "connections"),
+    "rtc._Held.ufrags": Bound(MOST_SECTIONS, "texts"),
+    "webrtc.peers.Peer._tasks": Bound(3, "tasks"),
     "sessions.Sessions._all": Bound(8, "runs that are over, beside those that are not", "run"),
+    "concealed.Concealed._known": Bound(256, "secrets of addresses"),
+    "concealed.Concealed._kept": Bound(1000, "secrets of addresses that were allowed"),
     "still.Stills._pictures": Bound(8, "coded pictures"),
     "keeper.Keeper._runs": Bound(MOST_KEPT, "runs without a page"),
     "kept.Lines._counts": Bound(16, "kinds of failures"),

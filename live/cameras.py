@@ -1,10 +1,13 @@
 """What pages and phones send to a run: from coded pictures to the feeds. In the server's loop."""
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from typing import Any
+
+import numpy as np
 
 from . import pacing
 from .feeds import CameraFeed
@@ -92,6 +95,20 @@ class Cameras:
         except NotTaken as reason:
             self._shared.faults.count("frame")
             viewer.tell({**answer, "refused": str(reason)})
+
+    def given(self, key: Any, picture: np.ndarray, captured: float) -> None:
+        """A picture that comes decoded, by WebRTC. In any thread, of each feed in one at a time.
+
+        Args:
+            picture: [H, W, 3] uint8.
+            captured: seconds since the epoch, by the sender's clock.
+        """
+        feed = self._shared.feeds.get(key)
+        if isinstance(feed, CameraFeed):
+            now = time.monotonic()
+            feed.given(picture, captured, now)
+            with contextlib.suppress(RuntimeError):  # the server is going down
+                self._loop.call_soon_threadsafe(self.rate.add, now)
 
     async def decode(self, over: Callable[[], bool]) -> None:
         """Frames from bytes to images, in worker threads, the latest first, until `over`."""

@@ -136,6 +136,7 @@ class CameraFeed(Feed):
     def __init__(self):
         super().__init__()
         self.coded: Slot[tuple[Packet, float]] = Slot()
+        self._numbered = 0
 
     def decoded(self, packet: Packet, arrived: float) -> Frame:
         """Decode in a worker thread. Raises NotTaken."""
@@ -144,6 +145,11 @@ class CameraFeed(Feed):
             raise NotTaken(f"codec {packet.codec} is not known")
         picture = codec.decode(packet.payload)
         return self._ready(Frame(packet.sequence, packet.captured, arrived, picture))
+
+    def given(self, picture: np.ndarray, captured: float, arrived: float) -> None:
+        """Take one that comes decoded, [H, W, 3] uint8, numbered here. In a worker thread."""
+        self._numbered += 1
+        self.slot.put(self._ready(Frame(self._numbered, captured, arrived, picture)))
 
     def end(self) -> None:
         self.coded.end()

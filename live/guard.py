@@ -33,17 +33,17 @@ def guarded(handler: Handler, most: float = math.inf) -> Handler:
         if not all(map(boundary.is_key, request.match_info.values())):
             forbid("This address is not known.")
         if open_now >= most:
-            raise web.HTTPTooManyRequests(**_told("Too many of these at once. Try again."))
+            raise web.HTTPTooManyRequests(**told("Too many of these at once. Try again."))
         open_now += 1
         try:
             return await handler(request)
         except BadData as reason:
-            raise web.HTTPBadRequest(**_told(str(reason))) from None
+            raise web.HTTPBadRequest(**told(str(reason))) from None
         except (web.HTTPException, ConnectionError):
             raise
         except Exception:
             logging.exception("LiveDiffusion: %s", request.path)
-            raise web.HTTPInternalServerError(**_told("A bug; the log has it.")) from None
+            raise web.HTTPInternalServerError(**told("A bug; the log has it.")) from None
         finally:
             open_now -= 1
 
@@ -64,7 +64,7 @@ def same_origin(request: web.Request) -> None:
 
 def forbid(reason: str) -> None:
     """Raises web.HTTPForbidden with the reason as JSON."""
-    raise web.HTTPForbidden(**_told(reason))
+    raise web.HTTPForbidden(**told(reason))
 
 
 async def body(request: web.Request, most: int) -> bytes:
@@ -96,6 +96,7 @@ async def asked(request: web.Request, schema: Schema) -> dict[str, Any]:
     return boundary.told(data, "request", boundary.REQUEST, schema)
 
 
-def _told(reason: str) -> dict[str, str]:
+def told(reason: str) -> dict[str, str]:
+    """What aiohttp's exceptions are made from, with the reason as JSON."""
     text = web.json_response({"error": {"message": reason}}).text
     return {"text": text, "content_type": "application/json"}

@@ -10,10 +10,12 @@ from aiohttp import WSMsgType, web
 
 from ..trust import boundary
 from ..trust.schema import BadData
+from . import whip
 from .cameras import PAGE, wanted
 from .guard import asked, body, forbid, guarded
 from .keeper import Keeper, connected
 from .kept import Kept
+from .rtc import Rtc
 from .session import OVER, TAKEN_OVER, Session
 from .sessions import Invalid, Sessions
 from .sinks import mjpeg
@@ -28,7 +30,8 @@ _AWAITED = 0.5  # seconds between two looks for a run that an open stream waits 
 def add_routes(server) -> Sessions:
     """Register the routes on ComfyUI's PromptServer; returns its live runs."""
     sessions = Sessions(server)
-    api = _Api(sessions, connected(sessions, server))
+    rtc = whip.add(server.routes.route, sessions)
+    api = _Api(sessions, connected(sessions, server), rtc)
     for method, path, handler in (
         ("POST", "start", guarded(api.start)),
         ("POST", "update", guarded(api.update)),
@@ -48,8 +51,8 @@ def add_routes(server) -> Sessions:
 
 
 class _Api:
-    def __init__(self, sessions: Sessions, keeper: Keeper):
-        self._sessions, self._keeper = sessions, keeper
+    def __init__(self, sessions: Sessions, keeper: Keeper, rtc: Rtc):
+        self._sessions, self._keeper, self._rtc = sessions, keeper, rtc
 
     async def start(self, request: web.Request) -> web.StreamResponse:
         data = await asked(request, boundary.START)
@@ -216,7 +219,7 @@ class _Api:
 
     def _described(self, session: Session) -> dict[str, Any]:
         cut = session.wanted
-        return {
+        told = {
             "cameras": wanted(cut),
             "views": [
                 {
@@ -230,6 +233,7 @@ class _Api:
             "sends": cut.sends,
             "idle": [{"node": n, "type": cut.graph[n]["class_type"]} for n in cut.idle],
         }
+        return self._rtc.described(session, told)
 
 
 def _hear(session: Session, viewer: Viewer, owner: bool, text: str) -> None:
@@ -240,6 +244,9 @@ def _hear(session: Session, viewer: Viewer, owner: bool, text: str) -> None:
         return
     if data["type"] == "compare":
         session.compare(viewer, data["view"], data.get("on", False))
+        return
+    if data["type"] == "elsewhere":
+        viewer.leave_out(data["view"], data["on"])
         return
     viewer.shown(data["view"])
     if owner or session.kept:

@@ -215,6 +215,10 @@ class Sessions:
             elif queue.delete_queue_item(lambda item: item[1] == session.prompt_id):
                 session.conclude("ended")
 
+    def running(self) -> list[Session]:
+        """Those that are not over."""
+        return [session for session in self._all.values() if not session.over]
+
     def _forget(self) -> None:
         over = [id for id, session in self._all.items() if session.over]
         for id in over[:-_KEPT]:

@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
+from . import webrtc
 from .faults import Faults, Refused
 from .feeds import CameraFeed, Feed, FilmFeed
 from .graph import Graph, GraphError, Split, constant, number
@@ -148,6 +149,8 @@ class Shared:
                     return self._open_film(name)
                 case source, _, name:
                     kind(source).check(name)
+                case source, _ if source == WHIP:
+                    webrtc.check("source")
         except ValueError as reason:
             raise GraphError(str(reason), key[1]) from None
         return None

@@ -39,6 +39,18 @@ class Shown(NamedTuple):
     place: Place | None
 
 
+class About(NamedTuple):
+    """What is told of a picture that goes another way than as a Packet; see there."""
+
+    seq: int
+    captured: float
+    version: int
+    source: int
+
+
+Tap = Callable[[np.ndarray, About], None]
+
+
 class View:
     """Args:
         index: names the view on the wire.
@@ -70,6 +82,8 @@ class View:
         self._since = 0.0  # when it was shown
         self._recorder: Recorder | None = None
         self._recorders: list[Recorder] = []
+        self._taps: list[Tap] = []
+        self._about: About | None = None
 
     def same(self, image: Tensor) -> bool:
         """Whether this is the very tensor shown last. In the prompt worker, as `show`."""
@@ -141,6 +155,11 @@ class View:
         picture = await loop.run_in_executor(pool, landed, shown.picture)
         self._arrived(shown)
         self._picture, self._place, self._since = picture, shown.place, time.monotonic()
+        origin = shown.origin
+        about = About(shown.number, origin.captured, shown.version, origin.sequence)
+        self._about = about
+        for tap in list(self._taps):
+            tap(picture, about)
         if self._recorder is not None:
             self._recorder.wish = self.wish
             self._recorder.put(picture, shown.place)
@@ -171,6 +190,20 @@ class View:
             latest = latest._replace(input=data)
         if self.latest is not None and self.latest.sequence == latest.sequence:
             offer(latest)
+
+    def watch(self, tap: Tap) -> None:
+        """Call `tap` with each picture, [H, W, 3] uint8, and with the last one at once.
+
+        It may not wait, nor write to the picture. In the server's loop.
+        """
+        if self._picture is not None and self._about is not None:
+            tap(self._picture, self._about)
+        self._taps.append(tap)
+
+    def unwatch(self, tap: Tap) -> None:
+        """The opposite; any number of times."""
+        if tap in self._taps:
+            self._taps.remove(tap)
 
     def record(self, tell: Callable[[dict[str, Any]], None]) -> None:
         """Begin or end a recording, as `wish` says. In the server's loop.

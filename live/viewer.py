@@ -21,6 +21,7 @@ class Viewer:
     Attributes:
         unsent: pictures that a newer one replaced before they were sent.
         inputs: indices of the views whose pictures it wants with what they were made from.
+        elsewhere: indices of the views whose pictures reach it by WebRTC.
         over, reason: nothing more comes; the code and words to close with, once all is sent.
     """
 
@@ -29,6 +30,7 @@ class Viewer:
         self.view = view
         self.unsent = 0
         self.inputs: set[int] = set()
+        self.elsewhere: set[int] = set()
         self.over: int | None = None
         self.reason = ""
         self._messages: deque[str] = deque(maxlen=most("viewer.Viewer._messages"))
@@ -45,6 +47,8 @@ class Viewer:
         """Send a picture, unless a newer one comes first."""
         if self.view is not None and packet.view != self.view:
             return
+        if packet.view in self.elsewhere:
+            return
         if packet.view not in self.inputs:
             packet = packet._replace(input=b"")
         self.unsent += packet.view in self._packets
@@ -57,9 +61,18 @@ class Viewer:
             self._away[view] -= 1
             self._wake.set()
 
+    def leave_out(self, view: int, on: bool) -> None:
+        """Whether a view's pictures reach this listener by another way."""
+        if not on:
+            self.elsewhere.discard(view)
+        elif len(self.elsewhere) < most("viewer.Viewer.elsewhere"):
+            self.elsewhere.add(view)
+            self._packets.pop(view, None)
+
     def forget(self, view: int) -> None:
         """A view is gone."""
         self.inputs.discard(view)
+        self.elsewhere.discard(view)
         self._packets.pop(view, None)
         self._away.pop(view, None)
 

@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from typing import Any
 from urllib.parse import urlsplit
 
+from .addresses import is_loopback
 from .schema import (
     BadData,
     Limits,
@@ -50,6 +51,8 @@ MOST_RUNS_OF_ONE = 8  # of them, of one page
 MOST_KEPT = 1  # without a page; ComfyUI runs one prompt at a time
 MOST_VIEWS = 32  # of one run
 MOST_LISTENERS = 32  # of one run
+MOST_PEERS = 24  # WebRTC connections of a server
+MOST_PEERS_OF_RUN = 8  # of them, of one run
 MOST_OPEN = 64  # frame sockets of a server, and as many MJPEG streams; they need a token or a key
 
 # -- what is read from JSON ------------------------------------------------------------------
@@ -106,6 +109,8 @@ KEEP = record({}, {"name": _NAME, **_RUN_KEYS}, others=True)
 RUN = record({"run": _KEY}, others=True)  # one that is kept without a page
 PICTURE = record({"node": _NAME}, _RUN_KEYS, others=True)
 SNAPSHOT = record({"node": text(256, r".+"), "client_id": text(256, r".+")}, others=True)
+# 'what' is an address or the name of a device
+ALLOW = record({"kind": one_of("address", "device"), "what": text(1024, r".+")}, others=True)
 _VIEW = whole(0, 2**16)
 HEARD = either(
     record(
@@ -114,12 +119,17 @@ HEARD = either(
         others=True,
     ),
     record({"type": one_of("compare"), "view": _VIEW}, {"on": flag}, others=True),
+    record({"type": one_of("elsewhere"), "view": _VIEW, "on": flag}, others=True),
 )
 
 # of ComfyUI's settings
 UNATTENDED = record({}, {"livediffusion.startUnattended": flag}, others=True)
 
 # files: what is not known is refused
+ALLOWED = record(
+    {}, {"addresses": items(text(1024), 0, 1000), "devices": items(text(256), 0, 1000)}
+)
+SECRETS = table(text(32, r"[a-z0-9]+"), record({"secret": text(1024), "for": text(512)}), 1000)
 _KEPT_RUN = record(
     {"run": _KEY, "name": _NAME, "graph": _graph, "since": number(0, 1e12)},
     {"workflow": _WORKFLOW},
@@ -316,6 +326,42 @@ def stranger(headers: Mapping[str, str], cors: str | None = None) -> str | None:
         "on what the browser asked for: Host with its port (nginx: proxy_set_header Host "
         "$http_host), or the same as X-Forwarded-Host."
     )
+
+
+_FORWARDED = ("Forwarded", "Via", "X-Real-IP", "CF-Connecting-IP", "True-Client-IP")
+
+
+def at_server(headers: Mapping[str, str], peer: str | None) -> bool:
+    """Whether a request is of somebody who sits at this machine: a page on localhost, a program.
+
+    A proxy on this machine says so by its headers, and has its own name for Host; a name that was
+    made to lead here (DNS rebinding) is no localhost. Another site's page is a stranger, whatever
+    --enable-cors-header says.
+
+    Args:
+        headers: of the request.
+        peer: the IP address that it came from.
+    """
+    host = place(headers.get("Host", ""))
+    return (
+        stranger(headers) is None
+        and host is not None
+        and (host[0] == "localhost" or _is_loopback(host[0]))
+        and _is_loopback(peer or "")
+        and not any(
+            name.lower().startswith("x-forwarded-") or name.title() in _titles for name in headers
+        )
+    )
+
+
+_titles = {name.title() for name in _FORWARDED}
+
+
+def _is_loopback(ip: str) -> bool:
+    try:
+        return is_loopback(ipaddress.ip_address(ip.partition("%")[0]))
+    except ValueError:
+        return False
 
 
 def _same(origin: str, host: tuple[str, int | None]) -> bool:

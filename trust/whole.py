@@ -7,7 +7,9 @@ import pathlib
 from typing import Any
 
 
-def write(path: pathlib.Path, value: Any, lasting: bool = True) -> None:
+def write(
+    path: pathlib.Path, value: Any, lasting: bool = True, by_hand: bool = False
+) -> None:
     """Put a value into a file as JSON. Who is killed meanwhile leaves the file before.
 
     The folder is made if it is not there. Nobody but the user may read the file, where the file
@@ -15,12 +17,14 @@ def write(path: pathlib.Path, value: Any, lasting: bool = True) -> None:
 
     Args:
         lasting: it outlives a power cut, for which the disk is waited for.
+        by_hand: people write in it, too: a line for each value.
 
     Raises:
         OSError: it cannot be written; the file before is as it was.
         ValueError: the value is none of JSON's.
     """
-    text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    shape = {"indent": 2} if by_hand else {"separators": (",", ":")}
+    text = json.dumps(value, ensure_ascii=False, allow_nan=False, **shape)
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f"{path.name}.part")
     try:
