@@ -90,9 +90,10 @@ def figures() -> dict[str, float]:
     ctypes.CDLL("libc.so.6").malloc_trim(0)  # what its allocator holds back
     with open("/proc/self/statm", encoding="ascii") as file:
         mb = int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
-    files = len(os.listdir("/proc/self/fd"))
-    return {"MB": round(mb, 1), "objects": len(gc.get_objects()), "threads": threading.active_count(),
-            "files": files}  # fmt: skip
+    return {
+        "MB": round(mb, 1), "objects": len(gc.get_objects()), "threads": threading.active_count(),
+        "files": len(os.listdir("/proc/self/fd")),
+    }  # fmt: skip
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
