@@ -15,12 +15,12 @@ const VERSION = '0.1.0'
 const place = (name) => new URL(`./live/${name}.mjs?v=${VERSION}`, import.meta.url).href
 const modules = [
   'camera', 'compare', 'edits', 'lines', 'marks', 'picker', 'picture', 'plot', 'reader', 'screen',
-  'session', 'stage', 'style', 'view', 'words'
+  'session', 'stage', 'style', 'view', 'webrtc', 'words'
 ]
 const [
   { Camera }, { Compare }, { Edits }, { Lines }, { Marks }, { Picker }, { Picture }, { Plot },
   { Reader }, { Screen }, { Invalid, Session, fileName }, { Stage }, { addStyle, element }, { View },
-  { Words }
+  { WebRtc }, { Words }
 ] = await Promise.all(modules.map((name) => import(place(name))))
 
 const words = new Words(api, () => app.extensionManager?.setting?.get?.('Comfy.Locale') ?? 'en')
@@ -39,6 +39,8 @@ const LABELS = {
 const SCHEDULES = [
   'LiveTimesteps', 'LiveStrength', 'LiveOptimizedSteps', 'LiveLearnedSteps', 'LiveSearchedSteps'
 ]
+const TRANSPORT = 'livediffusion.transport' // the setting of that name, and what it may be
+const [SOCKET, RTC] = ['WebSocket', 'WebRTC']
 const JUST = 3000 // ms after a graph was loaded in which a change of tab belongs to it
 
 const camera = new Camera(say)
@@ -106,7 +108,7 @@ function show(next, detail = {}) {
 async function toggle() {
   if (state === 'stopping') return
   if (session) return session.stop()
-  const mine = (session = new Session(api, camera, place('worker'), say))
+  const mine = (session = new Session(api, camera, place('worker'), say, null, byRtc() && WebRtc))
   listen(mine)
   show('starting')
   try {
@@ -125,6 +127,8 @@ async function toggle() {
     // ComfyUI names the tab some time after it has loaded the graph
     if (here().id === opened.id) opened = here()
     edits.begin(graph.output)
+    // a server without aiortc offers no way
+    if (mine.rtc && !mine.views.some(({ whep }) => whep)) notify('info', say('live'), say('noWebRtc'))
     const idle = mine.idle.map(({ node }) => title(node))
     if (idle.length) notify('info', say('live'), say('notRun', { nodes: idle.join(', ') }))
   } catch (error) {
@@ -185,6 +189,12 @@ function listen(mine) {
     for (const view of views.values()) view.detach()
     show('idle')
   })
+}
+
+/** Whether pictures are to go by WebRTC, as the setting says and the browser can. */
+function byRtc() {
+  const wanted = app.extensionManager?.setting?.get?.(TRANSPORT) === RTC
+  return wanted && typeof RTCPeerConnection !== 'undefined'
 }
 
 /** Give each Live View the pictures of its node. */
@@ -389,6 +399,17 @@ window.addEventListener('pagehide', () => {
 
 app.registerExtension({
   name: 'livediffusion',
+  settings: [
+    {
+      id: TRANSPORT,
+      name: say('transport'),
+      tooltip: say('transportTip'),
+      category: ['LiveDiffusion', 'Live', 'transport'],
+      type: 'combo',
+      options: [SOCKET, RTC],
+      defaultValue: SOCKET
+    }
+  ],
   commands: [
     { id: 'livediffusion.toggle', label: 'Live: start or stop', icon: 'pi pi-video', function: toggle }
   ],
