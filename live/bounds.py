@@ -65,6 +65,7 @@ KEPT = {
     "viewer.Viewer.inputs": Bound(1, "number", "view"),
     # on the way between FFmpeg and a server
     "relay.Relay._waiting": Bound(2, "directions, each of 1 MB and a chunk", "source"),
+    "reading.Reading._held": Bound(4, "connections", "source"),
     "rtsp.Conversation._open": Bound(16, "questions without an answer", "source"),
     "rtsp.Conversation._bases": Bound(2, "names", "source"),
     # of a connection over SRT

@@ -78,4 +78,5 @@ def found(ndi: Any, name: str, timeout: float) -> Any:
 
 def fits(name: str, full: str) -> bool:
     """Whether a name is a sender's: all of it, or what stands in its brackets."""
-    return name.casefold() in (full.casefold(), full.partition(" (")[2].removesuffix(")").casefold())
+    own = full.partition(" (")[2].removesuffix(")")
+    return name.casefold() in (full.casefold(), own.casefold())

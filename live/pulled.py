@@ -95,8 +95,8 @@ class PulledFeed(Feed):
             shot = source.newest(_LOOK)
             now = time.monotonic()
             if shot is None:
-                if now - last > STALLED:
-                    raise Lost(f"no picture has come for {STALLED:.0f} seconds")
+                if now - last > (patience := getattr(source, "patience", STALLED)):
+                    raise Lost(f"no picture has come for {patience:.0f} seconds")
                 continue
             last = now
             frame = Frame(self._sequence, shot.captured, now, shot.picture)

@@ -13,6 +13,7 @@ import socket
 import ssl
 import threading
 import time
+from collections.abc import Callable
 from typing import Protocol
 
 from ..trust.addresses import Address
@@ -50,6 +51,7 @@ class Relay:
     Args:
         address: of scheme rtsp, rtsps, rtmp or rtmps, with its secrets.
         what: the node's input, for messages.
+        heard: called when something has come from the server.
 
     Attributes:
         url: what FFmpeg opens, once.
@@ -61,8 +63,10 @@ class Relay:
         Lost, Refused.
     """
 
-    def __init__(self, address: Address, what: str = "address"):
-        self._address = address
+    def __init__(
+        self, address: Address, what: str = "address", heard: Callable[[], None] = lambda: None
+    ):
+        self._address, self._heard = address, heard
         self.trouble: str | None = None
         self.moved = time.monotonic()
         self._wire = connect(address, what)
@@ -159,6 +163,7 @@ class Relay:
                         self.trouble = f"{self._address.place} has ended the stream"
                         gone = True
                     elif data:
+                        self._heard()
                         back, forth = self._speech.answered(data)
                         here += back
                         there += forth

@@ -1,7 +1,7 @@
 """Syphon, as the package syphon-python brings it, for the source and the sink. macOS only.
 
-Metal is used, not OpenGL: its servers and clients may be used from any thread (SyphonMetalServer.h),
-and need no context that is current in one.
+Metal is used, not OpenGL: its servers and clients may be used from any thread (as the header
+SyphonMetalServer.h says), and need no context that is current in one.
 
 Servers and clients find each other by distributed notifications, which macOS delivers to the main
 thread of a process that turns its run loop (NSDistributedNotificationCenter in Apple's

@@ -28,7 +28,7 @@ from .logins import Login
 from .sources import Lost
 
 PATIENCE = 1.8  # seconds in which a connection is there, or is lost
-SILENCE = 5.0  # seconds without a byte after which a stream is over
+SILENCE = 2.0  # seconds without a byte after which a stream is over
 _LOOKUPS = 8  # names that are looked up at a time; a resolver that is gone answers none of them
 _MOST_HOPS = 4
 _AGENT = "ComfyUI-LiveDiffusion"

@@ -14,13 +14,13 @@ app.queuePrompt = function (...of) {
 const VERSION = '0.1.0'
 const place = (name) => new URL(`./live/${name}.mjs?v=${VERSION}`, import.meta.url).href
 const modules = [
-  'camera', 'compare', 'edits', 'lines', 'marks', 'picker', 'picture', 'plot', 'reader', 'screen',
-  'session', 'stage', 'style', 'view', 'webrtc', 'words'
+  'camera', 'compare', 'edits', 'kept', 'lines', 'marks', 'picker', 'picture', 'plot', 'reader',
+  'screen', 'session', 'stage', 'style', 'view', 'webrtc', 'words'
 ]
 const [
-  { Camera }, { Compare }, { Edits }, { Lines }, { Marks }, { Picker }, { Picture }, { Plot },
-  { Reader }, { Screen }, { Invalid, Session, fileName }, { Stage }, { addStyle, element }, { View },
-  { WebRtc }, { Words }
+  { Camera }, { Compare }, { Edits }, { Kept }, { Lines }, { Marks }, { Picker }, { Picture },
+  { Plot }, { Reader }, { Screen }, { Invalid, Session, fileName }, { Stage },
+  { addStyle, element }, { View }, { chosen, transport }, { Words }
 ] = await Promise.all(modules.map((name) => import(place(name))))
 
 const words = new Words(api, () => app.extensionManager?.setting?.get?.('Comfy.Locale') ?? 'en')
@@ -33,14 +33,13 @@ const LABELS = {
   starting: 'starting',
   queued: 'waiting',
   live: 'stop',
+  again: 'waiting',
   stopping: 'stopping'
 }
 
 const SCHEDULES = [
   'LiveTimesteps', 'LiveStrength', 'LiveOptimizedSteps', 'LiveLearnedSteps', 'LiveSearchedSteps'
 ]
-const TRANSPORT = 'livediffusion.transport' // the setting of that name, and what it may be
-const [SOCKET, RTC] = ['WebSocket', 'WebRTC']
 const JUST = 3000 // ms after a graph was loaded in which a change of tab belongs to it
 
 const camera = new Camera(say)
@@ -58,6 +57,7 @@ let state = 'idle'
 reader = new Reader(app, queuePrompt, say)
 const edits = new Edits(api, reader, edited, ready)
 const marks = new Marks(app, node)
+const kept = new Kept({ app, api, say, notify, complain, begin, session: () => session })
 
 function notify(severity, summary, detail) {
   const life = severity === 'error' ? 12000 : 5000
@@ -96,7 +96,8 @@ function show(next, detail = {}) {
   state = next
   const { ahead: count } = detail
   const label = state === 'queued' && count ? say('waitingCount', { count }) : say(LABELS[state])
-  const tip = count ? say(count > 1 ? 'aheadTip' : 'aheadOneTip', { count }) : say(`${state}Tip`)
+  const plain = state === 'live' && session?.run ? 'keptTip' : `${state}Tip`
+  const tip = count ? say(count > 1 ? 'aheadTip' : 'aheadOneTip', { count }) : say(plain)
   for (const button of document.querySelectorAll('.livediffusion-live')) {
     button.dataset.state = state
     const text = button.querySelector('span') ?? button
@@ -106,22 +107,25 @@ function show(next, detail = {}) {
 }
 
 async function toggle() {
-  if (state === 'stopping') return
-  if (session) return session.stop()
-  const mine = (session = new Session(api, camera, place('worker'), say, null, byRtc() && WebRtc))
+  if (state !== 'stopping') await (session ? session.stop() : begin())
+}
+
+/** @param how see Session.start */
+async function begin(how = {}) {
+  const mine = (session = new Session(api, camera, place('worker'), say, null, chosen(app)))
   listen(mine)
   show('starting')
   try {
     const graph = await reader.read()
     // the camera first: without it there is nothing to wait for in the queue
-    const wishes = cameras(graph.output)
+    const wishes = how.run || how.unattended ? [] : cameras(graph.output)
     if (wishes.length) await camera.use(mine, wishes)
     if (session !== mine) return camera.leave(mine)
     opened = here()
     loaded = -JUST
     said = ''
     marks.clear()
-    await mine.start(graph.output, graph.workflow)
+    await mine.start(graph.output, graph.workflow, how)
     if (session !== mine) return
     attach()
     // ComfyUI names the tab some time after it has loaded the graph
@@ -148,7 +152,8 @@ function listen(mine) {
     if (session !== mine) return
     if (detail.state === 'queued' && detail.ahead > 0 && state === 'starting')
       notify('info', say('live'), say('aheadNote', { count: detail.ahead }))
-    if (detail.state === 'failed' && !detail.node)
+    if (mine.run && kept.failed(detail)) marks.add([detail.node])
+    else if (detail.state === 'failed' && !detail.node && !mine.run)
       notify('error', say('live'), detail.reason ?? say('failed'))
     else if (detail.state === 'ended' && detail.reason) notify('info', say('live'), detail.reason)
     const busy = detail.state in LABELS ? detail.state : 'stopping'
@@ -166,6 +171,7 @@ function listen(mine) {
     detail.input?.close()
     mine.shown(detail)
   })
+  mine.addEventListener('begun', attach)
   mine.addEventListener('problem', ({ detail }) => {
     marks.add([detail.node])
     // an edit that does not run, or a recording that cannot be written
@@ -189,12 +195,6 @@ function listen(mine) {
     for (const view of views.values()) view.detach()
     show('idle')
   })
-}
-
-/** Whether pictures are to go by WebRTC, as the setting says and the browser can. */
-function byRtc() {
-  const wanted = app.extensionManager?.setting?.get?.(TRANSPORT) === RTC
-  return wanted && typeof RTCPeerConnection !== 'undefined'
 }
 
 /** Give each Live View the pictures of its node. */
@@ -221,8 +221,8 @@ function ready() {
   // saving a copy changes the tab too, but loads nothing
   const other = now.tab !== opened.tab && performance.now() - loaded < JUST
   if (now.id !== opened.id || other) {
-    notify('info', say('live'), say('otherWorkflow'))
-    session.stop()
+    if (!session.run) notify('info', say('live'), say('otherWorkflow'))
+    session.leave()
     return false
   }
   opened = now
@@ -246,8 +246,8 @@ async function edited(graph) {
   const kinds = new Set(Object.values(graph.output).map(({ class_type }) => class_type))
   if (!kinds.has('LiveView') || !kinds.has('LiveCamera')) {
     const gone = say(kinds.has('LiveView') ? 'LiveCamera' : 'LiveView')
-    notify('info', say('ended'), say('noneLeft', { node: gone }))
-    return session.stop()
+    if (!session.run) notify('info', say('ended'), say('noneLeft', { node: gone }))
+    return session.leave()
   }
   try {
     await session.update(graph.output, graph.workflow)
@@ -390,7 +390,7 @@ const outputs = () =>
 
 camera.addEventListener('lost', () => {
   notify('error', say('camera'), say('disconnected'))
-  session?.stop()
+  if (!session?.run) session?.stop()
 })
 window.addEventListener('pagehide', () => {
   session?.close()
@@ -399,22 +399,13 @@ window.addEventListener('pagehide', () => {
 
 app.registerExtension({
   name: 'livediffusion',
-  settings: [
-    {
-      id: TRANSPORT,
-      name: say('transport'),
-      tooltip: say('transportTip'),
-      category: ['LiveDiffusion', 'Live', 'transport'],
-      type: 'combo',
-      options: [SOCKET, RTC],
-      defaultValue: SOCKET
-    }
-  ],
   commands: [
-    { id: 'livediffusion.toggle', label: 'Live: start or stop', icon: 'pi pi-video', function: toggle }
+    { id: 'livediffusion.toggle', label: 'Live: start or stop', icon: 'pi pi-video', function: toggle },
+    ...kept.commands
   ],
+  settings: [kept.setting, transport(say)],
   keybindings: [{ combo: { key: 'l', alt: true }, commandId: 'livediffusion.toggle' }],
-  menuCommands: [{ path: ['Live'], commands: ['livediffusion.toggle'] }],
+  menuCommands: [{ path: ['Live'], commands: ['livediffusion.toggle', ...kept.menu] }],
   actionBarButtons: [
     {
       icon: 'pi pi-video',
@@ -448,7 +439,10 @@ app.registerExtension({
     lines?.clear()
     settle(5000)
   },
-  afterConfigureGraph: () => settle(300),
+  afterConfigureGraph() {
+    settle(300)
+    kept.look()
+  },
   loadedGraphNode(owner) {
     pickers.get(owner)?.show()
   }

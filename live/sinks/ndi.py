@@ -23,8 +23,7 @@ class Kind:
         self._name, self._rate = target.name or USUAL, round(1000 * target.fps)
         self._ndi: Any = None
         self._sender: Any = None
-        self._canvases: list[np.ndarray] = []
-        self._frames: list[Any] = []
+        self._turns: tuple[tuple[np.ndarray, Any], ...] = ()
 
     @staticmethod
     def check(target: Target) -> None:
@@ -35,24 +34,23 @@ class Kind:
         self._sender = library.send_create(library.SendCreate(self._name, None, False, False))
         if self._sender is None:
             raise Lost(f"name: another NDI sender of this machine is called {self._name!r}")
-        self._canvases = [canvas(width, height) for _ in range(2)]
-        self._frames = [self._frame(pixels) for pixels in self._canvases]
+        self._turns = self._made(width, height), self._made(width, height)
 
-    def _frame(self, pixels: np.ndarray) -> Any:
-        frame = self._ndi.VideoFrameV2()
+    def _made(self, width: int, height: int) -> tuple[np.ndarray, Any]:
+        """Pixels, and the frame that is them."""
+        pixels, frame = canvas(width, height), self._ndi.VideoFrameV2()
         frame.data = pixels  # without a copy; width, height and stride are taken from it
         frame.frame_rate_N, frame.frame_rate_D = self._rate, 1000
-        return frame
+        return pixels, frame
 
     def send(self, picture: np.ndarray, at: float) -> None:
-        draw(self._canvases[0], picture)
-        frame = self._frames[0]
-        alpha = picture.shape[2] == 4
-        frame.FourCC = getattr(self._ndi, f"FOURCC_VIDEO_TYPE_RGB{'A' if alpha else 'X'}")
+        (pixels, frame), other = self._turns
+        draw(pixels, picture)
+        opaque = self._ndi.FOURCC_VIDEO_TYPE_RGBX
+        frame.FourCC = self._ndi.FOURCC_VIDEO_TYPE_RGBA if picture.shape[2] == 4 else opaque
         frame.timecode = round((time.time() + at - time.monotonic()) * 1e7)
         self._ndi.send_send_video_async_v2(self._sender, frame)
-        self._canvases.reverse()
-        self._frames.reverse()
+        self._turns = other, (pixels, frame)
 
     def close(self) -> None:
         sender, self._sender = self._sender, None

@@ -21,7 +21,7 @@ class Kind:
         self._name = target.name or USUAL
         self._syphon: Any = None
         self._server: Any = None
-        self._textures: list[Any] = []
+        self._textures: tuple[Any, ...] = ()
         self._canvas: np.ndarray = canvas(0, 0)
         self._turns = syphon.Turns()
 
@@ -35,8 +35,8 @@ class Kind:
             self._server = library.SyphonMetalServer(self._name)
             if self._server.context is None:
                 raise Lost("Syphon could not start a server")
-            make = library.utils.raw.create_mtl_texture
-            self._textures = [make(self._server.device, width, height) for _ in range(2)]
+            make, device = library.utils.raw.create_mtl_texture, self._server.device
+            self._textures = make(device, width, height), make(device, width, height)
         self._canvas = canvas(width, height)
 
     def send(self, picture: np.ndarray, at: float) -> None:
@@ -46,10 +46,10 @@ class Kind:
             self._syphon.utils.numpy.copy_image_to_mtl_texture(self._canvas, self._textures[0])
             # the first row is the top here and the bottom there
             self._server.publish_frame_texture(self._textures[0], is_flipped=True)
-        self._textures.reverse()
+        self._textures = self._textures[::-1]
 
     def close(self) -> None:
         server, self._server = self._server, None
-        self._textures = []
+        self._textures = ()
         if server is not None:
             server.stop()

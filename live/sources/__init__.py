@@ -63,6 +63,9 @@ class Source(Protocol):
 
     No call may take longer than about two seconds, whatever the other end does: a run that is
     stopped waits for it. `close` is called after `open` was, also if that raised.
+
+    One may have an attribute `patience`: seconds without a picture after which the connection is
+    taken to be lost, where that is another than pulled.STALLED.
     """
 
     def __init__(self, wanted: Wanted): ...

@@ -32,11 +32,9 @@ class Kind:
     @staticmethod
     def listed() -> list[str]:
         library = ndi.library("sender")
-        known: list[Any] = []
         with ndi.looking(library) as finder:
-            for known in ndi.senders(library, finder, _LIST):
-                pass
-        return sorted(sender.ndi_name for sender in known)
+            *_, known = ndi.senders(library, finder, _LIST)
+            return sorted(sender.ndi_name for sender in known)
 
     def open(self) -> None:
         self._ndi = library = ndi.library("sender")

@@ -146,6 +146,9 @@ class Lane {
 }
 
 const LAST = 5000 // ms after which a worker that does not end is ended
+const SOON = 500 // ms between the first two questions whether a kept run has begun anew
+const LATER = 5000
+const OVER = new Set(['stopping', 'ended', 'over'])
 const LEAVING = new Set(['stopping', 'ended', 'failed', 'over'])
 
 /**
@@ -218,11 +221,27 @@ export class Session extends EventTarget {
     return this.#begun?.prompt_id
   }
 
-  /** Queue the run. Throws Invalid. */
-  async start(prompt, workflow) {
-    const body = { client_id: this.#api.clientId, prompt, workflow, secret: viewSecret() }
-    this.#begun = await this.#post('start', body)
-    if (this.state === 'over') return this.#post('stop', this.#keys).catch(() => {})
+  /** What names it where it goes on without a page, else null. */
+  get run() {
+    return this.#begun?.run ?? null
+  }
+
+  /** A sentence about how it is kept, if there is one. */
+  get warning() {
+    return this.#begun?.warning ?? null
+  }
+
+  /**
+   * Queue the run, or come to one that is kept. Throws Invalid.
+   *
+   * @param how {unattended, name} to have it go on without a page, {run} for one that does
+   */
+  async start(prompt, workflow, how = {}) {
+    const { run } = how
+    const body = { client_id: this.#api.clientId, prompt, workflow, secret: viewSecret(), ...how }
+    this.#begun = await (run ? this.#post('attach', { run }) : this.#post('start', body))
+    if (this.state === 'over') return this.run || this.#post('stop', this.#keys).catch(() => {})
+    if (!this.#begun.session) return this.#again()
     this.#worker.postMessage({ type: 'open', url: this.#frames })
     this.rtc?.watch(this.views)
     for (const lane of this.#lanes) {
@@ -243,14 +262,27 @@ export class Session extends EventTarget {
     return answer.version
   }
 
+  /** Have it go on without a page from now on. Throws Invalid. */
+  async keep(name) {
+    Object.assign(this.#begun, await this.#post('keep', { ...this.#keys, name }))
+  }
+
+  /** End it, for everybody. */
   async stop() {
+    const between = this.state === 'again'
     this.#told('stopping')
     try {
-      if (this.#begun) await this.#post('stop', this.#keys)
+      if (this.run) await this.#post('end', { run: this.run })
+      else if (this.#begun) await this.#post('stop', this.#keys)
     } catch {
       // it is over already
     }
-    if (!this.#begun) this.close()
+    if (!this.#begun || between) this.close()
+  }
+
+  /** The page is for something else now: end it, unless it is kept. */
+  leave() {
+    return this.run ? this.close() : this.stop()
   }
 
   /**
@@ -261,7 +293,7 @@ export class Session extends EventTarget {
   close(stop = true) {
     if (this.state === 'over') return
     this.state = 'over'
-    if (stop && this.#begun && !this.#ended) {
+    if (stop && this.#begun && !this.run && !this.#ended) {
       const body = JSON.stringify(this.#keys)
       const url = this.#api.apiURL('/livediffusion/stop')
       fetch(url, { method: 'POST', body, keepalive: true }).catch(() => {})
@@ -359,7 +391,34 @@ export class Session extends EventTarget {
     this.#tell('state', { ...rest, state })
   }
 
+  // one that is kept begins anew after a failure, and after ComfyUI did
+  async #again() {
+    for (let pause = SOON; this.run && !OVER.has(this.state); pause = Math.min(2 * pause, LATER)) {
+      try {
+        const begun = await this.#post('attach', { run: this.run })
+        if (OVER.has(this.state)) return
+        if (begun.session) {
+          this.#begun = begun
+          this.#ended = false
+          this.#told('starting')
+          this.order({ type: 'open', url: this.#frames })
+          return this.#tell('begun')
+        }
+        this.#told('again', { reason: begun.reason, node: begun.node })
+      } catch (error) {
+        // where nobody answers, ComfyUI may be starting
+        if (error.status === 410) {
+          this.#told('ended')
+          return this.close()
+        }
+        this.#told('again')
+      }
+      await new Promise((done) => setTimeout(done, pause))
+    }
+  }
+
   #closed(code) {
+    if (this.run && !OVER.has(this.state)) return this.#again()
     if (code !== 4410 && !this.#ended)
       this.#told('failed', { reason: this.#say('broke'), code })
     this.#ended = true

@@ -13,6 +13,26 @@ const REMEMBERED = 64 // pictures of which what is said is kept
 const MOST = 8e6 // bit/s that the camera may take
 const START = 2500 // kbit/s that Chromium begins with, which would take 300 and seconds to grow
 
+const SETTING = 'livediffusion.transport'
+const [SOCKET, TRACKS] = ['WebSocket', 'WebRTC']
+
+/** The setting in ComfyUI's dialog; it holds from the next start of Live on. */
+export const transport = (say) => ({
+  id: SETTING,
+  name: say('transport'),
+  tooltip: say('transportTip'),
+  category: ['LiveDiffusion', 'Live', 'transport'],
+  type: 'combo',
+  options: [SOCKET, TRACKS],
+  defaultValue: SOCKET
+})
+
+/** The class below where the setting asks for it and the browser can; else null. */
+export function chosen(app) {
+  const wanted = app.extensionManager?.setting?.get?.(SETTING) === TRACKS
+  return wanted && typeof RTCPeerConnection !== 'undefined' ? WebRtc : null
+}
+
 /** One connection with one track. */
 class Link {
   #connection = new RTCPeerConnection()

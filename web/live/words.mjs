@@ -132,7 +132,15 @@ const ENGLISH = {
   "visitNotReadable": "The camera is in use by another program. Close that program, then press Start.",
   "visitCameraGone": "The chosen camera is gone. Choose another one.",
   "visitInsecure": "The camera needs a secure address (https). Please tell the people who run this page.",
-  "visitBroke": "The connection broke."
+  "visitBroke": "The connection broke.",
+  "keptTip": "Runs without a page; click to stop it for everybody",
+  "againTip": "It failed and is started again; click to stop it for everybody",
+  "kept": "{name} is kept running: it goes on without this page. Stop ends it for everybody.",
+  "keptStopped": "{name} is kept running no more.",
+  "noneKept": "Nothing is kept running.",
+  "keptAgain": "{reason}\nIt is started again.",
+  "startUnattended": "Start what is kept running with ComfyUI",
+  "startUnattendedTip": "A live run that was kept running without a page begins again when ComfyUI starts."
 }
 
 const ALL = '/i18n' // ComfyUI's route: what every pack has in its locales folder, by language
