@@ -433,7 +433,7 @@ def part(report: Report, quick: bool) -> None:
         sent, shown, _ = asyncio.run(leave(comfy, None, frames))
         ms = late(sent, shown)
         base = statistics.median(ms)
-        rows, absent = [_row("WebSocket", ms, base, shown)], []
+        rows, absent, bases = [_row("WebSocket", ms, base, shown)], [], [base]
         for way in OUT:
             if not way.here():
                 absent.append(way.name)
@@ -444,9 +444,11 @@ def part(report: Report, quick: bool) -> None:
                 own = statistics.median(beside) if beside else base
                 row = _row(way.name, late(sent, seen, shown), own, seen)
                 rows.append(row | {"WebSocket beside it": round(own, 1)})
+                bases.append(own)
                 report.bars.append(Bar(f"out of order, {way.name}", seen.wrong, 0, counted=True))
         report.add("ways out", rows, f"{SIDE} x {SIDE} at {FPS} fps, ms")
-        rows = [_row("WebSocket", ms, base, shown)]
+        base = statistics.median(bases)
+        rows = [{"way": "WebSocket, the median of the above", "ms": round(base, 1)}]
         for way in IN:
             if not way.here():
                 absent.append(way.name)

@@ -1,6 +1,7 @@
 """Live Send to a stream: ffmpeg as the server that takes it, decodes it and is pulled out."""
 
 import asyncio
+import itertools
 import json
 import os
 import socket
@@ -81,7 +82,7 @@ class Film:
 
 def in_order(numbers):
     """Rising, over the film's end, too."""
-    pairs = zip(numbers, numbers[1:], strict=False)
+    pairs = itertools.pairwise(numbers)
     return None not in numbers and all(0 < (b - a) % 2**BITS < 2**BITS // 2 for a, b in pairs)
 
 
