@@ -112,7 +112,7 @@ class Lane {
   /** The worker has no way to read it: one picture. */
   async picture() {
     // a video that has no picture yet, or none any more, is no bitmap
-    const { video } = this.#capture
+    const video = await this.#capture.next()
     const bitmap = video && (await createImageBitmap(video).catch(() => null))
     this.#session.order({ type: 'bitmap', place: this.#place, bitmap }, bitmap ? [bitmap] : [])
   }
@@ -334,6 +334,13 @@ export class Session extends EventTarget {
   async save(node) {
     const { filename, subfolder } = await this.#post('picture', { ...this.#keys, node })
     return fileName(filename, subfolder)
+  }
+
+  /** Another one-time address for the phone of a Live Camera. Throws Invalid. */
+  async renewPhone(node) {
+    const { phone } = await this.#post('phone', { ...this.#keys, node })
+    this.cameras.find((camera) => camera.node === node).phone = phone
+    return phone
   }
 
   /** Whether a view's pictures are wanted with what they were made from. */

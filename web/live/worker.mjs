@@ -19,6 +19,7 @@ const FINAL = new Set([1000, 4409, 4410])
 let url = null
 let socket = null
 let lostAt = 0
+let tells = false // whether the page is told of each picture that was taken
 let sequence = 0 // of pictures, of all lanes together: each has rising ones
 
 const compared = new Set() // views whose pictures are wanted with what they were made from
@@ -52,7 +53,7 @@ function hear(text) {
   const message = JSON.parse(text)
   if (message.type === 'received') answered(message.camera)
   else if (message.type === 'pace') paced(message)
-  if (message.type !== 'received') postMessage({ type: 'message', message })
+  if (message.type !== 'received' || tells) postMessage({ type: 'message', message })
 }
 
 function show(data) {
@@ -242,6 +243,7 @@ function paced({ camera, interval_ms, width, height }) {
 const orders = {
   open(order) {
     url = order.url
+    tells = order.tells ?? false
     open()
   },
   // for the next connection
