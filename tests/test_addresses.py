@@ -84,7 +84,8 @@ def test_what_is_no_pattern_is_refused(text):
 
 @given(
     st.sampled_from(["rtsp", "http", "srt"]),
-    st.from_regex(r"[a-z]{1,9}(\.[a-z]{1,9})?", fullmatch=True), st.integers(1, 65535), st.from_regex(r"(/[a-z0-9{}]{1,5}){0,3}", fullmatch=True),
+    st.from_regex(r"[a-z]{1,9}(\.[a-z]{1,9})?", fullmatch=True), st.integers(1, 65535),
+    st.from_regex(r"(/[a-z0-9{}]{1,5}){0,3}", fullmatch=True),
     st.from_regex(r"([a-z]=[a-z0-9]{1,4})?", fullmatch=True),
 )  # fmt: skip
 def test_its_own_pattern_allows_an_address_as_it_was_read(scheme, host, port, path, query):
