@@ -274,7 +274,9 @@ export class Picker {
     const { ask, notify, say } = this.tools
     const allow = this.#allowed
     try {
-      await ask('allow', allow)
+      const { address } = await ask('allow', allow)
+      // its password has a name now, which is what a saved workflow is to have
+      if (address && this.widgets.address) this.widgets.address.value = address
       this.told = UNUSED
       this.#refusal(null)
       notify('success', say('LiveCamera'), say('nowAllowed', { what: allow.what }))
