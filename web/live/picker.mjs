@@ -206,11 +206,12 @@ export class Picker {
     const { say } = this.tools
     const keys = {
       giving: 'sourceGiving', connecting: 'sourceConnecting', connected: 'sourceConnecting',
-      waiting: 'sourceWaiting', refused: 'sourceRefused', asking: 'phoneAsking'
+      waiting: 'sourceWaiting', refused: 'sourceRefused'
     }
-    this.note.textContent = say(keys[state] ?? 'sourceWaiting', { fps: fps.toFixed(1) })
     // a phone's code stays, or why there is none
-    if (state !== 'asking') this.told = state === 'giving' ? say('sourceShown') : (reason ?? UNUSED)
+    const asking = state === 'asking'
+    this.note.textContent = asking ? '' : say(keys[state] ?? 'sourceWaiting', { fps: fps.toFixed(1) })
+    if (!asking) this.told = state === 'giving' ? say('sourceShown') : (reason ?? UNUSED)
   }
 
   /** Show a phone's code, or why there is none; null takes it away. */
