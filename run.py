@@ -4,6 +4,7 @@
     python run.py                                           the live demo in a real ComfyUI
     python run.py live --lan                                the same for phones in this network
     python run.py live --headless [--video FILE] ...        the same on a file, without a browser
+    python run.py live --unattended WORKFLOW.json           a workflow without a page, for weeks
     python run.py clip [--video FILE] [--prompt TEXT] ...   stylise a clip
     python run.py serve WORKFLOW.json [--replicas N] ...    many streams behind one address
     python run.py engines [--install NAME ...]              which engines work here, and how fast
@@ -25,7 +26,7 @@ import sys
 import webbrowser
 from urllib.parse import urlsplit
 
-from launch import house, lan, setup
+from launch import house, lan, setup, unattended
 from launch.console import Stop, ended, say, watched
 from launch.server import PACK, base, server
 from launch.stages import Stages, compiled_once
@@ -85,9 +86,11 @@ def live(args: argparse.Namespace, rest: list[str]) -> int:
     """The live demo: a server with the workflow's address, or with a client instead of a page."""
     if "--headless" in rest:
         return client("live", args, rest)
+    if any(one.partition("=")[0] == "--unattended" for one in rest):
+        return unattended.live(args.comfyui, rest, _passed_on(args))
     parser = argparse.ArgumentParser(
         prog="run.py live", epilog="--headless runs a file without a page and has options of its "
-        "own: run.py live --headless --help.",
+        "own: run.py live --headless --help. So has --unattended WORKFLOW.json.",
     )  # fmt: skip
     parser.add_argument("--port", type=_port, default=PORT, help=f"default {PORT}, else a free one")
     parser.add_argument("--no-browser", action="store_true", help="only print the address")

@@ -51,8 +51,8 @@ class Lan(NamedTuple):
             "      on phones and computers in its network\n\n"
             "  Press Live there. With source phone, the Live Camera shows a code to scan.\n\n"
             "  The certificate is this computer's own: each browser warns once. Choose\n"
-            "  Advanced and go on (Safari: Show Details, visit this website). Who does not want to\n"
-            f"  be asked installs and trusts {self.authority} there.\n\n"
+            "  Advanced and go on (Safari: Show Details, visit this website). Who does not want\n"
+            f"  to be asked installs and trusts {self.authority} there.\n\n"
             "  Whoever is in this network can use this ComfyUI now, and all that it can do.\n"
             "  Ctrl+C here ends it.\n"
         )

@@ -47,6 +47,9 @@ def link_pack(base: pathlib.Path) -> None:
 def free_port(wanted: int = 0) -> int:
     """This port, or any other one when it is taken."""
     with socket.socket() as s:
+        # one that a server has left a moment ago is free; on Windows it means another thing
+        if os.name != "nt":
+            s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             s.bind(("127.0.0.1", wanted))
         except OSError:
@@ -70,7 +73,7 @@ def fresh_log(port: int) -> pathlib.Path:
 @contextlib.contextmanager
 def server(
     comfyui: pathlib.Path, python: pathlib.Path, wanted: int = 0, options: tuple[str, ...] = (),
-    trusted: pathlib.Path | None = None,
+    trusted: pathlib.Path | None = None, **how,
 ):  # fmt: skip
     """A running ComfyUI with the pack; yields its URL, its process and its log.
 
@@ -78,6 +81,7 @@ def server(
         wanted: its port, if that is free.
         options: more of ComfyUI's own; of one that is there twice the last counts.
         trusted: the authority behind its certificate, where it has one.
+        how: more for subprocess.Popen.
     """
     with setup.setting_up():
         link_pack(base())
@@ -92,8 +96,9 @@ def server(
     url = f"{'https' if trusted else 'http'}://127.0.0.1:{port}"
     with log.open("w", encoding="utf-8") as out:
         process = subprocess.Popen(
-            command, stdout=out, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, cwd=comfyui
-        )
+            command, stdout=out, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, cwd=comfyui,
+            **how,
+        )  # fmt: skip
         with ended(process):
             with Spinner(f"starting ComfyUI on the {'GPU' if gpu else 'CPU'}") as spinner:
                 wait_for(url, process, log, spinner, trusted)

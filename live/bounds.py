@@ -74,6 +74,9 @@ KEPT = {
     "srt.Srt._parked": Bound(8192, "packets of 1.3 KB", "source"),
     "srt.Srt._ready": Bound(8192, "packets of 1.3 KB", "source"),
     "srt_keys.Keys._known": Bound(2, "keys", "node"),
+    # of a stream that is sent
+    "sinks.rtmp._Chunks._streams": Bound(64, "messages of the server that are not whole", "node"),
+    "sinks.ts.Muxer._counts": Bound(3, "numbers", "node"),
     "viewer.Viewer.elsewhere": Bound(MOST_VIEWS, "numbers"),
     # figures
     "meters.Rate._times": Bound(30, "times"),

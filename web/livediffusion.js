@@ -15,12 +15,12 @@ const VERSION = '0.1.0'
 const place = (name) => new URL(`./live/${name}.mjs?v=${VERSION}`, import.meta.url).href
 const modules = [
   'camera', 'compare', 'edits', 'kept', 'lines', 'marks', 'panels', 'picker', 'picture', 'plot',
-  'reader', 'screen', 'send', 'session', 'stage', 'style', 'view', 'words'
+  'reader', 'screen', 'send', 'session', 'stage', 'style', 'view', 'webrtc', 'words'
 ]
 const [
   { Camera, Desktop }, { Compare }, { Edits }, { Kept }, { Lines }, { Marks }, { panels }, { Picker },
   { Picture }, { Plot }, { Reader }, { Screen }, { Send }, { Session, fileName }, { Stage },
-  { addStyle, element }, { View }, { Words }
+  { addStyle, element }, { View }, { chosen, transport }, { Words }
 ] = await Promise.all(modules.map((name) => import(place(name))))
 
 const words = new Words(api, () => app.extensionManager?.setting?.get?.('Comfy.Locale') ?? 'en')
@@ -127,7 +127,7 @@ async function toggle() {
 
 /** @param how see Session.start */
 async function begin(how = {}) {
-  const mine = (session = new Session(api, camera, place('worker'), say, desktop))
+  const mine = (session = new Session(api, camera, place('worker'), say, desktop, chosen(app)))
   listen(mine)
   show('starting')
   try {
@@ -149,6 +149,8 @@ async function begin(how = {}) {
     // ComfyUI names the tab some time after it has loaded the graph
     if (here().id === opened.id) opened = here()
     edits.begin(graph.output)
+    // a server without aiortc offers no way
+    if (mine.rtc && !mine.views.some(({ whep }) => whep)) notify('info', say('live'), say('noWebRtc'))
     const idle = mine.idle.map(({ node }) => title(node))
     if (idle.length) notify('info', say('live'), say('notRun', { nodes: idle.join(', ') }))
   } catch (error) {
@@ -440,7 +442,7 @@ app.registerExtension({
     { id: 'livediffusion.toggle', label: 'Live: start or stop', icon: 'pi pi-video', function: toggle },
     ...kept.commands
   ],
-  settings: [kept.setting],
+  settings: [kept.setting, transport(say)],
   keybindings: [{ combo: { key: 'l', alt: true }, commandId: 'livediffusion.toggle' }],
   menuCommands: [{ path: ['Live'], commands: ['livediffusion.toggle', ...kept.menu] }],
   actionBarButtons: [

@@ -23,7 +23,6 @@ from livediffusion.trust.schema import BadData
 pytestmark = pytest.mark.comfy
 
 TESTS = pathlib.Path(__file__).resolve().parents[1]
-CONNECTS = int(os.environ.get("LIVEDIFFUSION_CONNECTS", "60"))
 
 
 @pytest.fixture
@@ -435,32 +434,6 @@ def test_what_is_read_is_bounded(tmp_path):
     (tmp_path / "livediffusion" / "runs.json").write_bytes(b"[" * (boundary.KEPT.bytes + 1))
     with pytest.raises(BadData):
         files.read()
-
-
-def test_pages_come_and_go_as_viewers(running):
-    """1,000 of them by LIVEDIFFUSION_CONNECTS."""
-    comfy, _ = running
-
-    async def work(http):
-        page = await start(http, comfy, film())
-        live = comfy.sessions.get(page.begun["session"])
-        for i in range(CONNECTS):
-            other = await Client.join(http, comfy.url, page.begun, "watch")
-            await other.wait(lambda other=other: other.views or other.states)
-            if i % 3:
-                await other.socket.close()
-            else:
-                other.socket._response.close()  # without a word
-            other._reader.cancel()
-        await page.wait(lambda: len(live.viewers) == 1)
-        seen = len(page.views)
-        await page.wait(lambda: len(page.views) >= seen + 5)
-        assert live.state == "live" and (await runs(http, comfy))[0]["restarts"] == 0
-        await page.stop()
-
-    limit = Limit(0.2 * CONNECTS)
-    inprocess.live(work)
-    assert not limit.over
 
 
 class TestLines:

@@ -275,7 +275,9 @@ export class Picker {
     const { ask, notify, say } = this.tools
     const allow = this.#allowed
     try {
-      await ask('allow', allow)
+      const { address } = await ask('allow', allow)
+      // what is secret in it stays at the server from now on
+      if (address && this.source === 'address') this.set('address', address)
       this.told = UNUSED
       this.#refusal(null)
       notify('success', say('LiveCamera'), say('nowAllowed', { what: allow.what }))

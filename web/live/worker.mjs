@@ -24,6 +24,8 @@ let sequence = 0 // of pictures, of all lanes together: each has rising ones
 
 const compared = new Set() // views whose pictures are wanted with what they were made from
 
+const tracks = new Set() // views whose pictures come by WebRTC
+
 let turn = Promise.resolve()
 
 const now = () => performance.timeOrigin + performance.now()
@@ -35,6 +37,7 @@ function open() {
   socket.onopen = () => {
     lostAt = 0
     for (const view of compared) wish(view)
+    for (const view of tracks) leave(view)
   }
   socket.onmessage = ({ data }) => (typeof data === 'string' ? hear(data) : show(data))
   socket.onclose = ({ code }) => {
@@ -88,6 +91,11 @@ const decode = (jpeg) =>
 function wish(view) {
   if (socket?.readyState !== WebSocket.OPEN) return
   socket.send(JSON.stringify({ type: 'compare', view, on: compared.has(view) }))
+}
+
+function leave(view) {
+  if (socket?.readyState !== WebSocket.OPEN) return
+  socket.send(JSON.stringify({ type: 'elsewhere', view, on: tracks.has(view) }))
 }
 
 function shown(view, seq, latency) {
@@ -255,6 +263,11 @@ const orders = {
     if (on) compared.add(view)
     else compared.delete(view)
     wish(view)
+  },
+  elsewhere({ view, on }) {
+    if (on) tracks.add(view)
+    else tracks.delete(view)
+    leave(view)
   },
   shown: (order) => shown(order.view, order.seq, order.latency),
   close() {
