@@ -71,7 +71,8 @@ class Allowed:
         """Allow a pattern, or a device by its name. Raises Refused, OSError."""
         with self._lock:
             data = self._data()
-            names = data.setdefault("addresses" if kind == ADDRESS else "devices", [])
+            key = "addresses" if kind == ADDRESS else "devices"
+            names = data[key] = list(data.get(key, ()))
             if what in names:
                 return
             if len(names) >= addresses.MOST_PATTERNS:

@@ -55,6 +55,7 @@ KEPT = {
     "workers.Workers._work": Bound(200, "calls, three at most of a task"),
     "cameras.Cameras.senders": Bound(1, "who sends it", "source"),
     "cameras.Cameras._told": Bound(1, "pace", "source"),
+    "phones.Phones._places": Bound(16, "keys of phones"),
     "session.Session._troubles": Bound(2, "words", "node"),
     # on the way to listeners
     "session.Session.viewers": Bound(MOST_LISTENERS + 1, "listeners and the owner"),
@@ -73,6 +74,9 @@ KEPT = {
     "srt.Srt._parked": Bound(8192, "packets of 1.3 KB", "source"),
     "srt.Srt._ready": Bound(8192, "packets of 1.3 KB", "source"),
     "srt_keys.Keys._known": Bound(2, "keys", "node"),
+    # of a stream that is sent
+    "sinks.rtmp._Chunks._streams": Bound(64, "messages of the server that are not whole", "node"),
+    "sinks.ts.Muxer._counts": Bound(3, "numbers", "node"),
     "viewer.Viewer.elsewhere": Bound(MOST_VIEWS, "numbers"),
     # figures
     "meters.Rate._times": Bound(30, "times"),
@@ -85,6 +89,7 @@ KEPT = {
     "rtc._Held.ufrags": Bound(MOST_SECTIONS, "texts"),
     "webrtc.peers.Peer._tasks": Bound(3, "tasks"),
     "sessions.Sessions._all": Bound(8, "runs that are over, beside those that are not", "run"),
+    "listing.Listing._asked": Bound(5, "question, of each source that is pulled"),
     "concealed.Concealed._known": Bound(256, "secrets of addresses"),
     "concealed.Concealed._kept": Bound(1000, "secrets of addresses that were allowed"),
     "still.Stills._pictures": Bound(8, "coded pictures"),

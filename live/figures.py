@@ -4,19 +4,22 @@ import time
 from typing import Any
 
 from ..host.models import engines
+from .cameras import Cameras
 from .feeds import CameraFeed
-from .meters import Rate, Spread
-from .pulled import PulledFeed
+from .meters import Spread
+from .pulled import GIVING, PulledFeed
 from .sending import SendView
 from .shared import Shared
 
 
-def of(shared: Shared, since: float, camera: Rate, latency: Spread, unsent: int) -> dict[str, Any]:
+def of(
+    shared: Shared, since: float, cameras: Cameras, latency: Spread, unsent: int
+) -> dict[str, Any]:
     """What is known of a run so far. In any thread.
 
     Args:
         since: when it was made, by time.monotonic.
-        camera: of frames that were sent to it.
+        cameras: what is sent to it.
         latency: ms from capture to screen.
         unsent: pictures that a newer one replaced on their way to a listener.
     """
@@ -26,7 +29,7 @@ def of(shared: Shared, since: float, camera: Rate, latency: Spread, unsent: int)
     dropped += sum(f.coded.replaced for f in feeds if isinstance(f, CameraFeed))
     return {
         "fps": round(shared.frame_rate.value(now), 2),
-        "camera_fps": round(camera.value(now), 2),
+        "camera_fps": round(cameras.rate.value(now), 2),
         "silent": [n for n, f in feed_of.items() if f.silent(now) and not shared.stopping],
         "latency_ms": _spread(latency, 1),
         "compute_ms": _spread(shared.compute, 1000),
@@ -36,7 +39,8 @@ def of(shared: Shared, since: float, camera: Rate, latency: Spread, unsent: int)
         "refused": faults["frame"] + sum(feed.damaged for feed in feeds),
         "faults": {kind: n for kind, n in faults.items() if n},
         "unsent": unsent + sum(view.slot.replaced for view in list(shared.views.values())),
-        "sources": {n: _source(f, now) for n, f in feed_of.items() if isinstance(f, PulledFeed)},
+        "sources": {n: _source(f, now) for n, f in feed_of.items() if isinstance(f, PulledFeed)}
+        | _sent(shared, cameras, now),
         "sends": sends(shared),
         **shared.calls,
         "engines": engines.in_use(since),
@@ -46,6 +50,22 @@ def of(shared: Shared, since: float, camera: Rate, latency: Spread, unsent: int)
 def _source(feed: PulledFeed, now: float) -> dict[str, Any]:
     rate = round(feed.rate.value(now), 2)
     return {"state": feed.state, "reason": feed.trouble, "fps": rate, "losses": feed.losses}
+
+
+def _sent(shared: Shared, cameras: Cameras, now: float) -> dict[str, dict[str, Any]]:
+    """Of what others than the page send: "waiting" for them, "connected", or GIVING."""
+    found = {}
+    for (source, node), feed in _others(shared):
+        rate, there = round(feed.rate.value(now), 2), (source, node) in cameras.senders
+        state = "connected" if there else "waiting"
+        state = state if feed.silent(now) or not rate else GIVING
+        found[node] = {"state": state, "reason": None, "fps": rate, "losses": 0}
+    return found
+
+
+def _others(shared: Shared) -> list[tuple[tuple[str, str], CameraFeed]]:
+    feeds = list(shared.feeds.items())
+    return [(key, feed) for key, feed in feeds if isinstance(key, tuple) and len(key) == 2]
 
 
 def sends(shared: Shared) -> dict[str, dict[str, Any]]:

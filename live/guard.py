@@ -16,20 +16,22 @@ from ..trust.schema import BadData, Schema
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
-def guarded(handler: Handler, most: float = math.inf) -> Handler:
+def guarded(handler: Handler, most: float = math.inf, visited: bool = False) -> Handler:
     """A handler that answers strangers with 403, bad input with 400, and too many with 429.
 
     Whatever else a handler raises would be a bug: it is logged, and the answer is one sentence.
 
     Args:
         most: requests that are answered at a time.
+        visited: it answers with a page that changes nothing, to which links of others may lead.
     """
     open_now = 0
 
     @functools.wraps(handler)
     async def answer(request: web.Request) -> web.StreamResponse:
         nonlocal open_now
-        same_origin(request)
+        if not visited:
+            same_origin(request)
         if not all(map(boundary.is_key, request.match_info.values())):
             forbid("This address is not known.")
         if open_now >= most:

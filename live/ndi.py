@@ -66,13 +66,15 @@ def senders(ndi: Any, finder: Any, timeout: float) -> Iterator[list[Any]]:
         ndi.find_wait_for_sources(finder, int(1000 * min(left, 0.25)) + 1)
 
 
-def found(ndi: Any, name: str, timeout: float) -> Any:
-    """The sender of a name, `MACHINE (Sender)` or only `Sender`; None where there is none."""
-    with looking(ndi) as finder:
-        for known in senders(ndi, finder, timeout):
-            for sender in known:
-                if fits(name, sender.ndi_name):
-                    return sender
+def found(ndi: Any, finder: Any, name: str, timeout: float) -> Any:
+    """The sender of a name, `MACHINE (Sender)` or only `Sender`; None where there is none.
+
+    To be used while the finder is: older packages keep its text there.
+    """
+    for known in senders(ndi, finder, timeout):
+        for sender in known:
+            if fits(name, sender.ndi_name):
+                return sender
     return None
 
 

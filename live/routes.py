@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import functools
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -15,11 +16,14 @@ from .cameras import PAGE, wanted
 from .guard import asked, body, forbid, guarded
 from .keeper import Keeper, connected
 from .kept import Kept
+from .listing import Listing
+from .phone_page import PhonePage
 from .rtc import Rtc
 from .session import OVER, TAKEN_OVER, Session
 from .sessions import Invalid, Sessions
 from .sinks import mjpeg
 from .sockets import messages, send
+from .sources import PHONE
 from .still import stills
 from .viewer import Viewer
 from .wire import LARGEST, NotTaken, Packet
@@ -31,7 +35,8 @@ def add_routes(server) -> Sessions:
     """Register the routes on ComfyUI's PromptServer; returns its live runs."""
     sessions = Sessions(server)
     rtc = whip.add(server.routes.route, sessions)
-    api = _Api(sessions, connected(sessions, server), rtc)
+    api, listing = _Api(sessions, connected(sessions, server), rtc), Listing()
+    phone = api.phone
     for method, path, handler in (
         ("POST", "start", guarded(api.start)),
         ("POST", "update", guarded(api.update)),
@@ -44,6 +49,12 @@ def add_routes(server) -> Sessions:
         ("POST", "snapshot", guarded(api.snapshot)),
         ("POST", "picture", guarded(api.picture)),
         ("GET", "frames", guarded(api.frames, boundary.MOST_OPEN)),
+        ("POST", "phone", guarded(api.renew)),
+        ("GET", "phone/{key}", guarded(phone.lead, visited=True)),
+        ("GET", "phone/{key}/", guarded(phone.page, visited=True)),
+        ("GET", "phone/{key}/frames", guarded(phone.frames, boundary.MOST_OPEN)),
+        ("GET", "phone/{key}/{folder}/{file}", guarded(phone.file)),
+        ("GET", "sources", guarded(functools.partial(_names, listing), boundary.MOST_OPEN)),
         ("GET", "mjpeg/{key}", guarded(api.mjpeg, boundary.MOST_OPEN)),
     ):
         server.routes.route(method, f"/livediffusion/{path}")(handler)
@@ -53,6 +64,7 @@ def add_routes(server) -> Sessions:
 class _Api:
     def __init__(self, sessions: Sessions, keeper: Keeper, rtc: Rtc):
         self._sessions, self._keeper, self._rtc = sessions, keeper, rtc
+        self.phone = PhonePage(sessions)
 
     async def start(self, request: web.Request) -> web.StreamResponse:
         data = await asked(request, boundary.START)
@@ -66,7 +78,7 @@ class _Api:
             warning = await self._keeper.keep(session, name) if kept else None
         except Invalid as reason:
             return web.json_response(reason.answer, status=400)
-        return web.json_response({**self._begun(session), "warning": warning})
+        return web.json_response({**self._begun(session, request), "warning": warning})
 
     async def runs(self, request: web.Request) -> web.StreamResponse:
         return web.json_response({"runs": self._keeper.told()})
@@ -85,7 +97,7 @@ class _Api:
         session = kept.session
         if session is None or session.over:
             return web.json_response(kept.told(time.monotonic()))
-        return web.json_response(self._begun(session))
+        return web.json_response(self._begun(session, request))
 
     async def end(self, request: web.Request) -> web.StreamResponse:
         await self._keeper.end(self._kept(await asked(request, boundary.RUN)))
@@ -100,13 +112,17 @@ class _Api:
             )
         except Invalid as reason:
             return web.json_response(reason.answer, status=400)
-        return web.json_response({"version": version, **self._described(session)})
+        return web.json_response({"version": version, **self._described(session, request)})
 
     async def stop(self, request: web.Request) -> web.StreamResponse:
         session = self._session(await asked(request, boundary.STOP), ended=True)
         if not session.over:
             session.stop()
         return web.json_response({"state": session.state})
+
+    async def renew(self, request: web.Request) -> web.StreamResponse:
+        data = await asked(request, boundary.PICTURE)
+        return await self.phone.renew(request, self._session(data), data["node"])
 
     async def stats(self, request: web.Request) -> web.StreamResponse:
         session = self._session(request.query, ended=True)
@@ -209,18 +225,22 @@ class _Api:
             raise web.HTTPGone(text='{"error": {"message": "This live run is over."}}')
         return session
 
-    def _begun(self, session: Session) -> dict[str, Any]:
+    def _begun(self, session: Session, request: web.Request) -> dict[str, Any]:
         """What a page needs to listen to a run, and to drive it."""
         return {
             "session": session.id, "token": session.token, "prompt_id": session.prompt_id,
             "version": session.version, "ahead": session.ahead, "run": session.kept,
-            **self._described(session),
+            **self._described(session, request),
         }  # fmt: skip
 
-    def _described(self, session: Session) -> dict[str, Any]:
+    def _described(self, session: Session, request: web.Request) -> dict[str, Any]:
         cut = session.wanted
+        cameras = wanted(cut)
+        for camera in cameras:
+            if camera["source"] == PHONE:
+                camera["phone"] = self.phone.told(request, session, camera["node"])
         told = {
-            "cameras": wanted(cut),
+            "cameras": cameras,
             "views": [
                 {
                     "node": node,
@@ -234,6 +254,12 @@ class _Api:
             "idle": [{"node": n, "type": cut.graph[n]["class_type"]} for n in cut.idle],
         }
         return self._rtc.described(session, told)
+
+
+async def _names(listing: Listing, request: web.Request) -> web.StreamResponse:
+    """What there is to choose from for a source."""
+    source = boundary.SOURCES(dict(request.query), "sources")["kind"]
+    return web.json_response(await listing.names(source))
 
 
 def _hear(session: Session, viewer: Viewer, owner: bool, text: str) -> None:

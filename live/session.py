@@ -21,6 +21,7 @@ from .faults import Restarts
 from .frames import Frames
 from .graph import Split
 from .meters import Spread
+from .phones import Phones, with_phones
 from .shared import Shared
 from .sinks.names import Written
 from .view import View
@@ -72,6 +73,7 @@ class Session:
         self._leaving: asyncio.Task | None = None
         self._pool = Workers(most("workers.Workers._threads"), "livediffusion-codec")
         self.cameras = Cameras(self.shared, loop, self._pool)
+        self.phones = Phones()
         self._tasks: set[asyncio.Task] = set()
         self.viewers: set[Viewer] = set()
         self.owner: Viewer | None = None
@@ -209,7 +211,7 @@ class Session:
         if (last := self._last) is not None:
             return last
         unsent = sum(viewer.unsent for viewer in list(self.viewers))
-        known = self.shared, self._started, self.cameras.rate, self._latency, unsent
+        known = self.shared, self._started, self.cameras, self._latency, unsent
         told = {"type": "stats", "state": self.state, "version": self.version}
         return told | figures.of(*known)
 
@@ -257,6 +259,7 @@ class Session:
         if not self.over:
             self.state = state
             self._tell(self.state_message())
+            self.phones.tell(state)
 
     def conclude(self, state: str, reason: str | None = None, node: str | None = None) -> None:
         """The run is over. In the server's loop."""
@@ -269,6 +272,7 @@ class Session:
                 ends.callback(task.cancel)
             ends.callback(self.frames.clear)
             ends.callback(self.cameras.clear)
+            ends.callback(self.phones.only, ())
             ends.callback(streams.end_owner, self.id)
             ends.callback(self.forget)
             ends.callback(self._release)
@@ -367,6 +371,7 @@ class Session:
             view.end()
             for viewer in self.viewers:
                 viewer.forget(view.index)
+        self.phones.only(with_phones(() if self.over else (*self.shared.graphs, self.wanted)))
         if gone:
             self.shared.faults.only({n for graph in self.shared.graphs for n in graph.graph})
 

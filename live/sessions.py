@@ -125,6 +125,11 @@ class Sessions:
         except GraphError as reason:
             raise _invalid(cut.graph, reason) from None
 
+    def phone(self, key: str) -> tuple[Session, str] | None:
+        """The run, and its Live Camera, that a phone's key is of."""
+        found = [(session, session.phones.node(key)) for session in self._all.values()]
+        return next(((session, node) for session, node in found if node is not None), None)
+
     def alone(self, cut: Split) -> None:
         """Raises Invalid for a graph that has something which only a page sends."""
         try:

@@ -109,6 +109,9 @@ KEEP = record({}, {"name": _NAME, **_RUN_KEYS}, others=True)
 RUN = record({"run": _KEY}, others=True)  # one that is kept without a page
 PICTURE = record({"node": _NAME}, _RUN_KEYS, others=True)
 SNAPSHOT = record({"node": text(256, r".+"), "client_id": text(256, r".+")}, others=True)
+SOURCES = record(
+    {"kind": one_of("device", "address", "ndi", "spout", "syphon")}, others=True
+)
 # 'what' is an address or the name of a device
 ALLOW = record({"kind": one_of("address", "device"), "what": text(1024, r".+")}, others=True)
 _VIEW = whole(0, 2**16)

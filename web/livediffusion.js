@@ -14,13 +14,13 @@ app.queuePrompt = function (...of) {
 const VERSION = '0.1.0'
 const place = (name) => new URL(`./live/${name}.mjs?v=${VERSION}`, import.meta.url).href
 const modules = [
-  'camera', 'compare', 'edits', 'kept', 'lines', 'marks', 'picker', 'picture', 'plot', 'reader',
-  'screen', 'session', 'stage', 'style', 'view', 'words'
+  'camera', 'compare', 'edits', 'kept', 'lines', 'marks', 'panels', 'picker', 'picture', 'plot',
+  'reader', 'screen', 'send', 'session', 'stage', 'style', 'view', 'webrtc', 'words'
 ]
 const [
-  { Camera }, { Compare }, { Edits }, { Kept }, { Lines }, { Marks }, { Picker }, { Picture },
-  { Plot }, { Reader }, { Screen }, { Invalid, Session, fileName }, { Stage },
-  { addStyle, element }, { View }, { Words }
+  { Camera, Desktop }, { Compare }, { Edits }, { Kept }, { Lines }, { Marks }, { panels }, { Picker },
+  { Picture }, { Plot }, { Reader }, { Screen }, { Send }, { Session, fileName }, { Stage },
+  { addStyle, element }, { View }, { chosen, transport }, { Words }
 ] = await Promise.all(modules.map((name) => import(place(name))))
 
 const words = new Words(api, () => app.extensionManager?.setting?.get?.('Comfy.Locale') ?? 'en')
@@ -43,8 +43,10 @@ const SCHEDULES = [
 const JUST = 3000 // ms after a graph was loaded in which a change of tab belongs to it
 
 const camera = new Camera(say)
+const desktop = new Desktop(say)
 const views = new Map() // node -> View
 const pickers = new Map() // node -> Picker
+const sends = new Map() // node -> Send
 const plots = new WeakMap() // node -> Plot
 let session = null
 let opened = null // id and tab of the workflow that is live
@@ -65,7 +67,10 @@ function notify(severity, summary, detail) {
 }
 
 const apiURL = (path) => api.apiURL(path)
-const tools = { say, element, addStyle, notify, upload, apiURL, Compare, Picture, Screen }
+const url = (path) => new URL(apiURL(path), location.href).href
+const tools = {
+  say, element, addStyle, notify, upload, apiURL, url, ask, panels, Compare, Picture, Screen
+}
 const root = () => app.rootGraph ?? app.graph
 const title = (id) => node(id)?.title ?? say('node', { id })
 
@@ -90,6 +95,16 @@ async function upload(file) {
   return subfolder ? `${subfolder}/${name}` : name
 }
 
+/** A question to a route of the pack's; with a body it is posted. Throws Error with the reason. */
+async function ask(route, body) {
+  const headers = { 'Content-Type': 'application/json' }
+  const post = body && { method: 'POST', headers, body: JSON.stringify(body) }
+  const reply = await api.fetchApi(`/livediffusion/${route}`, post)
+  const answer = await reply.json().catch(() => ({}))
+  if (!reply.ok) throw new Error(answer.error?.message ?? reply.statusText)
+  return answer
+}
+
 // -- the run ------------------------------------------------------------------------------
 
 function show(next, detail = {}) {
@@ -112,15 +127,18 @@ async function toggle() {
 
 /** @param how see Session.start */
 async function begin(how = {}) {
-  const mine = (session = new Session(api, camera, place('worker'), say))
+  const mine = (session = new Session(api, camera, place('worker'), say, desktop, chosen(app)))
   listen(mine)
   show('starting')
   try {
     const graph = await reader.read()
-    // the camera first: without it there is nothing to wait for in the queue
-    const wishes = how.run || how.unattended ? [] : cameras(graph.output)
-    if (wishes.length) await camera.use(mine, wishes)
-    if (session !== mine) return camera.leave(mine)
+    // they come first: without them there is nothing to wait for in the queue. And the screen before
+    // the camera: a browser asks for it only just after a click
+    for (const [capture, source] of [[desktop, 'screen'], [camera, 'browser']]) {
+      const wishes = how.run || how.unattended ? [] : cameras(graph.output, source)
+      if (wishes.length) await capture.use(mine, wishes)
+      if (session !== mine) return leave(mine)
+    }
     opened = here()
     loaded = -JUST
     said = ''
@@ -131,6 +149,8 @@ async function begin(how = {}) {
     // ComfyUI names the tab some time after it has loaded the graph
     if (here().id === opened.id) opened = here()
     edits.begin(graph.output)
+    // a server without aiortc offers no way
+    if (mine.rtc && !mine.views.some(({ whep }) => whep)) notify('info', say('live'), say('noWebRtc'))
     const idle = mine.idle.map(({ node }) => title(node))
     if (idle.length) notify('info', say('live'), say('notRun', { nodes: idle.join(', ') }))
   } catch (error) {
@@ -139,10 +159,15 @@ async function begin(how = {}) {
   }
 }
 
-/** What the Live Cameras that are cameras are set to. */
-const cameras = (output) =>
+function leave(mine) {
+  desktop.leave(mine)
+  camera.leave(mine)
+}
+
+/** What the Live Cameras of a source are set to. */
+const cameras = (output, source) =>
   Object.values(output)
-    .filter(({ class_type, inputs }) => class_type === 'LiveCamera' && inputs.source !== 'file')
+    .filter(({ class_type, inputs }) => class_type === 'LiveCamera' && inputs.source === source)
     .map(({ inputs }) => inputs)
 
 function listen(mine) {
@@ -159,6 +184,8 @@ function listen(mine) {
   })
   mine.addEventListener('stats', ({ detail }) => {
     for (const view of views.values()) if (view.index !== null) view.stats(detail)
+    for (const picker of pickers.values()) picker.stats(detail)
+    for (const [id, one] of Object.entries(detail.sends ?? {})) sends.get(node(id))?.stats(one)
     if (session === mine && state === 'live') show('live')
   })
   mine.addEventListener('view', ({ detail }) => {
@@ -184,24 +211,27 @@ function listen(mine) {
     const said = say(count ? 'recordedGaps' : 'recordedFile', told)
     notify(count ? 'warn' : 'success', say('recorded', { node: title(detail.node) }), said)
   })
+  mine.addEventListener('unfed', ({ detail }) => notify('error', say('live'), detail.message))
   mine.addEventListener('over', () => {
     if (session !== mine) return
     session = null
     clearTimeout(settling)
     settling = 0
     edits.end()
-    for (const view of views.values()) view.detach()
+    for (const all of [views, pickers, sends]) for (const one of all.values()) one.detach()
     show('idle')
   })
 }
 
-/** Give each Live View the pictures of its node. */
+/** Give each Live View the pictures of its node, and each Live Camera what is known of it. */
 function attach() {
-  const places = new Map(session.views.map((view) => [node(view.node), view]))
-  for (const [owner, view] of views) {
-    const there = places.get(owner)
-    if (there) view.attach(session, there)
-    else view.detach()
+  for (const [all, told] of [[views, session.views], [pickers, session.cameras]]) {
+    const places = new Map(told.map((one) => [node(one.node), one]))
+    for (const [owner, one] of all) {
+      const there = places.get(owner)
+      if (there) one.attach(session, there)
+      else one.detach()
+    }
   }
 }
 
@@ -263,7 +293,10 @@ async function edited(graph) {
 // -- errors -------------------------------------------------------------------------------
 
 function complain(error, summary = say('live')) {
-  if (error instanceof Invalid) marks.add(Object.keys(error.nodes))
+  for (const [id, { errors }] of Object.entries(error.nodes ?? {})) {
+    marks.add([id])
+    pickers.get(node(id))?.refused(errors)
+  }
   notify('error', summary, error.message)
 }
 
@@ -309,8 +342,13 @@ function addPlot(owner) {
   }
 }
 
+function addSend(owner) {
+  sends.set(owner, new Send(owner, tools))
+  removed(owner, () => sends.delete(owner))
+}
+
 function addPicker(owner) {
-  const picker = new Picker(owner, camera, tools)
+  const picker = new Picker(owner, { browser: camera, screen: desktop }, tools)
   pickers.set(owner, picker)
   removed(owner, () => {
     picker.remove()
@@ -321,7 +359,7 @@ function addPicker(owner) {
   if (!source) return
   const serialize = source.serializeValue
   source.serializeValue = async function () {
-    if (!reader.busy && !session && picker.usesBrowser) await snapshot(owner, picker)
+    if (!reader.busy && !session && picker.capture) await snapshot(owner, picker)
     return serialize ? serialize.apply(this, arguments) : source.value
   }
 }
@@ -337,17 +375,18 @@ function removed(owner, clean) {
 }
 
 async function snapshot(owner, picker) {
-  if (!camera.stream && !(await camera.allowed())) return
+  const { capture, wish } = picker
+  // a screen is asked for by Live, or on the node: not by each prompt
+  if (!capture.stream && (capture.asks || !(await capture.allowed()))) return
   try {
-    const { wish } = picker
-    await camera.use(snapshot, [wish])
-    const body = await camera.snapshot(wish)
+    await capture.use(snapshot, [wish])
+    const body = await capture.snapshot(wish)
     const query = new URLSearchParams({ node: execution(owner), client_id: api.clientId })
     await api.fetchApi(`/livediffusion/snapshot?${query}`, { method: 'POST', body })
   } catch (error) {
     notify('warn', say('LiveCamera'), error.message)
   } finally {
-    camera.leave(snapshot)
+    capture.leave(snapshot)
   }
 }
 
@@ -390,6 +429,8 @@ camera.addEventListener('lost', () => {
   notify('error', say('camera'), say('disconnected'))
   if (!session?.run) session?.stop()
 })
+// the last picture stays, and another screen may be chosen on the node
+desktop.addEventListener('lost', () => notify('warn', say('screen'), say('screenEnded')))
 window.addEventListener('pagehide', () => {
   session?.close()
   for (const view of views.values()) view.closeWindow()
@@ -401,7 +442,7 @@ app.registerExtension({
     { id: 'livediffusion.toggle', label: 'Live: start or stop', icon: 'pi pi-video', function: toggle },
     ...kept.commands
   ],
-  settings: [kept.setting],
+  settings: [kept.setting, transport(say)],
   keybindings: [{ combo: { key: 'l', alt: true }, commandId: 'livediffusion.toggle' }],
   menuCommands: [{ path: ['Live'], commands: ['livediffusion.toggle', ...kept.menu] }],
   actionBarButtons: [
@@ -431,6 +472,7 @@ app.registerExtension({
     nameOptions(owner)
     if (owner.comfyClass === 'LiveView') addView(owner)
     if (owner.comfyClass === 'LiveCamera') addPicker(owner)
+    if (owner.comfyClass === 'LiveSend') addSend(owner)
     if (SCHEDULES.includes(owner.comfyClass)) addPlot(owner)
   },
   beforeConfigureGraph() {

@@ -10,6 +10,7 @@ import time
 from urllib.parse import unquote
 
 from ...trust.addresses import Address
+from ..bounds import most
 from ..faults import Refused
 from ..sources import Lost
 from .coding import CLOCK, Encoder, Unit
@@ -123,7 +124,7 @@ class _Chunks:
             return None
         own = self._streams.get(stream)
         if own is None:
-            if form > 1 or len(self._streams) >= 64:
+            if form > 1 or len(self._streams) >= most("sinks.rtmp._Chunks._streams"):
                 raise ValueError("a chunk without its beginning")
             own = self._streams[stream] = [0, 0, bytearray(), False]
         length, kind, late = own[0], own[1], own[3]

@@ -53,7 +53,7 @@ class Kind:
 
     def open(self) -> None:
         address = checked(self._wanted.name, SCHEMES)
-        self._reading = Reading(lambda reading: self._read(reading, address), address.place, SILENCE)
+        self._reading = Reading(lambda me: self._read(me, address), address.place, SILENCE)
 
     def newest(self, timeout: float) -> Shot | None:
         shot = self._reading.newest(timeout)
@@ -126,12 +126,20 @@ class Kind:
     ) -> Iterator[Seen]:
         tape = _Tape(file, reading)
 
+        def trouble():
+            return tape.failure and str(tape.failure)
+
         def opened():
             import av
 
             return av.open(tape, format=form, container_options=_BRIEF, buffer_size=2**15)
 
-        yield from decoded(reading, opened, who, lambda: tape.trouble, paced)
+        try:
+            yield from decoded(reading, opened, who, trouble, paced)
+        except Lost:
+            if isinstance(tape.failure, Refused):
+                raise tape.failure from None
+            raise
 
 
 def _welcome(answer: Answer) -> None:
@@ -162,18 +170,18 @@ class _Tape:
     """A file object for PyAV, which hides what reading raised behind an error of its own.
 
     Attributes:
-        trouble: what was wrong, in words.
+        failure: what it raised.
     """
 
     def __init__(self, file: Any, reading: Reading):
         self._file, self._reading = file, reading
-        self.trouble: str | None = None
+        self.failure: BaseException | None = None
 
     def read(self, size: int) -> bytes:
         try:
             data = self._file.read(size)
         except (Lost, Refused) as reason:
-            self.trouble = str(reason)
+            self.failure = reason
             return b""
         if data:
             self._reading.heard = time.monotonic()

@@ -38,18 +38,19 @@ class Kind:
 
     def open(self) -> None:
         self._ndi = library = ndi.library("sender")
-        sender = ndi.found(library, self._name, _FIND)
-        if sender is None:
-            raise Lost(f"no NDI sender is called {self._name!r} now")
-        self._receiver = library.recv_create_v3(
-            library.RecvCreateV3(
-                sender,
-                library.RECV_COLOR_FORMAT_RGBX_RGBA,
-                library.RECV_BANDWIDTH_HIGHEST,
-                False,
-                "ComfyUI",
+        with ndi.looking(library) as finder:
+            sender = ndi.found(library, finder, self._name, _FIND)
+            if sender is None:
+                raise Lost(f"no NDI sender is called {self._name!r} now")
+            self._receiver = library.recv_create_v3(
+                library.RecvCreateV3(
+                    sender,
+                    library.RECV_COLOR_FORMAT_RGBX_RGBA,
+                    library.RECV_BANDWIDTH_HIGHEST,
+                    False,
+                    "ComfyUI",
+                )
             )
-        )
         if self._receiver is None:
             raise Lost("NDI could not make a receiver")
 

@@ -116,10 +116,11 @@ def test_the_fourth_channel_is_sent_as_it_is(library, name, channels):
     picture[:, WIDTH // 2 :, 3:] = 60
     receiver = None
     try:
-        sender = ndi.found(library, name, 3)
-        receiver = library.recv_create_v3(
-            library.RecvCreateV3(sender, library.RECV_COLOR_FORMAT_RGBX_RGBA)
-        )
+        with ndi.looking(library) as finder:
+            sender = ndi.found(library, finder, name, 3)
+            receiver = library.recv_create_v3(
+                library.RecvCreateV3(sender, library.RECV_COLOR_FORMAT_RGBX_RGBA)
+            )
         limit = Limit(10)
         while True:
             assert not limit.over

@@ -8,6 +8,8 @@ const FAILURES = [
   'NotAllowedError', 'NotFoundError', 'NotReadableError', 'OverconstrainedError', 'AbortError'
 ]
 
+const REST = 250 // ms after which a picture is taken though the browser told of no new one
+
 // a smaller picture serves nobody: the Live Camera shows it to be looked at
 const LEAST = { width: 320, height: 180, fps: 1 }
 const UNSAID = { width: 512, height: 512, fps: 30 } // Live Camera's defaults
@@ -32,6 +34,7 @@ export function constraints({ width, height, fps }) {
     width: { ideal: Math.ceil((tall * 16) / 9) },
     height: { ideal: tall },
     frameRate: { ideal: fps },
+    resizeMode: { ideal: 'none' }, // Firefox looks at it here only
     advanced: [
       { resizeMode: 'none' },
       { width: { min: width }, height: { min: height } },
@@ -57,6 +60,9 @@ export class Capture extends EventTarget {
   #taps = new Set()
   #asked = null
   #fitting = null
+  #fresh = false
+  #woken = null
+  #taken = 0
 
   /** @param say see words.mjs */
   constructor(say) {
@@ -156,7 +162,40 @@ export class Capture extends EventTarget {
       this.#close()
       throw this.failure(error)
     }
-    if (this.stream === stream) this.#began()
+    if (this.stream !== stream) return
+    this.#watch(this.video)
+    this.#began()
+  }
+
+  #watch(video) {
+    const seen = () => {
+      if (this.video !== video) return
+      this.#fresh = true
+      this.#woken?.()
+      video.requestVideoFrameCallback(seen)
+    }
+    video.requestVideoFrameCallback?.(seen)
+  }
+
+  /**
+   * The video as soon as it has a picture that was not taken, for a browser with no tap(); null
+   * where it is too soon for one.
+   */
+  async next() {
+    const { video } = this
+    if (!video) return null
+    if (document.hidden || !video.requestVideoFrameCallback) {
+      // nothing is told of new pictures: there are as many as the camera says
+      if (performance.now() - this.#taken < 1000 / (this.rate || UNSAID.fps)) return null
+    } else if (!this.#fresh) {
+      await new Promise((resolve) => {
+        this.#woken = resolve
+        setTimeout(resolve, REST)
+      })
+    }
+    this.#fresh = false
+    this.#taken = performance.now()
+    return this.video
   }
 
   /** The other side has ended it. */

@@ -1,54 +1,52 @@
-// The Live Camera's choice of a camera and a small picture of what it sees.
+// The Live Camera's choices, what it sees or shows, and in a run how its source is.
 
 const SIZE = 130
 const MARGINS = 20 // px that the canvas leaves around a widget, of its height
 const EVERY = 100 // ms between two pictures of the preview
+const UNUSED = '' // words that are not said
+
+// inputs that one source alone uses; the node shows those of the chosen one
+const OWN = {
+  file: ['file'], loop: ['file'], device: ['device'], address: ['address'],
+  sender: ['ndi', 'spout', 'syphon']
+}
+const HERE = ['localhost', '127.0.0.1', '[::1]'] // the server's own page
 
 export class Picker {
   #timer = 0
+  #session = null
+  #place = null
+  #source = null
+  #allowed = null
+  told = UNUSED // what is wrong, as the server says it
 
   /**
    * @param node a LiveCamera
-   * @param camera see camera.mjs
-   * @param tools say(key, values), element(), notify(severity, summary, detail), upload(file)
+   * @param captures {browser, screen}: see camera.mjs
+   * @param tools say(key, values), element(), notify(severity, summary, detail), upload(file),
+   *   ask(route, body), url(path), panels: see panels.mjs
    */
-  constructor(node, camera, tools) {
+  constructor(node, captures, tools) {
     const { say, element } = tools
     this.node = node
-    this.camera = camera
+    this.captures = captures
     this.tools = tools
-    this.select = element('select', {
-      title: say('cameraTip'),
-      onchange: () => this.#choose()
-    })
-    this.button = element('button', {
-      textContent: say('try'),
-      title: say('tryTip'),
-      onclick: () => this.toggle()
-    })
     this.canvas = element('canvas', { width: 320, height: 180 })
     this.hint = element('div', { className: 'livediffusion-hint' })
     this.note = element('div', { className: 'livediffusion-rate' })
-    this.upload = element('button', {
-      textContent: say('uploadFile'),
-      title: say('uploadTip'),
-      onclick: () => this.#upload()
+    this.qr = element('img', {
+      className: 'livediffusion-qr', hidden: true, alt: say('phoneCode'),
+      title: say('phoneCode'), onclick: () => this.#enlarge()
     })
-    const line = element(
-      'div',
-      { className: 'livediffusion-line' },
-      this.select,
-      this.button,
-      this.upload
-    )
+    this.allowButton = element('button', {
+      textContent: say('allow'), title: say('allowTip'), hidden: true, onclick: () => this.#allow()
+    })
+    this.panels = tools.panels(this)
+    this.line = element('div', { className: 'livediffusion-line' })
     const screen = element(
-      'div',
-      { className: 'livediffusion-screen' },
-      this.canvas,
-      this.note,
-      this.hint
+      'div', { className: 'livediffusion-screen' }, this.canvas, this.qr, this.note, this.hint
     )
-    const box = element('div', { className: 'livediffusion-box' }, line, screen)
+    const box = element('div', { className: 'livediffusion-box' }, this.line, screen)
     // the first Nodes 2.0 gave a widget no more height than its contents need
     box.style.minHeight = `${SIZE - MARGINS}px`
     this.widget = node.addDOMWidget('livediffusion_camera', 'livediffusion.camera', box, {
@@ -59,138 +57,247 @@ export class Picker {
     })
     this.widget.serialize = false
     this.widget.label = say('cameraWidget')
-    camera.addEventListener('opened', this.#opened)
-    camera.addEventListener('closed', this.#closed)
-    navigator.mediaDevices?.addEventListener?.('devicechange', this.#list)
-    const { source } = this.#widgets
+    for (const capture of Object.values(captures))
+      for (const event of ['opened', 'closed']) capture.addEventListener(event, this.#changed)
+    const { source } = this.widgets
     const changed = source.callback
     source.callback = (...values) => {
       changed?.apply(source, values)
       this.show()
     }
-    this.#list()
-    this.#closed()
-    if (camera.stream) this.#opened()
+    this.show()
   }
 
-  /** What belongs to the chosen source. */
-  show() {
-    const browser = this.usesBrowser
-    this.select.hidden = this.button.hidden = !browser
-    this.upload.hidden = browser
-    if (!browser && this.#trying) this.toggle()
-    if (!this.#timer) this.hint.textContent = this.tools.say(browser ? 'cameraOff' : 'playsLive')
+  /** What the node's source is. */
+  get source() {
+    return this.widgets.source?.value ?? 'browser'
   }
 
-  get #widgets() {
+  get panel() {
+    return this.panels[this.source] ?? this.panels.browser
+  }
+
+  /** What it looks through in this browser; null for a source that is elsewhere. */
+  get capture() {
+    return this.panel.capture ?? null
+  }
+
+  get widgets() {
     return Object.fromEntries((this.node.widgets ?? []).map((w) => [w.name, w]))
-  }
-
-  get usesBrowser() {
-    return this.#widgets.source?.value !== 'file'
   }
 
   /** {width, height, fps} that the node says; an input that is wired says none. */
   get wish() {
-    const { width, height, fps } = this.#widgets
+    const { width, height, fps } = this.widgets
     return { width: width?.value, height: height?.value, fps: fps?.value }
   }
 
+  /** Set an input, as its user would. */
+  set(input, value) {
+    const widget = this.widgets[input]
+    widget.value = value
+    widget.callback?.(value)
+    document.dispatchEvent(new Event('change'))
+  }
+
+  /** What belongs to the chosen source. */
+  show() {
+    const other = this.#source !== this.source
+    if (other) {
+      for (const [name, capture] of Object.entries(this.captures))
+        if (name !== this.source && capture.users.has(this)) capture.leave(this)
+      this.#source = this.source
+      this.told = UNUSED
+      this.code(null)
+      this.#refusal(null)
+      this.line.replaceChildren(...this.panel.parts, this.allowButton)
+      this.#own()
+      this.panel.show?.()
+    }
+    this.#changed()
+  }
+
+  // inputs that are wired stay, or nobody could unplug them
+  #own() {
+    const wired = new Set((this.node.inputs ?? []).filter(({ link }) => link != null).map((i) => i.name))
+    for (const [name, of] of Object.entries(OWN)) {
+      const widget = this.widgets[name]
+      if (!widget) continue
+      const hidden = !of.includes(this.source) && !wired.has(name)
+      widget.hidden = hidden
+      // Nodes 2.0
+      if (widget.options) widget.options.hidden = hidden
+    }
+    this.node.setDirtyCanvas?.(true, true)
+  }
+
   get #trying() {
-    return this.camera.users.has(this)
+    return this.capture?.users.has(this) ?? false
   }
 
   async toggle() {
+    const { capture } = this
     try {
-      if (this.#trying) this.camera.leave(this)
-      else await this.camera.use(this, [this.wish])
+      if (this.#trying) capture.leave(this)
+      else await capture.use(this, [this.wish])
     } catch (error) {
       this.tools.notify('error', this.tools.say('camera'), error.message)
     }
-    this.#label()
+    this.#changed()
   }
 
-  async #upload() {
-    const { say, element, notify } = this.tools
-    const input = element('input', { type: 'file', accept: 'video/*,image/*' })
-    input.onchange = async () => {
-      try {
-        const name = await this.tools.upload(input.files[0])
-        const { file } = this.#widgets
-        if (!file.options.values.includes(name)) file.options.values.push(name)
-        file.value = name
-        file.callback?.(name)
-        document.dispatchEvent(new Event('change'))
-      } catch (error) {
-        notify('error', say('upload'), error.message)
-      }
-    }
-    input.click()
-  }
-
-  async #choose() {
-    try {
-      await this.camera.choose(this.select.value)
-    } catch (error) {
-      this.tools.notify('error', this.tools.say('camera'), error.message)
-      this.select.value = this.camera.choice
-    }
-  }
-
-  #list = async () => {
-    const { say, element } = this.tools
-    const devices = (await this.camera.devices()).filter((device) => device.id)
-    const options = [{ id: '', label: say('defaultCamera') }, ...devices]
-    this.select.replaceChildren(
-      ...options.map(({ id, label }) => element('option', { value: id, textContent: label }))
-    )
-    this.select.value = this.camera.choice
-    if (this.select.selectedIndex < 0) this.select.value = ''
-  }
-
-  #opened = () => {
-    this.#list()
-    this.#label()
-    this.hint.textContent = ''
-    this.#remark()
+  // something opened or closed, or another source was chosen
+  #changed = () => {
+    const open = Boolean(this.capture?.stream)
+    this.panel.label?.(this.#trying)
     clearInterval(this.#timer)
-    this.#timer = setInterval(() => this.#paint(), EVERY)
+    this.#timer = open ? setInterval(() => this.#paint(), EVERY) : 0
+    if (open) this.panel.list?.()
+    else this.canvas.getContext('2d').clearRect(0, 0, this.canvas.width, this.canvas.height)
+    this.refresh()
   }
 
-  #closed = () => {
-    clearInterval(this.#timer)
-    this.#timer = 0
-    this.#label()
-    this.note.textContent = ''
-    this.canvas.getContext('2d').clearRect(0, 0, this.canvas.width, this.canvas.height)
-    this.show()
-  }
-
-  #label() {
-    this.button.textContent = this.tools.say(this.#trying ? 'off' : 'try')
+  /** Say what there is to say. */
+  refresh() {
+    const open = this.#timer !== 0
+    const shown = !this.qr.hidden
+    this.hint.textContent = open || shown ? '' : this.told || this.tools.say(this.panel.hint)
+    if (!this.#session || open) this.note.textContent = this.#remark()
   }
 
   // nothing is demanded of a camera, so one that cannot gives less, and it is said here
   #remark() {
-    const [given, wanted] = [Math.round(this.camera.rate), this.wish.fps]
-    const slower = this.usesBrowser && given && given < wanted
-    this.note.textContent = slower ? this.tools.say('cameraSlower', { given, wanted }) : ''
+    if (this.source !== 'browser' || !this.#timer) return ''
+    const [given, wanted] = [Math.round(this.capture.rate), this.wish.fps]
+    return given && given < wanted ? this.tools.say('cameraSlower', { given, wanted }) : ''
+  }
+
+  // -- a run ------------------------------------------------------------------------------
+
+  /** It feeds a session now. @param place what the server says of this camera */
+  attach(session, place) {
+    const same = this.#session === session && this.#place?.source === place.source
+    this.#session = session
+    const before = JSON.stringify([this.#place?.phone, this.#place?.whip])
+    this.#place = place
+    if (same && before === JSON.stringify([place.phone, place.whip])) return
+    this.#refusal(null)
+    if (place.source === this.source) this.panel.attach?.(place)
+  }
+
+  detach() {
+    if (!this.#session) return
+    this.#session = this.#place = null
+    for (const panel of Object.values(this.panels)) panel.detach?.()
+    this.told = UNUSED
+    this.note.textContent = ''
+    this.refresh()
+  }
+
+  /** How its source is, by the server's figures; of what this browser sends there are none. */
+  stats({ sources }) {
+    const source = sources?.[this.#place?.node]
+    if (!source || !this.#session) return
+    this.panel.stats?.(source, (told) => this.#tell(told))
+    this.refresh()
+  }
+
+  #tell({ state, fps, reason }) {
+    const { say } = this.tools
+    const keys = {
+      giving: 'sourceGiving', connecting: 'sourceConnecting', connected: 'sourceConnecting',
+      waiting: 'sourceWaiting', refused: 'sourceRefused', asking: 'phoneAsking'
+    }
+    this.note.textContent = say(keys[state] ?? 'sourceWaiting', { fps: fps.toFixed(1) })
+    // a phone's code stays, or why there is none
+    if (state !== 'asking') this.told = state === 'giving' ? say('sourceShown') : (reason ?? UNUSED)
+  }
+
+  /** Show a phone's code, or why there is none; null takes it away. */
+  code(phone) {
+    const { say } = this.tools
+    const image = phone && !phone.trouble ? phone.qr : null
+    this.qr.hidden = !image
+    if (image && this.qr.src !== image) this.qr.src = image
+    if (!image) this.qr.removeAttribute('src')
+    const reasons = { local: 'phoneLocal', insecure: 'phoneInsecure' }
+    const { url } = phone ?? {}
+    if (phone?.trouble) this.told = say(reasons[phone.trouble], { url })
+    else if (phone && !image) this.told = say('phoneNoCode', { url })
+    this.refresh()
+  }
+
+  /** Another one-time address for a phone. */
+  renew() {
+    return this.#session.renewPhone(this.#place.node)
+  }
+
+  // the code as large as the page, for a phone that is further away
+  #enlarge() {
+    const { element, say } = this.tools
+    const image = element('img', { src: this.qr.src, alt: say('phoneCode') })
+    const words = element('p', { textContent: say('phoneScan') })
+    const dialog = element('dialog', { className: 'livediffusion-large' }, image, words)
+    dialog.onclick = () => dialog.close()
+    dialog.onclose = () => dialog.remove()
+    document.body.append(dialog)
+    dialog.showModal()
+  }
+
+  async copy(text) {
+    const { notify, say } = this.tools
+    try {
+      await navigator.clipboard.writeText(text)
+      notify('success', say('copied'), text)
+    } catch {
+      // without https or localhost there is no clipboard: show it to be copied by hand
+      notify('info', say('copyThis'), text)
+    }
+  }
+
+  // -- what is not allowed yet ------------------------------------------------------------
+
+  /** The server does not open it before somebody there has said so. @param errors of the node */
+  refused(errors) {
+    const found = errors.map(({ extra_info }) => extra_info?.allow).find(Boolean)
+    this.#refusal(found && HERE.includes(location.hostname) ? found : null)
+  }
+
+  #refusal(allow) {
+    this.#allowed = allow
+    this.allowButton.hidden = !allow
+    if (allow) this.told = this.tools.say('notAllowed', { what: allow.what })
+    if (this.panels) this.refresh()
+  }
+
+  async #allow() {
+    const { ask, notify, say } = this.tools
+    const allow = this.#allowed
+    try {
+      await ask('allow', allow)
+      this.told = UNUSED
+      this.#refusal(null)
+      notify('success', say('LiveCamera'), say('nowAllowed', { what: allow.what }))
+    } catch (error) {
+      notify('error', say('LiveCamera'), error.message)
+    }
   }
 
   #paint() {
-    const { video } = this.camera
+    const { video } = this.capture ?? {}
     if (!video?.videoWidth || document.hidden) return
     const height = Math.round((320 * video.videoHeight) / video.videoWidth)
     if (this.canvas.height !== height) this.canvas.height = height
-    this.canvas.classList.toggle('livediffusion-mirror', this.#widgets.mirror?.value !== false)
+    this.canvas.classList.toggle('livediffusion-mirror', this.widgets.mirror?.value !== false)
     this.canvas.getContext('2d').drawImage(video, 0, 0, this.canvas.width, height)
   }
 
   remove() {
     clearInterval(this.#timer)
-    this.camera.removeEventListener('opened', this.#opened)
-    this.camera.removeEventListener('closed', this.#closed)
-    navigator.mediaDevices?.removeEventListener?.('devicechange', this.#list)
-    this.camera.leave(this)
+    for (const capture of Object.values(this.captures)) {
+      for (const event of ['opened', 'closed']) capture.removeEventListener(event, this.#changed)
+      capture.leave(this)
+    }
+    for (const panel of Object.values(this.panels)) panel.remove?.()
   }
 }

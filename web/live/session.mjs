@@ -98,6 +98,11 @@ class Lane {
     if (this.#reading === capture.takes) return
     this.#reading = capture.takes
     this.#tap?.stop()
+    this.#tap = null
+    // it may go as a track of its own
+    if (session.rtc?.send(this.#place, capture.track, wishes[0].send)) {
+      return session.order({ type: 'off', place: this.#place })
+    }
     this.#tap = capture.tap()
     const readable = this.#tap?.readable
     const order = { type: 'camera', place: this.#place, readable, repeats: capture.asks }
@@ -107,12 +112,19 @@ class Lane {
   /** The worker has no way to read it: one picture. */
   async picture() {
     // a video that has no picture yet, or none any more, is no bitmap
-    const { video } = this.#capture
+    const video = await this.#capture.next()
     const bitmap = video && (await createImageBitmap(video).catch(() => null))
     this.#session.order({ type: 'bitmap', place: this.#place, bitmap }, bitmap ? [bitmap] : [])
   }
 
+  /** Its track is over: pictures go by the worker. */
+  async again() {
+    this.#reading = null
+    await this.feed()
+  }
+
   #untap() {
+    this.#session.rtc?.unsend(this.#place)
     this.#session.order({ type: 'off', place: this.#place })
     this.#tap?.stop()
     this.#tap = null
@@ -153,6 +165,8 @@ export class Session extends EventTarget {
   #say
   #ended = false
   state = 'starting'
+  /** What goes by WebRTC, see webrtc.mjs; null where nothing does. */
+  rtc = null
 
   /**
    * @param api ComfyUI's api
@@ -160,8 +174,9 @@ export class Session extends EventTarget {
    * @param workerUrl of worker.mjs
    * @param say see words.mjs
    * @param desktop see camera.mjs; a page that sends no screen has none
+   * @param WebRtc see webrtc.mjs; where there is none, pictures go by the WebSocket
    */
-  constructor(api, camera, workerUrl, say, desktop = null) {
+  constructor(api, camera, workerUrl, say, desktop = null, WebRtc = null) {
     super()
     this.#api = api
     this.#say = say
@@ -169,6 +184,14 @@ export class Session extends EventTarget {
     if (desktop) this.#lanes.push(new Lane(this, desktop, 'screen', 1))
     this.#worker = new Worker(workerUrl, { type: 'module' })
     this.#worker.onmessage = ({ data }) => this.#hear(data)
+    if (WebRtc) {
+      this.rtc = new WebRtc({
+        post: (path, offer, mine) => this.#offer(path, offer, mine),
+        take: (picture) => this.#tell('view', picture),
+        elsewhere: (view, on) => this.order({ type: 'elsewhere', view, on }),
+        lost: (place) => this.#lanes[place]?.again().catch(() => {})
+      })
+    }
   }
 
   /** The Live Cameras that feed it, as the server says them. */
@@ -220,6 +243,7 @@ export class Session extends EventTarget {
     if (this.state === 'over') return this.run || this.#post('stop', this.#keys).catch(() => {})
     if (!this.#begun.session) return this.#again()
     this.#worker.postMessage({ type: 'open', url: this.#frames })
+    this.rtc?.watch(this.views)
     for (const lane of this.#lanes) {
       lane.cover()
       await lane.feed()
@@ -230,6 +254,7 @@ export class Session extends EventTarget {
   async update(prompt, workflow) {
     const answer = await this.#post('update', { ...this.#keys, prompt, workflow })
     Object.assign(this.#begun, answer)
+    this.rtc?.watch(this.views)
     for (const lane of this.#lanes) {
       lane.cover()
       await lane.feed().catch((error) => this.#tell('unfed', error))
@@ -288,7 +313,21 @@ export class Session extends EventTarget {
 
   // at once, though the server may still be busy with a frame or a model
   #dark() {
+    this.rtc?.end()
     for (const lane of this.#lanes.splice(0)) lane.end()
+  }
+
+  /** Offer a connection by WebRTC; gives the answer. */
+  async #offer(path, offer, mine) {
+    const query = mine ? `?${new URLSearchParams(this.#keys)}` : ''
+    const reply = await this.#api.fetchApi(path + query, {
+      method: 'POST',
+      headers: { 'Content-Type': 'application/sdp' },
+      body: offer
+    })
+    const text = await reply.text()
+    if (reply.ok) return text
+    throw Object.assign(new Error(text), { status: reply.status })
   }
 
   /** Write the picture that a view shows to a file; gives its name. Throws Invalid. */
@@ -297,14 +336,23 @@ export class Session extends EventTarget {
     return fileName(filename, subfolder)
   }
 
+  /** Another one-time address for the phone of a Live Camera. Throws Invalid. */
+  async renewPhone(node) {
+    const { phone } = await this.#post('phone', { ...this.#keys, node })
+    this.cameras.find((camera) => camera.node === node).phone = phone
+    return phone
+  }
+
   /** Whether a view's pictures are wanted with what they were made from. */
   compare(view, on) {
+    this.rtc?.compare(view, on)
     this.#worker?.postMessage({ type: 'compare', view, on })
   }
 
   /** A picture was drawn; one that came again says nothing of the latency. */
   shown(picture, again = false) {
-    const latency = again ? null : performance.timeOrigin + performance.now() - picture.captured
+    const timed = !again && Number.isFinite(picture.captured)
+    const latency = !timed ? null : performance.timeOrigin + performance.now() - picture.captured
     this.#worker?.postMessage({ type: 'shown', view: picture.view, seq: picture.seq, latency })
     return latency
   }
@@ -335,7 +383,11 @@ export class Session extends EventTarget {
   #message(message) {
     if (message.type === 'state') this.#told(message.state, message)
     else if (message.type === 'refused') this.#told('failed', { reason: message.reason })
-    else this.#tell(message.type, message)
+    else if (message.type === 'drawn') this.rtc?.told(message)
+    else {
+      if (message.type === 'pace') this.rtc?.pace(message)
+      this.#tell(message.type, message)
+    }
   }
 
   #told(state, rest = {}) {

@@ -98,6 +98,24 @@ const CSS = `
   padding: 8px; text-align: center; color: #bbb; pointer-events: none;
 }
 .livediffusion-hint:empty { display: none; }
+.livediffusion-qr {
+  position: absolute; inset: 6px; margin: auto; height: calc(100% - 12px); aspect-ratio: 1;
+  border-radius: 6px; cursor: zoom-in; image-rendering: pixelated;
+}
+.livediffusion-large {
+  border: 0; border-radius: 16px; padding: 24px; background: #fff; color: #222; text-align: center;
+  font: 16px/1.4 Inter, system-ui, sans-serif; cursor: zoom-out;
+}
+.livediffusion-large::backdrop { background: rgb(0 0 0 / 60%); }
+.livediffusion-large img { display: block; width: min(70vmin, 640px); image-rendering: pixelated; }
+.livediffusion-large p { margin: 12px 0 0; }
+.livediffusion-reason {
+  overflow: hidden; color: #e8a33d; display: -webkit-box; -webkit-line-clamp: 3;
+  -webkit-box-orient: vertical;
+}
+.livediffusion-figures[data-state='sending']::before { content: '\\25CF '; color: #3fb968; }
+.livediffusion-figures[data-state='waiting']::before,
+.livediffusion-figures[data-state='refused']::before { content: '\\25CF '; color: #e8a33d; }
 .livediffusion-line {
   display: flex; flex-wrap: wrap; align-items: center; justify-content: flex-end; gap: 4px;
   flex: none; min-width: 0;

@@ -10,6 +10,11 @@ const figures = ({ fps, latency_ms, skipped, dropped }) => ({
   fps: figure(fps, 1), latency: figure(latency_ms?.p50), skipped, dropped
 })
 
+/** What is said of a view's track. */
+const linked = ({ mbps, up, trip }) => ({
+  down: figure(mbps, 1), up: figure(up, 1), trip: figure(trip)
+})
+
 export class View {
   #session = null
   #id = null
@@ -104,7 +109,11 @@ export class View {
 
   stats(stats) {
     const sampled = ({ road, why }) => this.#say('sampled', { road }) + (why ? ` (${why})` : '')
-    this.line.textContent = this.#say('figures', figures(stats))
+    const link = this.#session?.rtc?.figures(this.index)
+    this.line.textContent = [
+      this.#say('figures', figures(stats)),
+      ...(link ? [this.#say('linkFigures', linked(link))] : [])
+    ].join(', ')
     this.line.title = [
       this.#say('figuresTip', stats),
       ...(stats.roads ?? []).map(sampled)

@@ -19,9 +19,12 @@ const FINAL = new Set([1000, 4409, 4410])
 let url = null
 let socket = null
 let lostAt = 0
+let tells = false // whether the page is told of each picture that was taken
 let sequence = 0 // of pictures, of all lanes together: each has rising ones
 
 const compared = new Set() // views whose pictures are wanted with what they were made from
+
+const tracks = new Set() // views whose pictures come by WebRTC
 
 let turn = Promise.resolve()
 
@@ -34,6 +37,7 @@ function open() {
   socket.onopen = () => {
     lostAt = 0
     for (const view of compared) wish(view)
+    for (const view of tracks) leave(view)
   }
   socket.onmessage = ({ data }) => (typeof data === 'string' ? hear(data) : show(data))
   socket.onclose = ({ code }) => {
@@ -49,7 +53,7 @@ function hear(text) {
   const message = JSON.parse(text)
   if (message.type === 'received') answered(message.camera)
   else if (message.type === 'pace') paced(message)
-  if (message.type !== 'received') postMessage({ type: 'message', message })
+  if (message.type !== 'received' || tells) postMessage({ type: 'message', message })
 }
 
 function show(data) {
@@ -87,6 +91,11 @@ const decode = (jpeg) =>
 function wish(view) {
   if (socket?.readyState !== WebSocket.OPEN) return
   socket.send(JSON.stringify({ type: 'compare', view, on: compared.has(view) }))
+}
+
+function leave(view) {
+  if (socket?.readyState !== WebSocket.OPEN) return
+  socket.send(JSON.stringify({ type: 'elsewhere', view, on: tracks.has(view) }))
 }
 
 function shown(view, seq, latency) {
@@ -234,6 +243,7 @@ function paced({ camera, interval_ms, width, height }) {
 const orders = {
   open(order) {
     url = order.url
+    tells = order.tells ?? false
     open()
   },
   // for the next connection
@@ -253,6 +263,11 @@ const orders = {
     if (on) compared.add(view)
     else compared.delete(view)
     wish(view)
+  },
+  elsewhere({ view, on }) {
+    if (on) tracks.add(view)
+    else tracks.delete(view)
+    leave(view)
   },
   shown: (order) => shown(order.view, order.seq, order.latency),
   close() {
