@@ -32,7 +32,7 @@ _PARTS = re.compile(
 )
 _LABEL = re.compile(r"(?!-)[A-Za-z0-9_-]{1,63}(?<!-)")
 _NUMERIC = re.compile(r"(0[xX][0-9A-Fa-f]*|[0-9]+)")
-_DOTS = re.compile(r"(\.|%2e){1,2}", re.IGNORECASE)
+_DOTS = re.compile(r"(?:^|/|%2f|%5c)(?:\.|%2e){1,2}(?:/|%2f|%5c|$)", re.IGNORECASE)
 
 
 class Address(NamedTuple):
@@ -115,7 +115,7 @@ def parsed(text: str, what: str = "address") -> Address:
     number = int(port) if port else SCHEMES[scheme]
     if number is None or not 0 < number < 2**16:
         raise BadData(f"{what}: it needs a port, 1 to 65535, as in {scheme}://host:9000.")
-    if any(_DOTS.fullmatch(part) for part in (path or "").split("/")):
+    if _DOTS.search(path or ""):
         raise BadData(f"{what}: its path must not have . or .. in it.")
     return Address(scheme, login or "", _host(host, what), number, path or "", query or "")
 
@@ -273,7 +273,7 @@ def pattern(text: str, what: str = "allowed") -> Pattern:
     if found is None or found[1] not in SCHEMES:
         raise BadData(f"{what}: this is no pattern. Write scheme://host:port/path, no password.")
     scheme, host, port, target = found.groups()
-    host = host.lower().replace("[", "").replace("]", "")
+    bracketed, host = host[0] == "[", host.lower().strip("[]")
     number = SCHEMES[scheme] if port is None else None if port == "*" else int(port)
     if "/" in host:
         try:
@@ -282,6 +282,8 @@ def pattern(text: str, what: str = "allowed") -> Pattern:
             raise BadData(f"{what}: {host} is no network.") from None
     elif (ip := _ip(host)) is not None:
         host = str(ip)
+    elif bracketed:
+        raise BadData(f"{what}: {host} is no IPv6 address.")
     return Pattern(scheme, host, number, target or "")
 
 

@@ -22,6 +22,11 @@ from .widgets import Widget
 
 # the widget of Live Camera that picks a camera, made by the pack's own part of the page
 CAMERA = "livediffusion_camera"
+# what says from where and to where: the operator's alone, whatever the workflow shows
+_ENDS = {
+    "LiveCamera": ("source", "device", "address", "sender"),
+    "LiveSend": ("to", "name", "address"),
+}
 _FILE = schema.Limits(bytes=16 * 2**20, depth=64, items=1_000_000)
 _MOST_INPUTS = 100  # that visitors may set
 _MOST_TEXT = 2_000  # characters of a visitor's text
@@ -137,6 +142,7 @@ class Exposed:
         self.title = title
         self.notes: list[str] = []
         self._graph, self._info = prompt.graph, info
+        self._leading = _leading(prompt.graph)
         self._inputs: dict[str, _Input] = {}
         self.inputs: list[dict[str, Any]] = []
         for key, label in named:
@@ -264,10 +270,15 @@ class Exposed:
             )
             return
         shown = _shown(key, label, place)
+        if any(self._leads(node, slot) for node, slot in place.takers):
+            shown = "says where pictures come from or go to, which a visitor cannot choose."
         if isinstance(shown, str):
             self.notes.append(f"Input {schema.shown(key, 120)} {shown}")
             return
         self._put(_Input(shown, place.widget, place.takers))
+
+    def _leads(self, node: str, slot: str) -> bool:
+        return node in self._leading or slot in _ENDS.get(self._graph[node]["class_type"], ())
 
     def _note_sources(self) -> None:
         cameras = [node["inputs"] for node in self._graph.values()
@@ -299,6 +310,22 @@ class Exposed:
             views = [id for one in outputs for id in views if id == one] or views
         return [{"node": id, "title": (self._graph[id].get("_meta") or {}).get("title")
                  or "Live View"} for id in views[:_MOST_VIEWS]]  # fmt: skip
+
+
+def _leading(graph: dict[str, Any]) -> set[str]:
+    """Nodes that what a Live Camera opens, or where a Live Send sends, comes from."""
+    todo = [
+        node["inputs"].get(slot)
+        for node in graph.values() for slot in _ENDS.get(node["class_type"], ())
+    ]  # fmt: skip
+    found: set[str] = set()
+    while todo:
+        link = todo.pop()
+        name = str(link[0]) if isinstance(link, list) and link else ""
+        if name in graph and name not in found:
+            found.add(name)
+            todo += graph[name]["inputs"].values()
+    return found
 
 
 def read(path: pathlib.Path) -> dict[str, Any]:
