@@ -53,10 +53,10 @@ def test_pictures_come_by_tracks_in_order_and_by_the_socket_while_they_are_compa
     sources = [int(d["source"]) for d in drawn]
     assert sources == sorted(sources) and sources[0] < sources[-1]
     # each with the frame that it was made from, which no track carries
-    page.page.locator("[data-mode='side by side']").first.click()
+    page.page.click("button[data-mode='side by side']")
     page.wait("document.querySelector('.livediffusion-screen').dataset.compare === 'side by side'")
     page.wait(f"!{LINE}.includes('round trip')")
-    page.page.locator("[data-mode='off']").first.click()
+    page.page.click("button[data-mode='off']")
     page.wait(f"{LINE}.includes('round trip')", 30)
     # an edit goes on as ever
     page.get("((w) => { w.value = 128; w.callback?.(128) })"
