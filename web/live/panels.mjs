@@ -204,11 +204,14 @@ class Phone {
       title: say('phoneNewTip'),
       onclick: () => this.#renew()
     })
-    this.parts = [this.copyButton, this.newButton]
+    this.words = element('span', { className: 'livediffusion-figures' })
+    this.parts = [this.words, this.copyButton, this.newButton]
     this.#enable(false)
   }
 
   #enable(on) {
+    this.words.textContent = ''
+
     this.copyButton.disabled = this.newButton.disabled = !on
   }
 
@@ -237,8 +240,9 @@ class Phone {
     if (!this.#place) return
     const waiting = source.state === 'waiting'
     this.picker.code(waiting ? this.#place : null)
-    if (waiting) return told({ ...source, state: 'asking' })
-    told(source)
+    this.words.textContent =
+      waiting && this.#place.qr ? this.picker.tools.say('phoneAsking') : ''
+    told(waiting ? { ...source, state: 'asking' } : source)
   }
 }
 
