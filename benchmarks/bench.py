@@ -28,8 +28,8 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 TICK = "ours, n = 4, self-negative, the tick"
 # aten operations of a tick of n = 4 outside the UNet: the most that ours may have, and theirs
 OPS = {"off": (6, 11), "full": (8, 16), "self-negative": (14, 30), "onetime-negative": (14, 33)}
-LITTLE = ("counts", "bookkeeping", "memory", "live loop")  # parts with next to no network
-NAMED = ("calm", "reuse", "patchwork", "serve", "share")  # when they are asked for by name
+LITTLE = ("counts", "bookkeeping", "memory", "live loop", "ends")  # parts with next to no network
+NAMED = ("calm", "reuse", "patchwork", "serve", "share", "ends")  # when they are asked for by name
 PARTS = ("counts", "bookkeeping", "memory", "live loop", "whole frames", "scaling", *NAMED)
 
 
@@ -377,6 +377,13 @@ def house(report: Report, quick: bool) -> None:
     serve(report, quick)
 
 
+def ways(report: Report, quick: bool) -> None:
+    """How late pictures are by each way in and out."""
+    import ends_late
+
+    ends_late.part(report, quick)
+
+
 def main() -> int:
     args = options()
     engines.prepare(args.comfyui)
@@ -398,6 +405,7 @@ def main() -> int:
         "reuse": lambda: reusing(report, args.quick, args.docs),
         "patchwork": lambda: patches(report, args.quick),
         "serve": lambda: house(report, args.quick),
+        "ends": lambda: ways(report, args.quick),
         "share": lambda: reuse_rows.share(report, device, 3 if args.quick else 9),
     }
     for name in PARTS:
@@ -405,7 +413,7 @@ def main() -> int:
             # a second thread only waits where there is next to nothing to compute
             torch.set_num_threads(1 if name in LITTLE else cores)
             # the live loop's server has threads of its own
-            plain = name == "live loop"
+            plain = name in ("live loop", "ends")
             with report.part(name), contextlib.nullcontext() if plain else torch.inference_mode():
                 parts[name]()
     report.add("the bars", [bar.row() for bar in report.bars])

@@ -23,12 +23,12 @@ ALWAYS = ["torch==2.14.1", "torchvision==0.29.1", "torchaudio==2.11.0", "request
 # glfw is for ComfyUI 0.25.0, which the tests start in this environment too
 TEST = [
     "pytest>=8", "pytest-xdist>=3", "hypothesis>=6.100", "ruff>=0.6", "playwright>=1.45", "onnx",
-    "onnxruntime", "openvino", "glfw", "segno", "trustme",
+    "onnxruntime", "openvino", "glfw", "pyvirtualcam", "segno", "trustme",
 ]  # fmt: skip
 # the baseline some tests compare with; it pins an old diffusers, so its needs are named here
 TEST_NO_DEPS = ["streamdiffusion==0.1.1", "diffusers", "importlib_metadata", "zipp"]
-# what some tests run where it can be had; 95 MB, Linux and Windows
-TEST_OPTIONAL = ["tensorrt_rtx==1.7.1.116"]
+# what some tests run where it can be had
+TEST_OPTIONAL = ["tensorrt_rtx==1.7.1.116", "ndi-python"]
 # NVIDIA's bindings without the libraries, which the tests compare with what is used of them
 BINDINGS = {
     "10.0.1": "tensorrt_cu12_bindings",
@@ -187,7 +187,7 @@ def optional(pip: list[str], home: pathlib.Path) -> None:
         return
     try:
         named = ", ".join(TEST_OPTIONAL)
-        watched([*pip, *TEST_OPTIONAL], f"fetching {named} (95 MB)", home / "optional.log")
+        watched([*pip, *TEST_OPTIONAL], f"fetching {named} (105 MB)", home / "optional.log")
         there.touch()
     except Stop as reason:  # not for this Python, or no network: their tests are skipped
         say(f"  {str(reason).splitlines()[0]}")

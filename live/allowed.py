@@ -38,10 +38,13 @@ class _Rules(NamedTuple):
 class Allowed:
     """Args:
     folder: where the file is or will be. Any thread may ask.
+
+    Attributes:
+        path, named: the file, and what it is called in that folder.
     """
 
     def __init__(self, folder: pathlib.Path):
-        self.path = folder / FOLDER / FILE
+        self.path, self.named = folder / FOLDER / FILE, f"{FOLDER}/{FILE}"
         self._lock = threading.Lock()
         self._seen: Any = None
         self._rules = _Rules()

@@ -92,6 +92,8 @@ class Concealed:
             kept.update((n, self._known[n]) for n in names if n in self._known)
             if kept == self._kept:
                 return
+            for name in list(kept)[: -most("concealed.Concealed._kept")]:
+                del kept[name]
             data = {n: {"secret": s, "for": origin} for n, (s, origin) in kept.items()}
             write(self.path, data)
             self._kept = kept
@@ -103,7 +105,9 @@ class Concealed:
         return name + equals + self._name(value, address)
 
     def _name(self, secret: str, address: Address) -> str:
-        if _NAME.fullmatch(secret):
+        if (known := _NAME.fullmatch(secret)) is not None:
+            with self._lock:
+                self._find(known[1])  # it is used
             return secret
         with self._lock:
             sought = secret, address.origin
@@ -149,8 +153,9 @@ def concealed(data: dict[str, Any], store: Concealed, ends: dict[str, bool]) -> 
 
     for node in graph.values() if isinstance(graph, dict) else ():
         if isinstance(node, dict) and isinstance(node.get("inputs"), dict):
-            sink = ends.get(node.get("class_type"))
-            if sink is not None:
+            kind = node.get("class_type")
+            if isinstance(kind, str) and kind in ends:
+                sink = ends[kind]
                 for value in _typed(graph, node["inputs"].get("address")):
                     look(value, sink)
     for one in _inside(extra):

@@ -49,7 +49,7 @@ def decoded(
             context = stream.codec_context
             context.options = {"max_pixels": str(MOST_PIXELS_MOVING)}
             context.thread_type = "SLICE"
-            for frame, at in _frames(container, stream, who):
+            for frame, at in _frames(reading, container, stream, who):
                 _bounded(frame.width, frame.height, who)
                 if pace is not None and not pace.wait(frame.time, reading):
                     return
@@ -62,7 +62,9 @@ def decoded(
         raise Lost(known)
 
 
-def _frames(container: Any, stream: Any, who: str) -> Iterator[tuple[Any, float]]:
+def _frames(
+    reading: Reading, container: Any, stream: Any, who: str
+) -> Iterator[tuple[Any, float]]:
     """Frames, and when the packet came that each is of."""
     import av
 
@@ -70,6 +72,7 @@ def _frames(container: Any, stream: Any, who: str) -> Iterator[tuple[Any, float]
     broken = 0
     for packet in container.demux(stream):
         came[packet.pts] = time.time()
+        reading.came()
         try:
             frames = packet.decode()
         except av.InvalidDataError:

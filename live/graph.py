@@ -13,11 +13,12 @@ class GraphError(ValueError):
 
     Attributes:
         node: id of the node that is in the way, if it is one.
+        allow: what the person at the server would have to allow; see allowed.NotAllowed.
     """
 
-    def __init__(self, message: str, node: str | None = None):
+    def __init__(self, message: str, node: str | None = None, allow: Any = None):
         super().__init__(message)
-        self.node = node
+        self.node, self.allow = node, allow
 
 
 class Kinds(Protocol):

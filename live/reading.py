@@ -55,6 +55,7 @@ class Reading:
 
     def holds(self, thing: Any) -> Any:
         """Have something closed when this is, whoever waits for it; returns it. Raises Lost."""
+        self.came()
         with self._changed:
             if not self._over.is_set():
                 self._held.append(thing)

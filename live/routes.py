@@ -11,7 +11,7 @@ from aiohttp import WSMsgType, web
 
 from ..trust import boundary
 from ..trust.schema import BadData
-from . import whip
+from . import trusted, whip
 from .cameras import PAGE, wanted
 from .guard import asked, body, forbid, guarded
 from .keeper import Keeper, connected
@@ -34,6 +34,7 @@ _AWAITED = 0.5  # seconds between two looks for a run that an open stream waits 
 def add_routes(server) -> Sessions:
     """Register the routes on ComfyUI's PromptServer; returns its live runs."""
     sessions = Sessions(server)
+    trusted.add(server)
     rtc = whip.add(server.routes.route, sessions)
     api, listing = _Api(sessions, connected(sessions, server), rtc), Listing()
     phone = api.phone

@@ -284,6 +284,8 @@ def _error(message: str) -> dict[str, Any]:
 
 def _invalid(graph: dict, reason: GraphError) -> Invalid:
     error, nodes = _error(str(reason)), {}
+    if reason.allow is not None:
+        error["extra_info"] = {"allow": reason.allow}
     if reason.node in graph:
         kind = graph[reason.node]["class_type"]
         nodes[reason.node] = {

@@ -48,7 +48,7 @@ def look_at_target(inputs: Graph, node: str) -> None:
     try:
         checked_target(**plain)
     except ValueError as reason:
-        raise GraphError(str(reason), node) from None
+        raise GraphError(str(reason), node, getattr(reason, "allow", None)) from None
 
 
 class Shared:
@@ -152,7 +152,7 @@ class Shared:
                 case source, _ if source == WHIP:
                     webrtc.check("source")
         except ValueError as reason:
-            raise GraphError(str(reason), key[1]) from None
+            raise GraphError(str(reason), key[1], getattr(reason, "allow", None)) from None
         return None
 
     def look_at(self, split: Split) -> None:

@@ -30,7 +30,7 @@ class Comfy:
         self.client_id = self.last_node_id = self.last_prompt_id = None
         self.sockets_metadata = {}
         self.number = 0
-        self.messages = []
+        self.messages, self.on_prompt_handlers = [], []
         self.finished = collections.OrderedDict()
         self.routes = web.RouteTableDef()
         self.app = web.Application(client_max_size=2**26)
@@ -69,7 +69,12 @@ class Comfy:
             task.cancel()
         await asyncio.gather(*others, return_exceptions=True)
 
+    def add_on_prompt_handler(self, handler):
+        self.on_prompt_handlers.append(handler)
+
     def trigger_on_prompt(self, data):
+        for handler in self.on_prompt_handlers:
+            data = handler(data)
         return data
 
     def send_sync(self, event, data, sid=None):

@@ -31,18 +31,22 @@ def free_port(kind=socket.SOCK_STREAM):
 class Server:
     """Listens for one connection at a time.
 
+    Args:
+        prompt: what is read to know what is in the stream is thrown away, so nothing is late.
+
     Attributes:
         address: of what it listens to.
         seen: (number of the picture, when it was decoded), in order.
     """
 
-    def __init__(self, scheme, query="", size=(SIDE, SIDE), port=None):
+    def __init__(self, scheme, query="", size=(SIDE, SIDE), port=None, prompt=False):
         kind = socket.SOCK_DGRAM if scheme == "srt" else socket.SOCK_STREAM
         self.scheme, self.query, self.size = scheme, query, size
         self.port = port or free_port(kind)
         self.address = f"{scheme}://127.0.0.1:{self.port}{PATHS[scheme]}"
         self.address += f"?{query}" if query else ""
         self.seen, self._frozen = [], False
+        self._more = ["-fflags", "nobuffer"] if prompt else []
         self.begin()
 
     def begin(self):
@@ -53,7 +57,7 @@ class Server:
         ]
         self.process = subprocess.Popen(
             [FFMPEG, "-nostdin", "-v", "error", "-threads", "1", "-flags", "low_delay",
-             "-probesize", "5000", "-analyzeduration", "0", *given, "-an",
+             "-probesize", "5000", "-analyzeduration", "0", *self._more, *given, "-an",
              "-fps_mode", "passthrough", "-f", "rawvideo", "-pix_fmt", "gray", "pipe:1"],
             stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
         )  # fmt: skip

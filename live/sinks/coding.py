@@ -12,6 +12,7 @@ import numpy as np
 
 CLOCK = 90_000  # ticks per second
 KEY = 2.0  # seconds between two pictures that players can begin at
+SOON = 0.5  # the same while it begins: a receiver may throw away the first, which came too late
 BT709 = 1  # the number of primaries, transfer and matrix in H.273
 SPS, PPS = 7, 8  # kinds of NAL units
 _IDLE = (6, 9, 12)  # kinds that nobody needs: SEI, delimiters, filler
@@ -133,7 +134,8 @@ class Encoder:
         self._first = at if self._first is None else self._first
         # a millisecond apart at least, the finest that RTMP can tell
         self._at = max(self._at + CLOCK // 1000, round((at - self._first) * CLOCK))
-        key = self._at == 0 or self._at - self._key >= KEY * CLOCK
+        between = SOON if self._at <= KEY * CLOCK else KEY
+        key = self._at == 0 or self._at - self._key >= between * CLOCK
         self._key = self._at if key else self._key
         made = []
         for packet in self._coder.encode(self._frame(picture, self._at, key)):

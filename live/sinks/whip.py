@@ -31,6 +31,7 @@ class Kind:
         self._loop: Loop | None = None
         self._peer = None
         self._left: str | None = None
+        self._token: str | None = None
         self._address = self._resource = None
         self._since = 0.0
 
@@ -44,14 +45,13 @@ class Kind:
     def open(self, width: int, height: int) -> None:
         # a login without a user is a token (RFC 6750), which most services want
         address = wires.checked(self._target.address, _SCHEMES, sink=True)
-        self._headers = {}
         if address.login.startswith(":"):
-            self._headers["Authorization"] = f"Bearer {unquote(address.login[1:])}"
+            self._token = unquote(address.login[1:])
             address = address._replace(login="")
         self._address = address
         self._loop = Loop()
         self._peer, offer = self._call(_offered(self._gone, 1e6 * self._target.bit_rate), _MADE)
-        headers = {"Content-Type": "application/sdp", **self._headers}
+        headers = {"Content-Type": "application/sdp", **self._login()}
         answer = wires.ask(address, "POST", headers, offer.encode())
         try:
             if answer.status != 201:
@@ -66,6 +66,9 @@ class Kind:
         except BadData as reason:
             raise Lost(f"{address.place} cannot be sent to: {reason}") from None
         self._since = time.monotonic()
+
+    def _login(self) -> dict[str, str]:
+        return {} if self._token is None else {"Authorization": f"Bearer {self._token}"}
 
     def _call(self, work, timeout: float):
         try:
@@ -95,7 +98,7 @@ class Kind:
                 self._loop.call(self._peer.close(), _CALL)
         with contextlib.suppress(Lost, Refused):
             if self._resource is not None:
-                wires.ask(self._resource, "DELETE", self._headers).close()
+                wires.ask(self._resource, "DELETE", self._login()).close()
         self._loop.close(_CALL)
         self._loop = None
 

@@ -33,8 +33,8 @@ from .track import Newest
 
 JOINED = 10.0  # seconds that the other end has to come after the answer
 SIDE, PIXELS = 4096, 4096 * 2304  # of a picture that is taken
-BEHIND = 3.0  # seconds that decoding may fall behind what comes, before the connection is ended
 _PREFERRED = (f"video/{H264}", f"video/{VP8}")
+_PACKETS = 1024  # that may be missing one before them
 _JITTER = "_RTCRtpReceiver__jitter_buffer"
 _LOOK = 0.25  # seconds between two looks for the other end's reports
 _MISSED = 2.5  # seconds without one, at the least, after which it is taken to be gone
@@ -158,8 +158,9 @@ class Ingest(Peer):
         super()._choose(video)
         video[0].direction = "recvonly"
         self._receiver = video[0].receiver
-        if hasattr(self._receiver, _JITTER):
-            setattr(self._receiver, _JITTER, Prompt(capacity=512, is_video=True))
+        waiting = getattr(self._receiver, "_RTCRtpReceiver__decoder_queue", None)
+        if waiting is not None and hasattr(self._receiver, _JITTER):
+            setattr(self._receiver, _JITTER, Prompt(_PACKETS, waiting.qsize))
         heard = self._receiver._handle_rtcp_packet
 
         async def hear(packet):
@@ -181,19 +182,12 @@ class Ingest(Peer):
 
     async def _read(self, track) -> None:
         """Everything that is decoded, at once: what waits at aiortc's side waits without bound."""
-        least, late = None, 0.0
         with contextlib.suppress(MediaStreamError):
             while True:
                 frame = await track.recv()
                 if max(frame.width, frame.height) > SIDE or frame.width * frame.height > PIXELS:
                     return await self.close("Its pictures are larger than 4096 x 2304.")
-                now = time.time()
-                self._slot.put(Came(frame, self._captured(frame), now))
-                behind = now - frame.pts / CLOCK
-                least = behind if least is None else min(least, behind)
-                late = late or now if behind - least > BEHIND else 0.0
-                if late and now - late > BEHIND:
-                    return await self.close("Its pictures come faster than they can be decoded.")
+                self._slot.put(Came(frame, self._captured(frame), time.time()))
         await self.close("The other end has left.")
 
     def _captured(self, frame: av.VideoFrame) -> float | None:

@@ -329,7 +329,6 @@ def test_a_server_that_leads_elsewhere_is_not_followed(tmp_path):
 
 
 def test_motion_jpeg_without_lengths_is_cut_at_its_boundaries(tmp_path):
-    with _web(tmp_path) as port:
-        with there(f"http://127.0.0.1:{port}/bare") as source:
-            numbers = seen(source, 10)
+    with _web(tmp_path) as port, there(f"http://127.0.0.1:{port}/bare") as source:
+        numbers = seen(source, 10)
     assert None not in numbers and numbers == sorted(set(numbers))

@@ -30,6 +30,7 @@ HOLDERS = {"deque", "Queue", "SimpleQueue", "OrderedDict", "defaultdict", "Count
 FIXED = {
     "executor._Silent.sockets_metadata", "sessions.Invalid.answer", "shared.Shared.counts",
     "shared.Shared.calls", "shared.Shared.extra", "executor.FrameExecutor.caches",
+    "allowed.NotAllowed.allow", "relay.Relay.options", "wires._Lookup.ips",
 }  # fmt: skip
 
 

@@ -345,3 +345,31 @@ def test_without_aiortc_it_is_said_what_to_install(comfy, monkeypatch):
     (status, answer), begun = inprocess.live(work)
     assert status == 400 and "source: WebRTC needs the package aiortc" in str(answer)
     assert "send" not in begun["cameras"][0] and "whep" not in begun["views"][0]
+
+
+@pytest.mark.parametrize("codec", ["H264", "VP8"])
+def test_pictures_that_cannot_be_decoded_in_time_are_left_out_up_to_a_whole_one(codec):
+    """What is decoded is decodable: nothing is missing before it but where a whole one begins."""
+    from aiortc.codecs import depayload, get_capabilities
+    from aiortc.rtp import RtpPacket
+    from livediffusion.live.webrtc import arrival, coder
+    from rtc import numbered
+
+    kind = next(one for one in get_capabilities("video").codecs if one.name == codec)
+    made, waiting, number, given, asked = coder.Coder(codec, 1e6), 0, 0, [], 0
+    buffer = arrival.Prompt(128, lambda: waiting)
+    for i in range(60):
+        waiting = 20 if 20 <= i < 30 else 0
+        payloads, at = made.encode(numbered(i), force_keyframe=i in (0, 25, 40))
+        for place, payload in enumerate(payloads):
+            packet = RtpPacket(marker=place == len(payloads) - 1, sequence_number=number)
+            packet.timestamp, packet._data = at, depayload(kind, payload)
+            number += 1
+            asks, frame = buffer.add(packet)
+            asked += asks
+            if frame is not None:
+                given.append(i)
+                assert arrival.whole(frame.data) is (i in (0, 25, 40))
+    # 25 was left out as well, for too many waited then; each came with its own last packet
+    assert given == [*range(20), *range(40, 60)]
+    assert asked == 1 and buffer.left_out == 20

@@ -12,7 +12,7 @@ const figures = ({ fps, latency_ms, skipped, dropped }) => ({
 
 /** What is said of a view's track. */
 const linked = ({ mbps, up, trip }) => ({
-  down: figure(mbps, 1), up: figure(up, 1), trip: figure(trip)
+  down: figure(mbps, 2), up: figure(up, 2), trip: figure(trip)
 })
 
 export class View {

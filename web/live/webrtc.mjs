@@ -75,18 +75,20 @@ class Link {
     await link.setRemoteDescription({ type: 'answer', sdp: started(answer) })
   }
 
-  // bytes of either direction since the last look, and the round trip of the pair that is used
+  // bytes since the last look, and the round trip of the pair that is used
   async #look() {
     const all = [...(await this.#connection.getStats()).values()]
+    const media = all.filter(({ type }) => type === 'inbound-rtp' || type === 'outbound-rtp')
+    const bytes = media.reduce((sum, one) => sum + (one.bytesReceived ?? one.bytesSent ?? 0), 0)
+    const at = performance.now()
+    if (this.#before) {
+      const [before, since] = this.#before
+      this.figures.mbps = (8e-3 * (bytes - before)) / (at - since)
+    }
+    this.#before = [bytes, at]
     const pair = all.find(({ type, nominated, state }) =>
       type === 'candidate-pair' && nominated && state === 'succeeded')
-    if (!pair) return
-    const bytes = pair.bytesReceived + pair.bytesSent
-    const { timestamp } = pair
-    if (this.#before && timestamp > this.#before.timestamp)
-      this.figures.mbps = (8e-3 * (bytes - this.#before.bytes)) / (timestamp - this.#before.timestamp)
-    this.#before = { bytes, timestamp }
-    if (pair.currentRoundTripTime != null) this.figures.trip = 1000 * pair.currentRoundTripTime
+    if (pair?.currentRoundTripTime != null) this.figures.trip = 1000 * pair.currentRoundTripTime
   }
 
   close() {
