@@ -253,12 +253,14 @@ class Whip {
 
   constructor(picker) {
     const { say, element } = picker.tools
-    const button = (key, onclick) =>
-      element('button', { textContent: say(key), title: say(`${key}Tip`), disabled: true, onclick })
+    const button = (textContent, title, onclick) =>
+      element('button', { textContent, title, disabled: true, onclick })
     this.picker = picker
     const { url: here } = picker.tools
-    this.copyButton = button('whipCopy', () => picker.copy(here(this.#place.url)))
-    this.tokenButton = button('whipToken', () => picker.copy(this.#place.token))
+    const copy = () => picker.copy(here(this.#place.url))
+    this.copyButton = button(say('whipCopy'), say('whipCopyTip'), copy)
+    const token = () => picker.copy(this.#place.token)
+    this.tokenButton = button(say('whipToken'), say('whipTokenTip'), token)
     this.parts = [this.copyButton, this.tokenButton]
   }
 
