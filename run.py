@@ -2,6 +2,7 @@
 """One command from a fresh clone to a running pack.
 
     python run.py                                           the live demo in a real ComfyUI
+    python run.py live --lan                                the same for phones in this network
     python run.py live --headless [--video FILE] ...        the same on a file, without a browser
     python run.py live --unattended WORKFLOW.json           a workflow without a page, for weeks
     python run.py clip [--video FILE] [--prompt TEXT] ...   stylise a clip
@@ -23,8 +24,9 @@ import signal
 import subprocess
 import sys
 import webbrowser
+from urllib.parse import urlsplit
 
-from launch import house, setup, unattended
+from launch import house, lan, setup, unattended
 from launch.console import Stop, ended, say, watched
 from launch.server import PACK, base, server
 from launch.stages import Stages, compiled_once
@@ -92,13 +94,26 @@ def live(args: argparse.Namespace, rest: list[str]) -> int:
     )  # fmt: skip
     parser.add_argument("--port", type=_port, default=PORT, help=f"default {PORT}, else a free one")
     parser.add_argument("--no-browser", action="store_true", help="only print the address")
+    parser.add_argument(
+        "--lan", action="store_true", help="for the phones of this network, too: https, with a "
+        "certificate made for this computer",
+    )  # fmt: skip
     own = parser.parse_args(rest)
     comfyui = setup.find_comfyui(args.comfyui)
     python = setup.environment(comfyui, test=False)
-    with server(comfyui, python, own.port, _passed_on(args)) as (url, process, log):
+    passed = _passed_on(args)
+    if own.lan:
+        made = lan.prepared(python)
+        passed, trusted = (*passed, *made.options), made.authority
+    else:
+        trusted = None
+    with server(comfyui, python, own.port, passed, trusted) as (url, process, log):
         # localhost is a secure context, so the page may use the camera
         url = url.replace("127.0.0.1", "localhost") + DEMO
-        say(f"\n  {url}\n\n  opens the live demo. Press Live there; Ctrl+C here ends it.\n")
+        if own.lan:
+            say(made.told(urlsplit(url).port, DEMO))
+        else:
+            say(f"\n  {url}\n\n  opens the live demo. Press Live there; Ctrl+C here ends it.\n")
         if not own.no_browser and sys.stdout.isatty() and has_desktop():
             webbrowser.open(url)
         if process.wait() != 0:

@@ -4,6 +4,7 @@ import contextlib
 import os
 import pathlib
 import socket
+import ssl
 import subprocess
 import time
 import urllib.request
@@ -72,13 +73,14 @@ def fresh_log(port: int) -> pathlib.Path:
 @contextlib.contextmanager
 def server(
     comfyui: pathlib.Path, python: pathlib.Path, wanted: int = 0, options: tuple[str, ...] = (),
-    **how,
+    trusted: pathlib.Path | None = None, **how,
 ):  # fmt: skip
     """A running ComfyUI with the pack; yields its URL, its process and its log.
 
     Args:
         wanted: its port, if that is free.
-        options: more of ComfyUI's own.
+        options: more of ComfyUI's own; of one that is there twice the last counts.
+        trusted: the authority behind its certificate, where it has one.
         how: more for subprocess.Popen.
     """
     with setup.setting_up():
@@ -91,7 +93,7 @@ def server(
         "--listen", "127.0.0.1", "--disable-auto-launch", "--database-url", "sqlite:///:memory:",
         *([] if gpu else ["--cpu"]), *options,
     ]  # fmt: skip
-    url = f"http://127.0.0.1:{port}"
+    url = f"{'https' if trusted else 'http'}://127.0.0.1:{port}"
     with log.open("w", encoding="utf-8") as out:
         process = subprocess.Popen(
             command, stdout=out, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, cwd=comfyui,
@@ -99,16 +101,21 @@ def server(
         )  # fmt: skip
         with ended(process):
             with Spinner(f"starting ComfyUI on the {'GPU' if gpu else 'CPU'}") as spinner:
-                wait_for(url, process, log, spinner)
+                wait_for(url, process, log, spinner, trusted)
             yield url, process, log
 
 
-def wait_for(url: str, process: subprocess.Popen, log: pathlib.Path, spinner: Spinner) -> None:
-    deadline = time.monotonic() + 300
+def wait_for(
+    url: str, process: subprocess.Popen, log: pathlib.Path, spinner: Spinner,
+    trusted: pathlib.Path | None = None,
+) -> None:  # fmt: skip
+    context = ssl.create_default_context(cafile=str(trusted)) if trusted else None
+    place, deadline = f"{url}/system_stats", time.monotonic() + 300
     while time.monotonic() < deadline:
         if process.poll() is not None:
             break
-        with contextlib.suppress(OSError), urllib.request.urlopen(f"{url}/system_stats", timeout=5):
+        with contextlib.suppress(OSError):
+            urllib.request.urlopen(place, timeout=5, context=context).close()
             return
         spinner.update("waiting for the server")
         time.sleep(0.2)

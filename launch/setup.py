@@ -23,7 +23,7 @@ ALWAYS = ["torch==2.14.1", "torchvision==0.29.1", "torchaudio==2.11.0", "request
 # glfw is for ComfyUI 0.25.0, which the tests start in this environment too
 TEST = [
     "pytest>=8", "pytest-xdist>=3", "hypothesis>=6.100", "ruff>=0.6", "playwright>=1.45", "onnx",
-    "onnxruntime", "openvino", "glfw", "pyvirtualcam",
+    "onnxruntime", "openvino", "glfw", "pyvirtualcam", "segno", "trustme",
 ]  # fmt: skip
 # the baseline some tests compare with; it pins an old diffusers, so its needs are named here
 TEST_NO_DEPS = ["streamdiffusion==0.1.1", "diffusers", "importlib_metadata", "zipp"]

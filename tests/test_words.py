@@ -109,8 +109,8 @@ def of_page() -> dict[str, str]:
 
 
 def sources() -> str:
-    """Of ComfyUI's page, and of the page that serve/ gives to visitors."""
-    files = [ROOT / "web" / "livediffusion.js", *sorted((ROOT / "web" / "live").glob("*.mjs")),
+    """Of ComfyUI's page, a phone's, and the page that serve/ gives to visitors."""
+    files = [ROOT / "web" / "livediffusion.js", *sorted((ROOT / "web").glob("*/*.mjs")),
              *sorted((ROOT / "serve" / "page").glob("*.mjs"))]  # fmt: skip
     return "\n".join(f.read_text("utf-8") for f in files if f.name != "words.mjs")
 

@@ -390,6 +390,8 @@ def test_workflows_are_templates_with_pictures(server):
         "clip_stylise",
         "image_to_image_sd_turbo",
         "lcm_lora_4_steps_rcfg",
+        "live_screen",
+        "live_to_obs",
         "live_webcam",
         "live_webcam_calm",
         "live_webcam_sd_turbo",

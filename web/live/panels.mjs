@@ -204,11 +204,14 @@ class Phone {
       title: say('phoneNewTip'),
       onclick: () => this.#renew()
     })
-    this.parts = [this.copyButton, this.newButton]
+    this.words = element('span', { className: 'livediffusion-figures' })
+    this.parts = [this.words, this.copyButton, this.newButton]
     this.#enable(false)
   }
 
   #enable(on) {
+    this.words.textContent = ''
+
     this.copyButton.disabled = this.newButton.disabled = !on
   }
 
@@ -237,8 +240,9 @@ class Phone {
     if (!this.#place) return
     const waiting = source.state === 'waiting'
     this.picker.code(waiting ? this.#place : null)
-    if (waiting) return told({ ...source, state: 'asking' })
-    told(source)
+    this.words.textContent =
+      waiting && this.#place.qr ? this.picker.tools.say('phoneAsking') : ''
+    told(waiting ? { ...source, state: 'asking' } : source)
   }
 }
 
@@ -249,12 +253,14 @@ class Whip {
 
   constructor(picker) {
     const { say, element } = picker.tools
-    const button = (key, onclick) =>
-      element('button', { textContent: say(key), title: say(`${key}Tip`), disabled: true, onclick })
+    const button = (textContent, title, onclick) =>
+      element('button', { textContent, title, disabled: true, onclick })
     this.picker = picker
     const { url: here } = picker.tools
-    this.copyButton = button('whipCopy', () => picker.copy(here(this.#place.url)))
-    this.tokenButton = button('whipToken', () => picker.copy(this.#place.token))
+    const copy = () => picker.copy(here(this.#place.url))
+    this.copyButton = button(say('whipCopy'), say('whipCopyTip'), copy)
+    const token = () => picker.copy(this.#place.token)
+    this.tokenButton = button(say('whipToken'), say('whipTokenTip'), token)
     this.parts = [this.copyButton, this.tokenButton]
   }
 

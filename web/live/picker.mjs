@@ -206,11 +206,12 @@ export class Picker {
     const { say } = this.tools
     const keys = {
       giving: 'sourceGiving', connecting: 'sourceConnecting', connected: 'sourceConnecting',
-      waiting: 'sourceWaiting', refused: 'sourceRefused', asking: 'phoneAsking'
+      waiting: 'sourceWaiting', refused: 'sourceRefused'
     }
-    this.note.textContent = say(keys[state] ?? 'sourceWaiting', { fps: fps.toFixed(1) })
     // a phone's code stays, or why there is none
-    if (state !== 'asking') this.told = state === 'giving' ? say('sourceShown') : (reason ?? UNUSED)
+    const asking = state === 'asking'
+    this.note.textContent = asking ? '' : say(keys[state] ?? 'sourceWaiting', { fps: fps.toFixed(1) })
+    if (!asking) this.told = state === 'giving' ? say('sourceShown') : (reason ?? UNUSED)
   }
 
   /** Show a phone's code, or why there is none; null takes it away. */
@@ -275,8 +276,8 @@ export class Picker {
     const allow = this.#allowed
     try {
       const { address } = await ask('allow', allow)
-      // its password has a name now, which is what a saved workflow is to have
-      if (address && this.widgets.address) this.widgets.address.value = address
+      // what is secret in it stays at the server from now on
+      if (address && this.source === 'address') this.set('address', address)
       this.told = UNUSED
       this.#refusal(null)
       notify('success', say('LiveCamera'), say('nowAllowed', { what: allow.what }))

@@ -21,6 +21,7 @@ export class View {
   #popup = null
   #window = null
   #mjpeg = null
+  #whep = null
 
   /**
    * @param node a LiveView
@@ -47,7 +48,7 @@ export class View {
       textContent: say('copyUrl'),
       title: say('copyUrlTip'),
       disabled: true,
-      onclick: () => this.copy()
+      onclick: ({ shiftKey }) => this.copy(shiftKey)
     })
     this.saveButton = element('button', {
       textContent: say('snapshot'),
@@ -90,6 +91,9 @@ export class View {
     this.#id = place.node
     this.picture.attach(session, place.index)
     this.#mjpeg = place.mjpeg
+    this.#whep = place.whep
+    const tips = ['copyUrlTip', ...(place.whep ? ['copyWhepTip'] : [])]
+    this.copyButton.title = tips.map((tip) => this.#say(tip)).join('\n')
     this.copyButton.disabled = false
     this.#savable(true)
     if (!this.picture.canvas.dataset.source) this.hint.textContent = this.#say('firstPicture')
@@ -186,8 +190,10 @@ export class View {
     }
   }
 
-  async copy() {
-    const url = new URL(this.tools.apiURL(this.#mjpeg), location.href).href
+  /** @param whep the address for players of WebRTC, where there is one, and not the MJPEG stream */
+  async copy(whep = false) {
+    const path = (whep && this.#whep) || this.#mjpeg
+    const url = new URL(this.tools.apiURL(path), location.href).href
     try {
       await navigator.clipboard.writeText(url)
       this.tools.notify('success', this.#say('addressCopied'), url)

@@ -75,6 +75,7 @@ const ENGLISH = {
   "windowBlocked": "The browser blocked the window. Allow pop-ups for this page.",
   "copyUrl": "Copy URL",
   "copyUrlTip": "Copy the address of these pictures as an MJPEG stream, for OBS and browsers.",
+  "copyWhepTip": "With Shift: its address for players of WebRTC (WHEP)",
   "addressCopied": "MJPEG address copied",
   "address": "MJPEG address",
   "snapshot": "Snapshot",

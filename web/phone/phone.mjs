@@ -123,7 +123,7 @@ function told(live, now) {
 /** It is over for good. @param reason sentences, of which the first is the largest */
 function over(reason) {
   stop()
-  const [, first, rest] = /^(.+?[.\u3002])\s*(.*)$/su.exec(reason) ?? [reason, reason, '']
+  const [, first, rest] = reason.match(/^(.+?[.\u3002])\s*(.*)$/su) ?? [reason, reason, '']
   $('title').textContent = first
   $('what').textContent = rest
   show('over')

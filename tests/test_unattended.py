@@ -1,0 +1,211 @@
+"""`run.py live --unattended`: what it refuses, and what it does when ComfyUI dies."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from clock import Limit
+from serving import ROOT, launch
+
+UNATTENDED, CONSOLE = launch("unattended"), launch("console")
+GRAPH = {
+    "1": {"class_type": "LiveCamera", "inputs": {"source": "file", "file": "film.gif"}},
+    "2": {"class_type": "LiveView", "inputs": {"image": ["1", 0]}},
+}
+
+# run.py with a stand-in for ComfyUI, and without the minutes before it and the pauses in it
+STARTED = """
+import sys
+from serving import load_run
+run = load_run()
+unattended = sys.modules["launch.unattended"]
+unattended.setup.environment = lambda comfyui, test: sys.executable
+unattended._FIRST = unattended._LOOK = 0.1
+unattended._LAST = 3.0
+sys.modules["launch.server"].has_gpu = lambda python: False
+sys.argv = ["run.py", *sys.argv[1:]]
+sys.exit(run.main())
+"""
+# it notes what it is asked, and has a run for as long as the file `run` is there
+STAND_IN = """
+import http.server, json, os, pathlib, sys
+here = pathlib.Path(__file__).parent
+port = int(sys.argv[sys.argv.index("--port") + 1])
+
+def note(*what):
+    with (here / "notes").open("a") as file:
+        file.write(json.dumps(what) + "\\n")
+
+note("up", os.getpid(), port, os.environ.get("LIVEDIFFUSION_UNATTENDED"))
+
+class Answer(http.server.BaseHTTPRequestHandler):
+    def tell(self, value, status=200):
+        data = json.dumps(value).encode()
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+    def do_GET(self):
+        there = [{"run": "r"}] if (here / "run").exists() else []
+        self.tell({"runs": there} if self.path.endswith("runs") else {})
+
+    def do_POST(self):
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        route = self.path.rpartition("/")[2]
+        note(route, body)
+        if (here / "refuse").exists():
+            errors = [{"message": "file: there is none.", "details": ""}]
+            node = {"class_type": "LiveCamera", "errors": errors}
+            error = {"message": "file: there is none."}
+            return self.tell({"error": error, "node_errors": {"1": node}}, 400)
+        if route == "start":
+            (here / "run").touch()
+        elif route == "end":
+            (here / "run").unlink()
+        self.tell({"run": "r"})
+
+    def log_message(self, *args):
+        pass
+
+server = http.server.HTTPServer(("127.0.0.1", port), Answer)
+server.allow_reuse_address = True
+server.serve_forever()
+"""
+
+
+class Started:
+    """The command with a stand-in for ComfyUI in `here`."""
+
+    def __init__(self, tmp_path, graph=GRAPH):
+        self.here = tmp_path / "comfyui"
+        self.here.mkdir()
+        (self.here / "main.py").write_text(STAND_IN, encoding="utf-8")
+        (self.here / "requirements.txt").touch()
+        self.file = tmp_path / "display.json"
+        self.file.write_text(json.dumps(graph), encoding="utf-8")
+        self.env = {
+            **os.environ, "PYTHONPATH": str(ROOT / "tests"), "COMFYUI_PATH": str(self.here),
+            "HOME": str(tmp_path),
+        }  # fmt: skip
+
+    def begin(self):
+        command = [sys.executable, "-c", STARTED, "live", "--unattended", str(self.file)]
+        return subprocess.Popen(
+            [*command, "--port", "0"], env=self.env, stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE, text=True,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        )  # fmt: skip
+
+    def notes(self, kind):
+        try:
+            lines = (self.here / "notes").read_text().splitlines()
+        except OSError:
+            return []
+        return [note[1:] for note in map(json.loads, lines) if note[0] == kind]
+
+    def wait(self, process, condition):
+        limit = Limit(30)
+        while not (found := condition()):
+            assert not limit.over and process.poll() is None, process.communicate()
+            time.sleep(0.02)
+        return found
+
+
+def alive(pid):
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+@pytest.fixture
+def started(tmp_path):
+    if os.name == "nt":
+        pytest.skip("Windows ends a process without a word")
+    return Started(tmp_path)
+
+
+def test_a_comfyui_that_dies_is_started_again_with_the_same_run(started):
+    process = started.begin()
+    with CONSOLE.ended(process):
+        (begun,) = started.wait(process, lambda: started.notes("start"))
+        assert begun[0] == {
+            "prompt": GRAPH, "workflow": None, "client_id": "", "unattended": True,
+            "name": "display",
+        }  # fmt: skip
+        for death in range(1, 4):
+            ups = started.wait(process, lambda n=death: len(started.notes("up")) == n
+                               and started.notes("up"))  # fmt: skip
+            time.sleep(0.5)  # until it is looked after
+            os.kill(ups[-1][0], signal.SIGKILL)
+        started.wait(process, lambda: len(started.notes("up")) == 4)
+        ups = started.notes("up")
+        # where pages and players know it, and told to go on with what was kept
+        assert len({port for _, port, _ in ups}) == 1
+        assert [kept for *_, kept in ups] == [None, "1", "1", "1"]
+        time.sleep(0.5)
+        process.send_signal(signal.SIGINT)
+        said, _ = process.communicate(timeout=30)
+        assert process.returncode == 130
+    assert len(started.notes("start")) == 1
+    assert started.notes("end") == [[{"run": "r"}]]
+    assert not any(alive(pid) for pid, *_ in ups)
+    assert "(3 times now)" in said and "heartbeat.json" in said
+    assert len(said.splitlines()) < 60
+
+
+def test_it_ends_when_the_run_has_ended(started):
+    process = started.begin()
+    with CONSOLE.ended(process):
+        started.wait(process, lambda: started.notes("start"))
+        (started.here / "run").unlink()
+        said, _ = process.communicate(timeout=30)
+    assert process.returncode == 0 and "the live run has ended" in said
+    assert not alive(started.notes("up")[0][0])
+
+
+def test_what_comfyui_refuses_is_said_in_its_words(started):
+    (started.here / "refuse").touch()
+    process = started.begin()
+    with CONSOLE.ended(process):
+        _, said = process.communicate(timeout=30)
+    assert process.returncode == 1
+    assert said.splitlines() == [
+        "run.py: display.json: file: there is none.",
+        "node 1 (LiveCamera): file: there is none.",
+    ]
+
+
+def test_what_is_no_workflow_is_refused_before_anything_starts(tmp_path):
+    other = tmp_path / "other.json"
+    for text in ("[]", "{", '{"1": 5}', '{"nodes": 3}'):
+        other.write_text(text, encoding="utf-8")
+        with pytest.raises(CONSOLE.Stop, match=r"other\.json"):
+            UNATTENDED.live("none", ["--unattended", str(other)], ())
+    with pytest.raises(CONSOLE.Stop, match="cannot be read"):
+        UNATTENDED.live("none", ["--unattended", str(tmp_path / "nothing.json")], ())
+    with pytest.raises(CONSOLE.Stop, match="name the workflow"):
+        UNATTENDED.live("none", ["--unattended"], ())
+
+
+def test_a_saved_workflow_is_made_into_its_prompt(tmp_path):
+    """As the page saves it; what its nodes are comes from ComfyUI."""
+    saved = {
+        "id": "w", "version": 0.4, "last_node_id": 2, "last_link_id": 1, "links": [],
+        "nodes": [{"id": 7, "type": "Some", "pos": [0, 0], "size": [9, 9], "mode": 0, "flags": {},
+                   "order": 0, "inputs": [], "outputs": [], "properties": {},
+                   "widgets_values": ["hello"]}],
+    }  # fmt: skip
+    info = {"Some": {"input": {"required": {"text": ["STRING", {}]}}, "output": [],
+                     "output_node": True, "display_name": "Some"}}  # fmt: skip
+    path = tmp_path / "saved.json"
+    path.write_text(json.dumps(saved), encoding="utf-8")
+    made = json.loads(UNATTENDED._workflow(path, info=json.dumps(info).encode()))
+    assert made["workflow"]["id"] == "w"
+    assert made["prompt"]["7"]["inputs"] == {"text": "hello"}
