@@ -24,6 +24,7 @@ ALWAYS = ["torch==2.14.1", "torchvision==0.29.1", "torchaudio==2.11.0", "request
 TEST = [
     "pytest>=8", "pytest-xdist>=3", "hypothesis>=6.100", "ruff>=0.6", "playwright>=1.45", "onnx",
     "onnxruntime", "openvino", "glfw", "pyvirtualcam", "segno", "trustme",
+    "aiortc>=1.16; python_version >= '3.11'",
 ]  # fmt: skip
 # the baseline some tests compare with; it pins an old diffusers, so its needs are named here
 TEST_NO_DEPS = ["streamdiffusion==0.1.1", "diffusers", "importlib_metadata", "zipp"]
