@@ -100,6 +100,8 @@ class Concealed:
 
     def _value(self, pair: str, address: Address) -> str:
         name, equals, value = pair.partition("=")
+        if not equals:
+            name, value = "", name
         if not value or _PLAIN.fullmatch(value):
             return pair
         return name + equals + self._name(value, address)

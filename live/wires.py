@@ -315,7 +315,7 @@ def _asked(
     what: str,
     login: Login | None,
 ) -> Answer:
-    wire = connect(address, what)
+    wire, response = connect(address, what), None
     try:
         usual = address.port == addresses.SCHEMES[address.scheme]
         host = address.place.rpartition(":")[0] if usual else address.place
@@ -330,10 +330,11 @@ def _asked(
         response.begin()
         wire.settimeout(SILENCE)
         return Answer(address, wire, response)
-    except (OSError, ValueError, http.client.HTTPException) as error:
+    except BaseException as error:
         cut(wire)
+        if response is not None:
+            response.close()  # it has the socket, too
+        if not isinstance(error, OSError | ValueError | http.client.HTTPException):
+            raise
         said = worded(error) if isinstance(error, OSError) else "does not speak HTTP"
         raise Lost(f"{address.place} {said}") from None
-    except BaseException:
-        cut(wire)
-        raise

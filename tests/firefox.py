@@ -37,6 +37,21 @@ PREFERENCES = {
 }
 
 
+# where an element is; nothing while it moves, or something else lies over it
+MIDDLE = """async (selector) => {
+  const place = () => {
+    const { x, y, width, height } =
+      document.querySelector(selector)?.getBoundingClientRect() ?? { width: 0 }
+    return width ? [Math.round(x + width / 2), Math.round(y + height / 2)] : null
+  }
+  const first = place()
+  await new Promise((resolve) => setTimeout(resolve, 100))
+  const then = place()
+  if (!first || String(first) !== String(then)) return null
+  return document.elementFromPoint(...then)?.closest(selector) ? then : null
+}"""
+
+
 class Failed(Exception):
     """A command was not done; the message is the browser's."""
 
@@ -161,15 +176,11 @@ class Firefox:
             threading.Event().wait(0.05)
 
     def click(self, selector):
-        """With the mouse, in the middle of what is found first."""
-        x, y = self.evaluate(
-            """(selector) => {
-              const { x, y, width, height } =
-                document.querySelector(selector).getBoundingClientRect()
-              return [Math.round(x + width / 2), Math.round(y + height / 2)]
-            }""",
-            selector,
-        )
+        """With the mouse, in the middle of what is found first, once it stands still in sight."""
+        limit = Limit(20)
+        while (place := self.evaluate(MIDDLE, selector)) is None:
+            assert not limit.over, f"{selector} cannot be clicked"
+        x, y = place
         acts = [
             {"type": "pointerMove", "x": x, "y": y},
             {"type": "pointerDown", "button": 0},

@@ -378,3 +378,22 @@ def test_the_floors_are_what_the_model_gives():
         assert least == pytest.approx(floors.floors("sd-turbo", f"NVIDIA {name}")[1], rel=5e-3)
     assert floors.floors("sdxl-turbo", "NVIDIA H100 80GB HBM3")[4] == pytest.approx(9.32)
     assert floors.floors("sd15", "NVIDIA A10") == {}
+
+
+def test_late_pictures_are_told_by_their_numbers():
+    """Those that came again or in another order are counted, a still picture is not."""
+    import ends_late
+
+    seen, other = ends_late.Seen(), ends_late.Seen()
+    sent = {number: number / 10 for number in range(100)}
+    for number in range(100):
+        seen.add(number, sent[number] + 0.05)
+        if number % 2:
+            other.add(number, sent[number] + 0.2)
+    for number in (99, 99, 40, None):
+        seen.add(number, 20.0)
+    assert seen.wrong == 2 and len(seen) == 100
+    both = ends_late.late(sent, seen, other)
+    assert len(both) == 50 - ends_late.WARM and max(both) == pytest.approx(50)
+    row = ends_late._row("x", both, 25.0, seen)
+    assert (row["ms"], row["added"], row["x WebSocket"]) == (50.0, 25.0, 2.0)

@@ -115,6 +115,8 @@ def parsed(text: str, what: str = "address") -> Address:
     number = int(port) if port else SCHEMES[scheme]
     if number is None or not 0 < number < 2**16:
         raise BadData(f"{what}: it needs a port, 1 to 65535, as in {scheme}://host:9000.")
+    if "@" in (path or "") + (query or ""):
+        raise BadData(f"{what}: @ stands behind the password only; elsewhere it is written %40.")
     if _DOTS.search(path or ""):
         raise BadData(f"{what}: its path must not have . or .. in it.")
     return Address(scheme, login or "", _host(host, what), number, path or "", query or "")

@@ -127,7 +127,8 @@ class Kind:
         tape = _Tape(file, reading)
 
         def trouble():
-            return tape.failure and str(tape.failure)
+            said = str(tape.failure or "")
+            return said if who in said or not said else f"{who}: {said}"
 
         def opened():
             import av
@@ -135,7 +136,7 @@ class Kind:
             return av.open(tape, format=form, container_options=_BRIEF, buffer_size=2**15)
 
         try:
-            yield from decoded(reading, opened, who, trouble, paced)
+            yield from decoded(reading, opened, who, lambda: trouble() or None, paced)
         except Lost:
             if isinstance(tape.failure, Refused):
                 raise tape.failure from None

@@ -140,13 +140,13 @@ def sharing(playwright, site):
     )  # fmt: skip
     try:
         context = tools.context_of(running)
-        film = context.new_page()
-        film.set_viewport_size({"width": 640, "height": 480})
-        film.set_content(FILM)
-        film.evaluate(PLAY, [tools.BITS, 4000])
         page = tools.Page(context.new_page(), site)
         page.open()
-        page.film = film
+        page.film = context.new_page()
+        page.film.set_viewport_size({"width": 640, "height": 480})
+        page.film.set_content(FILM)
+        page.film.evaluate(PLAY, [tools.BITS, 4000])
+        page.page.bring_to_front()
         yield page
     finally:
         running.close()
@@ -250,4 +250,3 @@ def test_an_address_is_allowed_on_the_servers_own_page(page):
     told = page.get("app.graph.getNodeById(1).widgets.find((w) => w.name === 'address').value")
     assert "hush" not in told and told.startswith("rtsp://")
     page.get("window.live.untoast()")
-    assert not page.ours

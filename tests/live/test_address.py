@@ -27,7 +27,8 @@ from wiring import Wiring
 
 pytestmark = pytest.mark.comfy
 LONG = os.environ.get("LIVEDIFFUSION_LONG") == "1"
-PULLS = 20 if LONG else 2
+PULLS = 20 if LONG else 1
+FEW = [("rtsp", "reset"), ("mjpeg", "still"), ("hls", "reset")]
 FFMPEG = shutil.which("ffmpeg")
 
 
@@ -117,7 +118,7 @@ def _listening(*output):
     with Publisher(f"tcp://127.0.0.1:{feed}?listen=1", "mpegts"):
         keeper.start()
         try:
-            yield
+            yield lambda: children[-1].kill()
         finally:
             over.set()
             for one in children:
@@ -139,8 +140,9 @@ def _srt(folder):
     if FFMPEG and b" srt\n" not in subprocess.run(known, capture_output=True, check=True).stdout:
         pytest.skip("this ffmpeg has no SRT")
     place = f"srt://127.0.0.1:{port}?mode=listener&latency=50000"
-    with _listening("-f", "mpegts", place):
-        yield port, "srt://127.0.0.1:{}?latency=50"
+    with _listening("-f", "mpegts", place) as again:
+        # it takes five seconds to notice that who called is gone, and until then takes nobody else
+        yield port, "srt://127.0.0.1:{}?latency=50", again
 
 
 @contextlib.contextmanager
@@ -198,27 +200,36 @@ def there(name):
         source.close()
 
 
+def _handles():
+    """The descriptors of this process, and what each is."""
+    found = set()
+    for name in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(OSError):
+            found.add((name, os.readlink(f"/proc/self/fd/{name}")))
+    return found
+
+
 def mine():
     return {t.name for t in threading.enumerate() if t.name.startswith("livediffusion-")}
 
 
 @pytest.mark.parametrize("way", WAYS)
 def test_the_counter_film_comes_in_order_and_no_picture_twice(way, tmp_path):
-    with WAYS[way](tmp_path) as (port, address):
+    with WAYS[way](tmp_path) as (port, address, *_):
         name = address.format(port)
         Kind.check(name)
         begun = time.time()
         with there(name) as source:
-            numbers = seen(source, 40)
+            numbers = seen(source, 25)
             shot = _until(lambda: source.newest(0.25))
         assert None not in numbers and numbers == sorted(set(numbers))
         assert begun < shot.captured <= time.time()
         assert not mine()
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", WAYS if LONG else ["rtsp"])
 def test_newer_pictures_take_the_place_of_those_that_nobody_took(way, tmp_path):
-    with WAYS[way](tmp_path) as (port, address):
+    with WAYS[way](tmp_path) as (port, address, *_):
         with there(address.format(port)) as source:
             first = seen(source, 1)[0]
             time.sleep(1.0)
@@ -227,15 +238,16 @@ def test_newer_pictures_take_the_place_of_those_that_nobody_took(way, tmp_path):
         assert second - first >= 15 and 1 <= third - second <= 8
 
 
-@pytest.mark.parametrize("how", ["reset", "still"])
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way, how", [
+    (way, how) for way in WAYS for how in ("reset", "still") if LONG or (way, how) in FEW
+])  # fmt: skip
 def test_a_cable_pulled_again_and_again_is_told_and_pictures_come_again(way, how, tmp_path):
     """It goes on within three seconds of the other end's return."""
-    with WAYS[way](tmp_path) as (port, address):
+    with WAYS[way](tmp_path) as (port, address, *ends):
         wiring = Wiring(port, udp=way == "srt")
         wanted = Wanted(address.format(wiring.port), 96, 96, 30)
         feed = PulledFeed(Kind, wanted)
-        before, handles = mine(), len(os.listdir("/proc/self/fd"))
+        before, handles = mine(), _handles()
         longest = 0.0
         feed.begin()
         try:
@@ -243,6 +255,8 @@ def test_a_cable_pulled_again_and_again_is_told_and_pictures_come_again(way, how
             for _ in range(PULLS):
                 losses = feed.losses
                 wiring.pull(how)
+                for end in ends:
+                    end()
                 _until(lambda losses=losses: feed.losses > losses and feed.trouble)
                 assert f"127.0.0.1:{wiring.port}" in feed.trouble, feed.trouble
                 pulled = time.monotonic()
@@ -257,7 +271,7 @@ def test_a_cable_pulled_again_and_again_is_told_and_pictures_come_again(way, how
             feed.end()
             wiring.close()
         _until(lambda: mine() <= before)
-        _until(lambda: len(os.listdir("/proc/self/fd")) <= handles)
+        _until(lambda: not (_handles() - handles))
         if LONG:
             logging.warning("%s %s: back within %.2f s of %d pulls", way, how, longest, PULLS)
         assert longest < 3.0
@@ -272,7 +286,7 @@ def test_a_name_that_is_not_found_any_more_is_told_and_tried_again(tmp_path, mon
         return real(host, *rest, **more)
 
     monkeypatch.setattr(socket, "getaddrinfo", looked_up)
-    with WAYS["mjpeg"](tmp_path) as (port, _):
+    with WAYS["mjpeg"](tmp_path) as (port, *_):
         wiring = Wiring(port)
         feed = PulledFeed(Kind, Wanted(f"http://localhost:{wiring.port}/film", 96, 96, 30))
         feed.begin()

@@ -173,6 +173,7 @@ def test_a_prompt_that_is_none_passes_unharmed(running, odd):
 @pytest.mark.parametrize("text", [
     f"rtsp://me:{WORD}@cam/x y", f"rtsp://me:p@{WORD}/@cam/", f"rtsp://me:{WORD}#@cam/x",
     f"http://cam/?pass={WORD}&x=\u00fc", f"rtsp://{WORD}:{WORD}@@cam",
+    f"rtsp://me:12?{WORD}@cam/",
 ])  # fmt: skip
 def test_what_is_no_address_shows_nothing_either(running, text):
     assert WORD not in wires.concealed().conceal(text)

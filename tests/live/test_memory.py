@@ -108,7 +108,8 @@ def held(wide: dict[str, int]) -> list[str]:
             if attribute == "_item" or not hasattr(thing, attribute):
                 continue
             bound = bounds.KEPT[name]
-            holder = getattr(thing, attribute)
+            # what is not begun holds nothing
+            holder = getattr(thing, attribute) or ()
             if name == "sessions.Sessions._all":
                 holder = [one for one in list(holder.values()) if one.over]
             if size(holder) > bound.most * wide.get(bound.each, 1):

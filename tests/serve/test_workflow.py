@@ -206,35 +206,6 @@ def test_an_export_in_api_format_shows_what_the_command_line_names():
         load(api(), "9.image")
 
 
-def test_where_pictures_come_from_and_go_to_is_never_a_visitors_to_say():
-    """Not by a workflow that shows it, nor by the command line, nor by a text that leads there."""
-    text = ["STRING", {"default": ""}]
-    info = {**INFO, **{one["name"]: one for one in (
-        node("LiveCamera", INFO["LiveCamera"]["input"]["required"],
-             {"device": text, "address": text, "sender": text}, output=["IMAGE", "INT"]),
-        node("LiveSend", {"image": ["IMAGE"], "to": ["COMBO", {"options": ["stream"]}],
-                          "name": text, "address": text}),
-        node("Text", {"value": text}, output=["STRING"]),
-    )}}  # fmt: skip
-    camera = {"source": "address", "file": "none", "device": "", "address": "rtsp://10.0.0.5/",
-              "sender": "", "width": 64}  # fmt: skip
-    graph = {
-        "1": {"class_type": "LiveCamera", "inputs": camera},
-        "2": {"class_type": "Text", "inputs": {"value": "rtmp://10.0.0.5/app/key"}},
-        "3": {"class_type": "LiveSend", "inputs": {
-            "image": ["1", 0], "to": "stream", "name": "", "address": ["2", 0]}},
-        "4": {"class_type": "LiveView", "inputs": {"image": ["1", 0], "quality": 85}},
-    }  # fmt: skip
-    for name in ("1.source", "1.device", "1.address", "1.sender", "2.value", "3.to", "3.name",
-                 "3.address"):  # fmt: skip
-        with pytest.raises(ValueError, match=rf"Input {name} "):
-            w.Exposed.load(graph, info, [name])
-    exposed = w.Exposed.load(graph, info, ["1.width", "4.quality"])
-    assert [one["name"] for one in exposed.inputs] == ["1.width", "4.quality"]
-    with pytest.raises(ValueError, match="no input"):
-        exposed.check({"1.address": "rtsp://169.254.169.254/"})
-
-
 def test_what_a_house_cannot_serve_is_said_in_a_sentence():
     made = shapes.Saved()
     made.node(1, "LiveCamera", shapes.CAMERA, outputs=["IMAGE", "INT"])
