@@ -339,4 +339,7 @@ def picture(came: Came, same_clock: bool) -> tuple[np.ndarray, float]:
     at = came.captured
     if at is None or (not same_clock and abs(at - came.arrived) > _ALIKE):
         at = came.arrived
+    elif not same_clock:
+        # some report when they sent a picture, not when they took it: aiortc does
+        at = min(at, came.arrived)
     return came.frame.to_ndarray(format="rgb24"), at
