@@ -35,7 +35,7 @@ MAY_SERVER = {"nodes", "live"}
 PURE = {"torch", "numpy", *sys.stdlib_module_names}
 STDLIB = {"trust"}  # reads what strangers send, with nothing but Python's own
 # scipy is ComfyUI's own; these are imported where they are used
-LATE = {"triton", "tensorrt", "tensorrt_rtx", "onnx", "onnxruntime", "openvino"}
+LATE = {"triton", "tensorrt", "tensorrt_rtx", "onnx", "onnxruntime", "openvino", "segno"}
 OPTIONAL = {*LATE, "scipy"}
 # words that the registry's scanner flags, wherever they stand
 FLAGGED = ("sub" + "process", r"os\.sys" + "tem", "pick" + "le", r"__imp" + "ort__", "ctyp" + "es",
