@@ -304,28 +304,31 @@ def test_it_is_there_again_after_comfyuis_restart_where_that_is_wanted(user, mon
         await asyncio.sleep(0.3)
         return await runs(http, comfy)
 
+    def again(name, runs_, **settings):
+        """A ComfyUI whose user folder has this in it, as it was left by one that was killed."""
+        folder = user.parent.with_name(name)
+        (folder / "livediffusion").mkdir(parents=True)
+        (folder / "default").mkdir()
+        text = json.dumps({"livediffusion": 1, "runs": runs_})
+        (folder / "livediffusion" / "runs.json").write_text(text, "utf-8")
+        text = json.dumps({"Comfy.Locale": "en", **settings})
+        (folder / "default" / "comfy.settings.json").write_text(text, "utf-8")
+        monkeypatch.setattr(folder_paths, "get_user_directory", lambda: str(folder))
+        return inprocess.comfy()
+
     with inprocess.comfy() as (comfy, _):
         run = inprocess.live(begun)
-        kept_then = written(user)
-    # a process that is ended has no time to say that anything was stopped
-    (user / "runs.json").write_text(json.dumps({"livediffusion": 1, "runs": kept_then}))
-    with inprocess.comfy() as (comfy, _):
-        assert inprocess.live(asked) == []
-    settings = user.parent / "default" / "comfy.settings.json"
-    settings.parent.mkdir()
-    for value in (False, "yes", True):
-        settings.write_text(json.dumps({"Comfy.Locale": "en", kept._SETTING: value}))
-        assert kept.Files(lambda: str(user.parent)).wanted() is (value is True)
-    with inprocess.comfy() as (comfy, _):
+        left = written(user)
+    for i, value in enumerate((None, False, "yes")):
+        with again(f"off {i}", left, **{kept._SETTING: value}) as (comfy, _):
+            assert inprocess.live(asked) == []
+    with again("on", left, **{kept._SETTING: True}) as (comfy, _):
         assert inprocess.live(there) == run
-    (user / "runs.json").write_text(json.dumps({"livediffusion": 1, "runs": kept_then}))
-    settings.unlink()
     monkeypatch.setenv(kept.STARTED, "1")
-    with inprocess.comfy() as (comfy, _):
+    with again("command", left) as (comfy, _):
         assert inprocess.live(there) == run
     # what cannot be read is said, and no reason not to start
-    (user / "runs.json").write_text('{"livediffusion": 1, "runs": [{"run": "../x"}]}')
-    with inprocess.comfy() as (comfy, _):
+    with again("bad", [{"run": "../x"}]) as (comfy, _):
         assert inprocess.live(asked) == []
 
 
