@@ -127,9 +127,9 @@ def test_a_cable_pulled_again_and_again_is_told_and_goes_on(scheme, record_prope
                 while film.sender.sent == sent:
                     assert not limit.over, film.sender.trouble
                     time.sleep(0.005)
+                back.append(limit.spent)
                 # ffmpeg shows them when it has found out what comes, later on a busy machine
                 until(lambda s=seen: len(server.seen) > s)
-                back.append(limit.spent)
         finally:
             film.end()
     assert in_order([n for n in server.numbers if n is not None])
