@@ -84,7 +84,7 @@ def test_the_cable_is_pulled_and_plugged_in_again(taker):
     """Nothing comes any more, not even a farewell; the server is back after a while."""
     one, number, took = sender(taker), 0, []
     for _ in range(PULLS):
-        number = film(one, lambda: len(taker.numbers) > 40, first=number)
+        number = film(one, lambda: len(taker.numbers) > 100, first=number)
         assert one.state == "sending" and one.trouble is None
         taker.pull()
         number = film(one, lambda: one.state == "waiting", first=number)
