@@ -11,9 +11,10 @@ import secrets
 import threading
 from collections import OrderedDict
 from typing import Any
+from urllib.parse import unquote
 
 from ..trust import addresses
-from ..trust.addresses import Address
+from ..trust.addresses import SCHEMES, Address
 from ..trust.boundary import SECRETS, contents, told
 from ..trust.schema import BadData, Limits
 from ..trust.whole import write
@@ -22,12 +23,32 @@ from .bounds import most
 from .faults import Refused
 
 FILE = "secrets.json"
+UNREAD = "{unread}"  # stands for nothing: what may be secret in a text that is no address
 _LIMITS = Limits(bytes=2**20, depth=4, items=8000)
 _NAME = re.compile(r"\{([a-z0-9]{1,32})\}")
-_MEANT = re.compile(r"[a-z]{3,5}://", re.IGNORECASE)
-_LONG = 16  # letters of a part of a path that is no word
 # values of a query that say how, not who
 _PLAIN = re.compile(r"[0-9]{1,5}|true|false|caller|live|tcp|main|sub")
+# names of values that are always secret, whatever they are
+_CALLED = (
+    r"[\w.-]*(?:pass|pwd|psw|token|key|secret|auth|sig|user|usr|login|cred|account|session|jwt"
+    r"|streamid|hash)[\w.-]*|u|p|id|sid|pw|pin|code|name"
+)
+_SECRET = re.compile(_CALLED, re.IGNORECASE)
+# as cameras have them in a path: user=admin&password=word&channel=1, user=admin_password=word_...
+_PAIR = re.compile(r"[A-Za-z][A-Za-z0-9.-]*=(?:(?![&;,/]|_[A-Za-z][A-Za-z0-9.-]*=).)+")
+# parts of a WHIP endpoint's path that are no key
+_WORDS = re.compile(
+    r"|whip|whep|webrtc|rtc|live|app|api|v[0-9]|ingest|publish|stream|endpoint", re.IGNORECASE
+)
+_SCHEME = re.compile(rf"(?:{'|'.join(SCHEMES)})(?::/*|/+)", re.IGNORECASE)
+# signs of a text that is no address, but may have a secret
+_TELLING = re.compile(r"[@=?#\uff20]|%(?:25)*(?:40|3d|3f|23)|:(?![0-9]*(?:[/?#]|$))", re.IGNORECASE)
+# texts of other inputs that are meant as an address, or a part of one
+_MEANT = re.compile(
+    rf"\s*(?:[a-z]{{3,5}}:/|[^\s@]*:[^@]*@|(?:{_CALLED})=\S)|.*[?&/](?:{_CALLED})=\S",
+    re.IGNORECASE | re.DOTALL,
+)
+_SURE = 8  # letters of such a text that is looked for inside of others, too
 
 
 class Concealed:
@@ -41,39 +62,59 @@ class Concealed:
         self._known: OrderedDict[str, tuple[str, str]] = OrderedDict()  # name: secret, origin
         self._kept: dict[str, tuple[str, str]] | None = None
 
-    def conceal(self, text: str, sink: bool = False) -> str:
-        """An address without its secrets; the same one gets the same names.
+    def read(self, text: str, sink: bool = False, what: str = "address") -> Address:
+        """An address with names in place of its secrets; the same one gets the same names.
+
+        This is the only reading of what a node has: what it takes is what it conceals.
 
         Args:
-            sink: the last part of an RTMP address is a stream's key, as long parts of a WHIP
-                endpoint's are.
+            sink: pictures go there: the last part of the path is a stream's key, and of a WHIP
+                endpoint's each that is no usual word.
+            what: the node's input, for the message.
+
+        Raises:
+            BadData: it is no address; the message does not show it.
         """
-        if not _MEANT.match(text):
-            return text
-        try:
-            address = addresses.parsed(text)
-        except BadData:
-            # it is refused later, and shown before
-            text = re.sub(r"(://)[\s\S]*@", r"\1{unread}@", text)
-            return re.sub(r"=[^&]+", "={unread}", text)
+        text = text.strip()
+        if UNREAD in text:
+            raise BadData(addresses.unreadable(what))
+        address = addresses.parsed(text, what)
         login = self._name(address.login, address) if address.login else ""
         query = "&".join(self._value(one, address) for one in address.query.split("&"))
-        path = address.path
-        if sink and address.scheme in ("rtmp", "rtmps"):
-            head, slash, key = path.rpartition("/")
-            path = head + slash + self._name(key, address) if key else path
-        elif sink and address.scheme in ("http", "https"):
-            parts = (self._name(p, address) if len(p) >= _LONG else p for p in path.split("/"))
-            path = "/".join(parts)
-        return address._replace(login=login, query=query, path=path).text()
+        return address._replace(login=login, query=query, path=self._path(address, sink))
+
+    def conceal(self, text: str, sink: bool = False) -> str:
+        """What is in an address input without its secrets, be it an address (see `read`) or not.
+
+        Where it is none, and may have secrets, UNREAD stands for all of it behind its scheme: it
+        is refused afterwards anyway, but shown before.
+        """
+        try:
+            address = self.read(text, sink)
+        except BadData:
+            bare = text.strip()
+            head = found[0] if (found := _SCHEME.match(bare)) else ""
+            rest = bare[len(head) :]
+            if rest and (_TELLING.search(rest) or (sink and "/" in rest)):
+                return head + UNREAD
+            return text
+        if "#" not in text and address == addresses.parsed(text.strip()):
+            return text
+        return address.text()
+
+    def saved(self, text: str) -> bool:
+        """Whether all names in a text, of which there are some, are known tomorrow, too."""
+        names = _NAME.findall(text)
+        with self._lock:
+            return bool(names) and all(name in self._file() for name in names)
 
     def reveal(self, address: Address, what: str = "address") -> Address:
         """The address that a connection is made to. Raises Refused for a name of no secret."""
 
         def secret(found: re.Match) -> str:
             with self._lock:
-                value, origin = self._find(found[1]) or ("", "")
-            if origin != address.origin:
+                value = self._of(found, address)
+            if value is None:
                 raise Refused(
                     f"{what}: {found[0]} stands for a secret that is not known for "
                     f"{address.place}. Type it anew."
@@ -102,15 +143,34 @@ class Concealed:
         name, equals, value = pair.partition("=")
         if not equals:
             name, value = "", name
-        if not value or _PLAIN.fullmatch(value):
+        called = _SECRET.fullmatch(unquote(name))
+        if not value or (_PLAIN.fullmatch(value) and not called):
             return pair
         return name + equals + self._name(value, address)
+
+    def _path(self, address: Address, sink: bool) -> str:
+        parts = address.path.split("/")
+        last = max((i for i, part in enumerate(parts) if part), default=None)
+        for i, part in enumerate(parts):
+            if sink and address.scheme in ("http", "https"):
+                whole = not _WORDS.fullmatch(part)
+            else:
+                whole = sink and i == last
+            # where = is written %3D the pairs are not told apart
+            if whole or ("=" not in part and "=" in unquote(part)):
+                parts[i] = self._name(part, address)
+            else:
+                parts[i] = _PAIR.sub(lambda pair: self._value(pair[0], address), part)
+        return "/".join(parts)
 
     def _name(self, secret: str, address: Address) -> str:
         if (known := _NAME.fullmatch(secret)) is not None:
             with self._lock:
                 self._find(known[1])  # it is used
             return secret
+        with self._lock:
+            # what was concealed in it before, a name stands for now together with the rest
+            secret = _NAME.sub(lambda name: self._of(name, address) or name[0], secret)
         with self._lock:
             sought = secret, address.origin
             for known in (self._known, self._file()):
@@ -122,6 +182,10 @@ class Concealed:
             while len(self._known) > most("concealed.Concealed._known"):
                 self._known.popitem(last=False)
         return f"{{{name}}}"
+
+    def _of(self, name: re.Match, address: Address) -> str | None:
+        value, origin = self._find(name[1]) or ("", "")
+        return value if origin == address.origin else None
 
     def _find(self, name: str) -> tuple[str, str] | None:
         if name in self._known:
@@ -147,36 +211,91 @@ def concealed(data: dict[str, Any], store: Concealed, ends: dict[str, bool]) -> 
         ends: node classes that have an address, and whether it is a sink's.
     """
     graph, extra = data.get("prompt"), data.get("extra_data")
-    found: dict[str, str] = {}
+    found: dict[str, str] = {}  # addresses
+    blurred: dict[str, str] = {}  # what is none
 
-    def look(value: Any, sink: bool) -> None:
-        if isinstance(value, str) and (other := store.conceal(value, sink)) != value:
-            found[value] = other
+    def look(value: Any, sink: bool) -> Any:
+        if not isinstance(value, str) or (other := store.conceal(value, sink)) == value:
+            return value
+        (blurred if UNREAD in other else found).update({value: other, value.strip(): other})
+        return other
 
-    for node in graph.values() if isinstance(graph, dict) else ():
-        if isinstance(node, dict) and isinstance(node.get("inputs"), dict):
-            kind = node.get("class_type")
-            if isinstance(kind, str) and kind in ends:
-                sink = ends[kind]
-                for value in _typed(graph, node["inputs"].get("address")):
-                    look(value, sink)
+    nodes = graph.values() if isinstance(graph, dict) else ()
+    for node in [node for node in nodes if _is_end(node, "class_type", ends)]:
+        inputs, sink = node.get("inputs"), ends[node["class_type"]]
+        if not isinstance(inputs, dict) or "address" not in inputs:
+            continue
+        inputs["address"] = look(inputs["address"], sink)
+        for other in _linked(graph, inputs["address"]):
+            for name, value in other.items():
+                if _meant(value):
+                    other[name] = look(value, sink)
     for one in _inside(extra):
-        if isinstance(one, dict) and isinstance(one.get("type"), str) and one["type"] in ends:
+        if _is_end(one, "type", ends):
             for value in _inside(one.get("widgets_values")):
-                look(value, ends[one["type"]])
+                if _meant(value):
+                    look(value, ends[one["type"]])
     if found:
         longest = sorted(found, key=len, reverse=True)
         _exchange([graph, extra], lambda text: _exchanged(text, longest, found))
+    if blurred:
+        # not in the graph: there it may be another node's, and mean something
+        longest = sorted((text for text in blurred if len(text) >= _SURE), key=len, reverse=True)
+        _exchange([extra], lambda text: blurred.get(text) or _exchanged(text, longest, blurred))
     return data
 
 
-def _typed(graph: dict[str, Any], value: Any) -> list[Any]:
-    """What was typed for an input: itself, or the texts of the node that it is linked to."""
-    if isinstance(value, list) and value and isinstance(value[0], str):
-        node = graph.get(value[0])
-        inputs = node.get("inputs") if isinstance(node, dict) else None
-        return list(inputs.values()) if isinstance(inputs, dict) else []
-    return [value]
+def texts(graph: Any) -> dict[str, dict[str, str]]:
+    """The texts in a graph: by node, by input."""
+    return {
+        id: {name: text for name, text in node["inputs"].items() if isinstance(text, str)}
+        for id, node in (graph.items() if isinstance(graph, dict) else ())
+        if isinstance(node, dict) and isinstance(node.get("inputs"), dict)
+    }
+
+
+def changed(
+    before: dict[str, dict[str, str]], graph: dict[str, Any], store: Concealed
+) -> dict[str, dict[str, str]]:
+    """What a page is to put into its nodes, so that no workflow is saved with a secret.
+
+    Args:
+        before: `texts` of the graph that came.
+        graph: the same after `concealed`.
+
+    Returns:
+        Texts by node, by input: those that are concealed now and known tomorrow, too.
+    """
+    told = {}
+    for id, inputs in texts(graph).items():
+        came = before.get(id, {})
+        others = {n: t for n, t in inputs.items() if t != came.get(n, t) and store.saved(t)}
+        if others:
+            told[id] = others
+    return told
+
+
+def _meant(value: Any) -> bool:
+    return isinstance(value, str) and _MEANT.match(value[: 2 * addresses.MOST]) is not None
+
+
+def _is_end(node: Any, key: str, ends: dict[str, bool]) -> bool:
+    return isinstance(node, dict) and isinstance(node.get(key), str) and node[key] in ends
+
+
+def _linked(graph: dict[str, Any], link: Any) -> list[dict[str, Any]]:
+    """The inputs of all nodes that a link comes from."""
+    found: dict[str, dict[str, Any]] = {}
+    todo = [link]
+    while todo:
+        one = todo.pop()
+        if isinstance(one, list) and one and isinstance(one[0], str) and one[0] not in found:
+            node = graph.get(one[0])
+            inputs = node.get("inputs") if isinstance(node, dict) else None
+            if isinstance(inputs, dict):
+                found[one[0]] = inputs
+                todo += inputs.values()
+    return list(found.values())
 
 
 def _exchanged(text: str, longest: list[str], found: dict[str, str]) -> str:

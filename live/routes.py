@@ -11,8 +11,9 @@ from aiohttp import WSMsgType, web
 
 from ..trust import boundary
 from ..trust.schema import BadData
-from . import trusted, whip
+from . import trusted, whip, wires
 from .cameras import PAGE, wanted
+from .concealed import changed, texts
 from .guard import asked, body, forbid, guarded
 from .keeper import Keeper, connected
 from .kept import Kept
@@ -70,6 +71,7 @@ class _Api:
     async def start(self, request: web.Request) -> web.StreamResponse:
         data = await asked(request, boundary.START)
         client, kept = data.get("client_id", ""), data.get("unattended", False)
+        came = texts(data["prompt"])
         try:
             run = self._keeper.place() if kept else None
             session = await self._sessions.start(
@@ -79,7 +81,8 @@ class _Api:
             warning = await self._keeper.keep(session, name) if kept else None
         except Invalid as reason:
             return web.json_response(reason.answer, status=400)
-        return web.json_response({**self._begun(session, request), "warning": warning})
+        begun = self._begun(session, request)
+        return web.json_response({**begun, "warning": warning, "concealed": _told(came, session)})
 
     async def runs(self, request: web.Request) -> web.StreamResponse:
         return web.json_response({"runs": self._keeper.told()})
@@ -107,13 +110,15 @@ class _Api:
     async def update(self, request: web.Request) -> web.StreamResponse:
         data = await asked(request, boundary.UPDATE)
         session = self._session(data)
+        came = texts(data["prompt"])
         try:
             version = await self._sessions.update(
                 session, data["prompt"], data.get("workflow"), session.client
             )
         except Invalid as reason:
             return web.json_response(reason.answer, status=400)
-        return web.json_response({"version": version, **self._described(session, request)})
+        told = {"version": version, "concealed": _told(came, session)}
+        return web.json_response({**told, **self._described(session, request)})
 
     async def stop(self, request: web.Request) -> web.StreamResponse:
         session = self._session(await asked(request, boundary.STOP), ended=True)
@@ -255,6 +260,11 @@ class _Api:
             "idle": [{"node": n, "type": cut.graph[n]["class_type"]} for n in cut.idle],
         }
         return self._rtc.described(session, told)
+
+
+def _told(came: dict[str, dict[str, str]], session: Session) -> dict[str, dict[str, str]]:
+    """What the page is to put into its nodes; see `concealed.changed`."""
+    return changed(came, session.wanted.graph, wires.concealed())
 
 
 async def _names(listing: Listing, request: web.Request) -> web.StreamResponse:

@@ -45,14 +45,13 @@ async def _allow(request: web.Request) -> web.StreamResponse:
 
 
 def _address(what: str) -> dict[str, Any]:
-    text = wires.concealed().conceal(what)
-    address = addresses.parsed(text)
+    address = wires.concealed().read(what)
     if address.ip is not None:
         addresses.reachable(address, [address.host])
     pattern = addresses.as_pattern(address)
     wires.concealed().keep(address)
     wires.allowed().add(ADDRESS, pattern)
-    return {"kind": ADDRESS, "allowed": pattern, "address": text}
+    return {"kind": ADDRESS, "allowed": pattern, "address": address.text()}
 
 
 def _device(what: str) -> dict[str, Any]:

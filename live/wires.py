@@ -58,7 +58,7 @@ def checked(
         text: as the node has it, with secrets or with their names.
         schemes: those that its user can use.
         what: the node's input, for the message.
-        sink: pictures go there; see Concealed.conceal.
+        sink: pictures go there; see Concealed.read.
 
     Returns:
         The Address with its secrets; for connections only, never for a message.
@@ -66,9 +66,8 @@ def checked(
     Raises:
         Refused: it is none, it is not allowed (NotAllowed), or its secrets are not known.
     """
-    text = text.strip()
     try:
-        shown = addresses.parsed(concealed().conceal(text, sink), what)
+        shown = concealed().read(text, sink, what)
         if shown.scheme not in schemes:
             one_of = ", ".join(f"{name}://" for name in schemes)
             raise Refused(f"{what}: {shown.scheme}:// cannot be used here. Give {one_of}.")

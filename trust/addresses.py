@@ -30,6 +30,7 @@ _PARTS = re.compile(
     r"([A-Za-z][A-Za-z0-9+.-]*)://(?:([^/?#@]*)@)?(\[[0-9A-Fa-f:.]+\]|[^/?#@:\[\]]*)"
     r"(?::([0-9]{1,5}))?(/[^?#]*)?(?:\?([^#]*))?(?:#(.*))?"
 )
+_WRITTEN = "in a password @ is written %40, / is %2F, # is %23, a space is %20"
 _LABEL = re.compile(r"(?!-)[A-Za-z0-9_-]{1,63}(?<!-)")
 _NUMERIC = re.compile(r"(0[xX][0-9A-Fa-f]*|[0-9]+)")
 _DOTS = re.compile(r"(?:^|/|%2f|%5c)(?:\.|%2e){1,2}(?:/|%2f|%5c|$)", re.IGNORECASE)
@@ -94,23 +95,23 @@ def parsed(text: str, what: str = "address") -> Address:
     """
     if not isinstance(text, str) or not text.strip():
         raise BadData(f"{what}: none is given. Give one such as rtsp://camera.local/stream.")
-    scheme = text.partition(":")[0].lower()
-    if "://" not in text or scheme not in SCHEMES:
+    scheme, slashes, _ = text.partition("://")
+    scheme = scheme.lower()
+    if not slashes or scheme not in SCHEMES:
+        # what stands before a : alone may be the name of a user
+        named = slashes and re.fullmatch(r"[a-z][a-z0-9+.-]*", scheme)
         raise BadData(
-            f"{what}: {shown(scheme)} is not opened. It begins with one of "
-            f"{', '.join(f'{name}://' for name in SCHEMES)}."
+            f"{what}: {f'{shown(scheme)} is not opened' if named else 'it is none'}. "
+            f"It begins with one of {', '.join(f'{name}://' for name in SCHEMES)}."
         )
     if len(text) > MOST or not _CHARACTERS.fullmatch(text):
         raise BadData(
-            f"{what}: at most {MOST} letters, digits and signs of an address are expected; a space "
-            "is written %20, a name with other letters in its xn-- form."
+            f"{what}: at most {MOST} letters, digits and signs of an address are expected; "
+            f"{_WRITTEN}, a name with other letters in its xn-- form."
         )
     found = _PARTS.fullmatch(text)
     if found is None:
-        raise BadData(
-            f"{what}: it is not written as an address is. Give scheme://host:port/path; in "
-            "a password @ is written %40, / is %2F, # is %23."
-        )
+        raise BadData(unreadable(what))
     _, login, host, port, path, query, _ = found.groups()
     number = int(port) if port else SCHEMES[scheme]
     if number is None or not 0 < number < 2**16:
@@ -120,6 +121,14 @@ def parsed(text: str, what: str = "address") -> Address:
     if _DOTS.search(path or ""):
         raise BadData(f"{what}: its path must not have . or .. in it.")
     return Address(scheme, login or "", _host(host, what), number, path or "", query or "")
+
+
+def unreadable(what: str) -> str:
+    """What is said of a text that is no address, and may have a secret in it."""
+    return (
+        f"{what}: it is not written as an address is. Give all of it in one, as "
+        f"rtsp://user:password@host:port/path; {_WRITTEN}."
+    )
 
 
 def _host(host: str, what: str) -> str:
