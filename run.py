@@ -4,8 +4,6 @@
     python run.py                                           the live demo in a real ComfyUI
     python run.py live --lan                                the same for phones in this network
     python run.py live --headless [--video FILE] ...        the same on a file, without a browser
-    python run.py live --lan                                for the local network, phones' cameras too
-    python run.py live --unattended WORKFLOW.json           a workflow without any page, for weeks
     python run.py live --unattended WORKFLOW.json           a workflow without a page, for weeks
     python run.py clip [--video FILE] [--prompt TEXT] ...   stylise a clip
     python run.py serve WORKFLOW.json [--replicas N] ...    many streams behind one address
