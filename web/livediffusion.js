@@ -14,12 +14,12 @@ app.queuePrompt = function (...of) {
 const VERSION = '0.1.0'
 const place = (name) => new URL(`./live/${name}.mjs?v=${VERSION}`, import.meta.url).href
 const modules = [
-  'camera', 'compare', 'edits', 'kept', 'lines', 'marks', 'panels', 'picker', 'picture', 'plot',
-  'reader', 'screen', 'send', 'session', 'stage', 'style', 'view', 'webrtc', 'words'
+  'allow', 'camera', 'compare', 'edits', 'kept', 'lines', 'marks', 'panels', 'picker', 'picture',
+  'plot', 'reader', 'screen', 'send', 'session', 'stage', 'style', 'view', 'webrtc', 'words'
 ]
 const [
-  { Camera, Desktop }, { Compare }, { Edits }, { Kept }, { Lines }, { Marks }, { panels }, { Picker },
-  { Picture }, { Plot }, { Reader }, { Screen }, { Send }, { Session, fileName }, { Stage },
+  { Allow }, { Camera, Desktop }, { Compare }, { Edits }, { Kept }, { Lines }, { Marks }, { panels },
+  { Picker }, { Picture }, { Plot }, { Reader }, { Screen }, { Send }, { Session, fileName }, { Stage },
   { addStyle, element }, { View }, { chosen, transport }, { Words }
 ] = await Promise.all(modules.map((name) => import(place(name))))
 
@@ -69,7 +69,7 @@ function notify(severity, summary, detail) {
 const apiURL = (path) => api.apiURL(path)
 const url = (path) => new URL(apiURL(path), location.href).href
 const tools = {
-  say, element, addStyle, notify, upload, apiURL, url, ask, panels, Compare, Picture, Screen
+  say, element, addStyle, notify, upload, apiURL, url, ask, panels, Allow, Compare, Picture, Screen
 }
 const root = () => app.rootGraph ?? app.graph
 const title = (id) => node(id)?.title ?? say('node', { id })
@@ -295,7 +295,7 @@ async function edited(graph) {
 function complain(error, summary = say('live')) {
   for (const [id, { errors }] of Object.entries(error.nodes ?? {})) {
     marks.add([id])
-    pickers.get(node(id))?.refused(errors)
+    for (const all of [pickers, sends]) all.get(node(id))?.refused(errors)
   }
   notify('error', summary, error.message)
 }

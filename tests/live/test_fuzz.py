@@ -8,6 +8,7 @@ import io
 import json
 import os
 import pathlib
+import re
 import sys
 import time
 import urllib.parse
@@ -47,7 +48,7 @@ def outside(tmp_path, monkeypatch):
 def running(outside, tmp_path, monkeypatch):
     import folder_paths
 
-    for kind in ("input", "output"):
+    for kind in ("input", "output", "user"):
         folder = tmp_path / kind
         folder.mkdir()
         get = f"get_{kind}_directory"
@@ -87,8 +88,8 @@ def whole_graph():
     return {**out, "9": {**out["9"], "_meta": {"title": "Camera"}}}
 
 
-def request(mutate, url, client, paths):
-    """(head, body) of a hostile request to one of our paths, as bytes."""
+def request(mutate, url, client, routes):
+    """(head, body) of a hostile request to one of our routes, as bytes."""
     rng = mutate.rng
     keys = {name: client.begun[name] for name in ("session", "token")}
     workflow = {"id": "w", "nodes": [{"id": 1, "pos": [0, 1.5]}], "extra": {"ds": {"scale": 1}}}
@@ -97,20 +98,25 @@ def request(mutate, url, client, paths):
     good = {
         ("POST", "start"): begin, ("POST", "update"): {**begin, **keys}, ("POST", "stop"): keys,
         ("GET", "stats"): keys, ("GET", "frames"): {**keys, "role": "watch"},
-        ("POST", "snapshot"): {"node": "1", "client_id": "c"}, ("GET", "mjpeg/"): {},
+        ("POST", "snapshot"): {"node": "1", "client_id": "c"}, ("GET", "mjpeg/{key}"): {},
         ("POST", "picture"): {**keys, "node": "5"},
+        ("POST", "allow"): {"kind": "address", "what": "rtsp://u:p@10.0.0.5:554/a"},
+        ("GET", "sources"): {**keys, "kind": "address"}, ("GET", "runs"): {},
+        ("POST", "keep"): {**keys, "name": "n"}, ("POST", "attach"): {"run": "r" * 16},
+        ("POST", "end"): {"run": "r" * 16}, ("POST", "phone"): {**keys, "node": "3"},
     }  # fmt: skip
-    assert {path.removesuffix("{key}") for _, path in good} == paths
+    good |= {(method, path): {} for method, path in routes if "{" in path or path == "whip"}
+    assert good.keys() == routes
     method, route = rng.choice(sorted(good))
     data = good[method, route]
-    if route == "stop":
+    if route in ("stop", "keep"):
         # only its own page may, so none of these must
         data = {**data, "token": "x"}
     body, query = b"", ""
-    if route in ("start", "update", "stop", "picture"):
+    if method == "POST" and data and route != "snapshot":
         changed = mutate.value(data)
         body = fuzz.encoded(changed)
-        if route == "stop" and isinstance(changed, dict):
+        if route in ("stop", "keep") and isinstance(changed, dict):
             body = fuzz.encoded({**changed, "token": rng.choice(["x", "\u00e4", "\ud800", 5, []])})
         body = mutate.bytes(body) if rng.random() < 0.2 else body
     else:
@@ -122,10 +128,12 @@ def request(mutate, url, client, paths):
                 {str(k): str(v) for k, v in pairs.items()}, errors="surrogatepass"
             )[:7000]
         )
-        body = rng.randbytes(rng.randrange(2000)) if method == "POST" else b""
-    place = route.encode() + query.encode()
-    if route == "mjpeg/":
-        place += rng.choice([b"\xff\xfe", b"%ff", b"%00", b"..%2f..", b"x" * 3000, b"\xc3\xa4"])
+        body = rng.randbytes(rng.randrange(2000)) if method in ("POST", "PATCH") else b""
+    place = route.encode()
+    odd = [b"\xff\xfe", b"%ff", b"%00", b"..%2f..", b"x" * 3000, b"\xc3\xa4", b"k" * 24]
+    while (hole := re.search(rb"\{\w+\}", place)) is not None:
+        place = place[: hole.start()] + rng.choice(odd) + place[hole.end() :]
+    place += query.encode()
     host = url.split("//")[1].encode()
     headers = {
         b"Host": host, b"Content-Length": str(len(body)).encode(),
@@ -173,8 +181,7 @@ def test_requests_and_messages(running, outside, tmp_path):
     comfy, _ = running
     (tmp_path / "input" / "a.gif").write_bytes(gif())
     mutate = fuzz.Mutator(SEED)
-    places = [route.path.removeprefix("/livediffusion/") for route in comfy.routes]
-    paths = {place.removesuffix("{key}") for place in places}
+    routes = {(one.method, one.path.removeprefix("/livediffusion/")) for one in comfy.routes}
 
     async def work(http):
         client = await Client.start(http, comfy.url, graph())
@@ -185,7 +192,7 @@ def test_requests_and_messages(running, outside, tmp_path):
         keys = {name: client.begun[name] for name in ("session", "token")}
         with fuzz.watched() as watch:
             for i in range(COUNT):
-                head, body = request(mutate, comfy.url, client, paths)
+                head, body = request(mutate, comfy.url, client, routes)
                 with watch.case(f"request {i} {head[:200]} {body[:300]}"):
                     try:
                         status = await fuzz.raw(port, head, body)
@@ -223,7 +230,7 @@ def test_requests_and_messages(running, outside, tmp_path):
 
     watch, statuses = inprocess.live(work)
     told(watch.cases, "cases", statuses, "slowest", watch.slowest)
-    held(watch, outside, [tmp_path / "input", tmp_path / "output"])
+    held(watch, outside, [tmp_path / kind for kind in ("input", "output", "user")])
     # it looks at what is behind the door, too
     assert statuses.get(200) and statuses.get(400, 0) + statuses.get(403, 0) > COUNT // 4
 

@@ -10,14 +10,12 @@ const OWN = {
   file: ['file'], loop: ['file'], device: ['device'], address: ['address'],
   sender: ['ndi', 'spout', 'syphon']
 }
-const HERE = ['localhost', '127.0.0.1', '[::1]'] // the server's own page
 
 export class Picker {
   #timer = 0
   #session = null
   #place = null
   #source = null
-  #allowed = null
   told = UNUSED // what is wrong, as the server says it
 
   /**
@@ -38,9 +36,9 @@ export class Picker {
       className: 'livediffusion-qr', hidden: true, alt: say('phoneCode'),
       title: say('phoneCode'), onclick: () => this.#enlarge()
     })
-    this.allowButton = element('button', {
-      textContent: say('allow'), title: say('allowTip'), hidden: true, onclick: () => this.#allow()
-    })
+    this.allow = new tools.Allow(
+      say('LiveCamera'), tools, () => this.#allowing(), (address) => this.#given(address)
+    )
     this.panels = tools.panels(this)
     this.line = element('div', { className: 'livediffusion-line' })
     const screen = element(
@@ -109,8 +107,8 @@ export class Picker {
       this.#source = this.source
       this.told = UNUSED
       this.code(null)
-      this.#refusal(null)
-      this.line.replaceChildren(...this.panel.parts, this.allowButton)
+      this.allow.set(null)
+      this.line.replaceChildren(...this.panel.parts, this.allow.button)
       this.#own()
       this.panel.show?.()
     }
@@ -181,7 +179,7 @@ export class Picker {
     const before = JSON.stringify([this.#place?.phone, this.#place?.whip])
     this.#place = place
     if (same && before === JSON.stringify([place.phone, place.whip])) return
-    this.#refusal(null)
+    this.allow.set(null)
     if (place.source === this.source) this.panel.attach?.(place)
   }
 
@@ -256,34 +254,18 @@ export class Picker {
     }
   }
 
-  // -- what is not allowed yet ------------------------------------------------------------
-
   /** The server does not open it before somebody there has said so. @param errors of the node */
   refused(errors) {
-    const found = errors.map(({ extra_info }) => extra_info?.allow).find(Boolean)
-    this.#refusal(found && HERE.includes(location.hostname) ? found : null)
+    this.allow.refused(errors)
   }
 
-  #refusal(allow) {
-    this.#allowed = allow
-    this.allowButton.hidden = !allow
-    if (allow) this.told = this.tools.say('notAllowed', { what: allow.what })
+  #allowing() {
+    this.told = this.allow.words || UNUSED
     if (this.panels) this.refresh()
   }
 
-  async #allow() {
-    const { ask, notify, say } = this.tools
-    const allow = this.#allowed
-    try {
-      const { address } = await ask('allow', allow)
-      // what is secret in it stays at the server from now on
-      if (address && this.source === 'address') this.set('address', address)
-      this.told = UNUSED
-      this.#refusal(null)
-      notify('success', say('LiveCamera'), say('nowAllowed', { what: allow.what }))
-    } catch (error) {
-      notify('error', say('LiveCamera'), error.message)
-    }
+  #given(address) {
+    if (this.source === 'address') this.set('address', address)
   }
 
   #paint() {

@@ -34,6 +34,7 @@ const ENGLISH = {
   "notChanged": "Not changed",
   "disconnected": "The camera was disconnected.",
   "LiveCamera": "Live Camera",
+  "LiveSend": "Live Send",
   "LiveView": "Live View",
   "refused": "The server refused the graph.",
   "broke": "The connection to ComfyUI broke.",
