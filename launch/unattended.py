@@ -30,6 +30,8 @@ _WELL = 600.0  # seconds up after which the next pause is the first again
 _LOOK = 1.0  # seconds between two looks whether the run goes on
 _UNANSWERED = 300  # looks without an answer after which ComfyUI is taken to hang
 _LAST = 10.0  # seconds for ComfyUI to end in order
+_WRITTEN = 10.0  # seconds that the file of kept runs has to say that a run is over, too
+_FINISH = 3.0  # seconds for recordings to be whole and for who asked to be answered
 
 
 def parser() -> argparse.ArgumentParser:
@@ -110,6 +112,15 @@ def heartbeat() -> pathlib.Path:
     return base() / "user" / "livediffusion" / "heartbeat.json"
 
 
+def _listed(run: str) -> bool:
+    """Whether the file of kept runs has this one, so that a ComfyUI that starts goes on with it."""
+    try:
+        text = heartbeat().with_name("runs.json").read_text(encoding="utf-8")
+        return run in {one["run"] for one in json.loads(text)["runs"]}
+    except (OSError, ValueError, LookupError, TypeError):
+        return False
+
+
 @contextlib.contextmanager
 def _quiet(deaths: int) -> Iterator[None]:
     """What is said for the fourth time is left out, but for the tenth, the hundredth and so on."""
@@ -170,10 +181,18 @@ def _complaint(reason: urllib.error.HTTPError) -> str:
 
 def _watched(url: str, process: subprocess.Popen, run: str) -> bool:
     """Whether the run has ended; False where ComfyUI has, or answers no more."""
-    silent = 0
+    silent, gone = 0, None  # since when it is, while the file still has it
     while process.poll() is None and silent < _UNANSWERED:
         try:
-            if run not in _runs(url):
+            if run in _runs(url):
+                gone = None
+            # read only now: a file that is being read cannot be replaced on Windows
+            elif not _listed(run):
+                time.sleep(_FINISH)
+                return True
+            elif time.monotonic() - (gone := gone or time.monotonic()) > _WRITTEN:
+                say(f"- {heartbeat().with_name('runs.json')} still has the run: it may be there "
+                    "again after ComfyUI's restart")  # fmt: skip
                 return True
             silent = 0
         except (OSError, ValueError, LookupError):
@@ -187,6 +206,7 @@ def _end(url: str, process: subprocess.Popen, run: str) -> None:
     say("- ending")
     with contextlib.suppress(OSError, ValueError):
         _asked(url, "end", {"run": run})
+        time.sleep(_FINISH)
     if os.name != "nt":
         process.send_signal(signal.SIGINT)
         with contextlib.suppress(subprocess.TimeoutExpired):

@@ -94,11 +94,15 @@ class Keeper:
         _log.info("Live: %s is kept running", kept.name)
         return await self._save()
 
-    async def end(self, kept: Kept) -> None:
-        """Stop it, for good."""
+    async def end(self, kept: Kept) -> str | None:
+        """Stop it, for good. It is written down when this returns, so that it is not begun again.
+
+        Returns:
+            A sentence where it could not be.
+        """
         if kept.session is not None:
             kept.session.stop()
-        await self._forget(kept, "was stopped")
+        return await self._forget(kept, "was stopped")
 
     # -- its course --------------------------------------------------------------------------
 
@@ -146,6 +150,8 @@ class Keeper:
 
     async def _look(self, kept: Kept) -> None:
         now, session = time.monotonic(), kept.session
+        if kept.over:
+            return  # it is being forgotten
         if session is None:
             if now >= kept.due:
                 await self._start(kept)
@@ -175,7 +181,7 @@ class Keeper:
         except Exception as reason:
             # a bug of ours or of a pack that is asked; it may go well the next time
             return self._failed(kept, str(reason) or "it cannot be started", None)
-        if kept.id not in self._runs:
+        if kept.over:
             return session.stop()  # stopped meanwhile
         kept.session, kept.version = session, session.version
         self._hush.prompt = session.prompt_id if kept.same >= _HUSHED else None
@@ -201,25 +207,31 @@ class Keeper:
         kept.graph, kept.workflow = plain(session.split.graph), session.split.workflow
         await self._save()
 
-    async def _forget(self, kept: Kept, why: str) -> None:
-        if self._runs.pop(kept.id, None) is not None:
+    async def _forget(self, kept: Kept, why: str) -> str | None:
+        """Keep it no more. Whoever looks finds it until the file does not have it any more."""
+        if not kept.over:
+            kept.over = True
             _log.info("Live: %s is kept no more: %s", kept.name, shown(why, 200))
-            await self._save()
+        try:
+            return await self._save("it may be there again after ComfyUI's restart")
+        finally:
+            self._runs.pop(kept.id, None)
 
     # -- what is written ---------------------------------------------------------------------
 
-    async def _save(self) -> str | None:
+    async def _save(self, so: str = "it ends with ComfyUI") -> str | None:
         async with self._writing:
             runs = [
                 {"run": kept.id, "name": kept.name, "graph": kept.graph, "since": kept.since,
                  "workflow": kept.workflow}
                 for kept in self._runs.values()
+                if not kept.over
             ]  # fmt: skip
             try:
                 await asyncio.to_thread(self._files.write, runs)
             except (OSError, ValueError) as reason:
                 why = getattr(reason, "strerror", None) or reason
-                words = f"It could not be written down ({why}): it ends with ComfyUI."
+                words = f"It could not be written down ({why}): {so}."
                 _log.warning("Live: %s", words)
                 return words
         return None

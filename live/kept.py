@@ -52,6 +52,7 @@ class Kept:
         due: when the next try is, by the clock of time.monotonic.
         live_at, frame_at: when it went live, and its last frame, by the same clock.
         spent: prompt of the last session that failed.
+        over: it is to be kept no more.
     """
 
     id: str
@@ -71,6 +72,7 @@ class Kept:
     live_at: float | None = None
     frame_at: float | None = None
     spent: str | None = None
+    over: bool = False
     pauses: Pauses = dataclasses.field(default_factory=_Growing)
 
     @property

@@ -29,6 +29,20 @@ class Pauses:
         self._next = self.FIRST
 
 
+def final(reason: BaseException, went: bool) -> bool:
+    """Whether a place is given up for what a connection to it raised.
+
+    What the node's own setting makes impossible shows at the first connection. Once one has gone
+    well, it is the other end or the name server that has said something else (another kind of
+    answer, a way elsewhere, an IP address that may not be reached), and it may take that back: it
+    is told, nothing is sent there, and it is tried again.
+
+    Args:
+        went: pictures have gone over a connection to this place.
+    """
+    return isinstance(reason, Refused) and not went
+
+
 class PulledFeed(Feed):
     """Newest frames of a source, for as long as the run goes on.
 
@@ -37,7 +51,8 @@ class PulledFeed(Feed):
         wanted: what the Live Camera asks for.
 
     Attributes:
-        state: "connecting", GIVING, "waiting" (for the next try), "refused" (no more tries).
+        state: "connecting", GIVING, "waiting" (for the next try), "refused" (no more tries:
+            see `final`).
         trouble: what is wrong, in words, while something is.
         losses: how often a connection was lost or could not be made.
     """
@@ -71,20 +86,18 @@ class PulledFeed(Feed):
                 try:
                     source.open()
                     self._read(source)
-                except Refused:
-                    raise
                 except Exception as reason:
                     # also what a library raises that is none of its documented errors
+                    if final(reason, self._sequence > 0):
+                        raise
                     self.losses += 1
                     self.state, self.trouble = "waiting", str(reason) or type(reason).__name__
                 finally:
                     source.close()
                 self._stop.wait(self._pauses.next())
-        except Refused as reason:
-            self.state, self.trouble = "refused", str(reason)
-            self.error = reason
         except Exception as reason:
-            self.state, self.trouble, self.error = "refused", str(reason), reason
+            self.state, self.trouble = "refused", str(reason) or type(reason).__name__
+            self.error = reason
         finally:
             self.slot.close()
 

@@ -104,8 +104,8 @@ class _Api:
         return web.json_response(self._begun(session, request))
 
     async def end(self, request: web.Request) -> web.StreamResponse:
-        await self._keeper.end(self._kept(await asked(request, boundary.RUN)))
-        return web.json_response({})
+        warning = await self._keeper.end(self._kept(await asked(request, boundary.RUN)))
+        return web.json_response({"warning": warning})
 
     async def update(self, request: web.Request) -> web.StreamResponse:
         data = await asked(request, boundary.UPDATE)

@@ -9,9 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from .faults import Refused
 from .pictures import landed
-from .pulled import Pauses
+from .pulled import Pauses, final
 from .sinks import Sink, Target, kind
 from .view import Shown, View
 from .wire import Packet
@@ -30,7 +29,7 @@ class Sender:
 
     Attributes:
         state: "idle" (no picture yet), "connecting", SENDING, "waiting" (for the next try),
-            "refused" (no more tries).
+            "refused" (no more tries: see pulled.final).
         trouble: what is wrong, in words, while something is.
         sent, dropped: pictures that went out, and that a newer one replaced before they could.
         losses: how often a connection was lost or could not be made.
@@ -80,10 +79,10 @@ class Sender:
                     sink.open(width, height)
                     self._send(sink)
                     continue
-                except Refused:
-                    raise
                 except Exception as reason:
                     # also what a library raises that is none of its documented errors
+                    if final(reason, self.sent > 0):
+                        raise
                     self.losses += 1
                     self.state, self.trouble = "waiting", str(reason) or type(reason).__name__
                 finally:

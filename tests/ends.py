@@ -4,6 +4,7 @@ import threading
 import time
 
 from counting import BITS, SIDE, count, counted
+from livediffusion.live.faults import Refused
 from livediffusion.live.sources import Lost, Shot
 
 __all__ = ["BITS", "SIDE", "Cable", "count", "counted"]
@@ -16,6 +17,7 @@ class Cable:
 
     def __init__(self):
         self.plugged, self.number, self.opened, self.closed = True, 0, 0, 0
+        self.refused = None  # what the other end, or who leads there, has turned to
         self.taken, self.threads = [], set()
 
     def __call__(self, wanted):
@@ -45,6 +47,8 @@ class _Connection:
     def _look(self):
         if not self.cable.plugged:
             raise Lost("the cable is pulled")
+        if self.cable.refused:
+            raise Refused(self.cable.refused)
 
     def newest(self, timeout):
         self._look()

@@ -107,16 +107,23 @@ def noise(side, seed=0):
     return np.random.default_rng(seed).integers(0, 255, (side, side, 3), np.uint8)
 
 
+async def _unsent(packet):
+    pass
+
+
 class Taker:
     """A WHIP server as a service is one: aiortc behind aiohttp, in a thread of its own.
 
     Attributes:
         numbers: of the counter film, as they were decoded; `keys` the Authorization headers.
         plugged: False has it cut every connection, and take none.
+        leads: where who asks while it is not plugged is led to, or None.
+        reports: False has it send none of what it received, as some servers do.
     """
 
     def __init__(self):
         self.numbers, self.keys, self.deleted, self.plugged = [], [], 0, True
+        self.reports, self.leads = True, None
         self.loop, self._open, self._up = asyncio.new_event_loop(), [], threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
 
@@ -162,6 +169,8 @@ class Taker:
 
     async def _take(self, request):
         self.keys.append(request.headers.get("Authorization"))
+        if not self.plugged and self.leads:
+            return web.Response(status=307, headers={"Location": self.leads})
         if not self.plugged:
             return web.Response(status=503)
         connection = RTCPeerConnection(RTCConfiguration(iceServers=[]))
@@ -169,6 +178,9 @@ class Taker:
         connection.on("track", lambda track: asyncio.ensure_future(self._read(track)))
         said = RTCSessionDescription(await request.text(), "offer")
         await connection.setRemoteDescription(said)
+        if not self.reports:
+            for receiver in connection.getReceivers():
+                receiver._send_rtcp = _unsent
         await connection.setLocalDescription(await connection.createAnswer())
         headers = {"Location": "/whip/1"}
         text = connection.localDescription.sdp

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+import urllib.request
 
 import pytest
 from clock import Limit
@@ -25,14 +26,16 @@ run = load_run()
 unattended = sys.modules["launch.unattended"]
 unattended.setup.environment = lambda comfyui, test: sys.executable
 unattended._FIRST = unattended._LOOK = 0.1
-unattended._LAST = 3.0
+unattended._LAST, unattended._FINISH = 3.0, 0.5
+unattended._WRITTEN = 2.0
 sys.modules["launch.server"].has_gpu = lambda python: False
 sys.argv = ["run.py", *sys.argv[1:]]
 sys.exit(run.main())
 """
-# it notes what it is asked, and has a run for as long as the file `run` is there
+# it notes what it is asked, and has a run for as long as the file `run` is there. Where there is a
+# file `slow`, a run that was ended is told of no more at once, written down and answered late.
 STAND_IN = """
-import http.server, json, os, pathlib, sys
+import http.server, json, os, pathlib, sys, time
 here = pathlib.Path(__file__).parent
 port = int(sys.argv[sys.argv.index("--port") + 1])
 
@@ -41,6 +44,13 @@ def note(*what):
         file.write(json.dumps(what) + "\\n")
 
 note("up", os.getpid(), port, os.environ.get("LIVEDIFFUSION_UNATTENDED"))
+
+def keep(*runs):
+    folder = pathlib.Path(sys.argv[sys.argv.index("--base-directory") + 1]) / "user"
+    path = folder / "livediffusion" / "runs.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.with_suffix(".part").write_text(json.dumps({"livediffusion": 1, "runs": runs}))
+    path.with_suffix(".part").replace(path)
 
 class Answer(http.server.BaseHTTPRequestHandler):
     def tell(self, value, status=200):
@@ -65,14 +75,22 @@ class Answer(http.server.BaseHTTPRequestHandler):
             return self.tell({"error": error, "node_errors": {"1": node}}, 400)
         if route == "start":
             (here / "run").touch()
+            keep({"run": "r"})
         elif route == "end":
             (here / "run").unlink()
+            if (here / "slow").exists():
+                time.sleep(1)
+            keep()
+            note("written")
+            if (here / "slow").exists():
+                time.sleep(0.2)
         self.tell({"run": "r"})
+        note("answered", route)
 
     def log_message(self, *args):
         pass
 
-server = http.server.HTTPServer(("127.0.0.1", port), Answer)
+server = http.server.ThreadingHTTPServer(("127.0.0.1", port), Answer)
 server.allow_reuse_address = True
 server.serve_forever()
 """
@@ -92,6 +110,12 @@ class Started:
             **os.environ, "PYTHONPATH": str(ROOT / "tests"), "COMFYUI_PATH": str(self.here),
             "HOME": str(tmp_path),
         }  # fmt: skip
+
+    @property
+    def runs(self):
+        """The file of kept runs, which the stand-in writes."""
+        (path,) = self.here.parent.glob("**/livediffusion/runs.json")
+        return path
 
     def begin(self):
         command = [sys.executable, "-c", STARTED, "live", "--unattended", str(self.file)]
@@ -163,11 +187,39 @@ def test_a_comfyui_that_dies_is_started_again_with_the_same_run(started):
 def test_it_ends_when_the_run_has_ended(started):
     process = started.begin()
     with CONSOLE.ended(process):
-        started.wait(process, lambda: started.notes("start"))
+        started.wait(process, lambda: started.notes("answered"))
+        started.runs.unlink()
         (started.here / "run").unlink()
         said, _ = process.communicate(timeout=30)
     assert process.returncode == 0 and "the live run has ended" in said
     assert not alive(started.notes("up")[0][0])
+
+
+def test_a_stop_is_on_disk_and_answered_before_comfyui_is_ended(started):
+    (started.here / "slow").touch()
+    process = started.begin()
+    with CONSOLE.ended(process):
+        started.wait(process, lambda: started.notes("answered"))
+        (_, port, _) = started.notes("up")[0]
+        time.sleep(0.5)  # until it is looked after
+        url = f"http://127.0.0.1:{port}/livediffusion/end"
+        asked = urllib.request.Request(url, b'{"run": "r"}')
+        with urllib.request.urlopen(asked, timeout=20) as reply:
+            assert json.load(reply) == {"run": "r"}
+        said, _ = process.communicate(timeout=30)
+    assert process.returncode == 0 and "the live run has ended" in said
+    assert started.notes("written") == [[]] and started.notes("answered")[-1] == ["end"]
+    assert not alive(started.notes("up")[0][0])
+
+
+def test_what_cannot_be_written_down_is_not_waited_for_without_end(started):
+    process = started.begin()
+    with CONSOLE.ended(process):
+        started.wait(process, lambda: started.notes("answered"))
+        # the run is over, and the file goes on to have it
+        (started.here / "run").unlink()
+        said, _ = process.communicate(timeout=30)
+    assert process.returncode == 0 and "still has the run" in said
 
 
 def test_what_comfyui_refuses_is_said_in_its_words(started):

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import av
 import numpy as np
+from aioice.stun import TransactionFailed, TransactionTimeout
 from aiortc import (
     RTCConfiguration,
     RTCPeerConnection,
@@ -38,6 +39,8 @@ _PACKETS = 1024  # that may be missing one before them
 _JITTER = "_RTCRtpReceiver__jitter_buffer"
 _LOOK = 0.25  # seconds between two looks for the other end's reports
 _MISSED = 2.5  # seconds without one, at the least, after which it is taken to be gone
+_CHECKED = 4.0  # seconds between two checks by ICE, at the least (RFC 7675, section 5.1)
+_REPEATS = 2  # times that one is sent again, after 0.5 and 1 s; it is lost 2 s later
 _ALIKE = 5.0  # seconds that two clocks may differ and be taken for one
 
 
@@ -306,19 +309,48 @@ class Publisher(Playback):
         """UDP says nothing of a cable that is pulled: the other end's reports stay away.
 
         aiortc itself hears of it after half a minute (RFC 7675). Who sends few reports is given
-        longer, who sends none is never missed here.
+        longer. Who has sent none since the connection was made is asked by ICE: some servers never
+        send any, and each has to answer that.
         """
-        last, heard, longest = None, time.monotonic(), 0.0
+        last, longest, joined = None, 0.0, False
+        heard = checked = time.monotonic()
         while True:
             await asyncio.sleep(_LOOK)
             found = [one for one in (await self._sender.getStats()).values()
                      if one.type == "remote-inbound-rtp"]  # fmt: skip
             now, said = time.monotonic(), found[0].timestamp if found else None
+            if self.state == "connected" and not joined:
+                # what passed before is not time without a report
+                joined, heard, checked = True, now, now - _CHECKED
             if said != last:
                 longest = max(longest, now - heard)
                 last, heard = said, now
-            elif longest and now - heard > max(_MISSED, 3 * longest):
+            if not joined or now - heard <= max(_MISSED, 3 * longest):
+                continue
+            if longest:
                 return await self.close("it does not answer any more")
+            if now - checked >= _CHECKED:
+                if not await self._answers():
+                    return await self.close("it does not answer any more")
+                checked = time.monotonic()
+
+    async def _answers(self) -> bool:
+        """Whether the other end answers a check of the way that the pictures take (RFC 8445, 7.3).
+
+        aioice has no call for it: this is what it does for consent, but asked more than once.
+        """
+        ice = getattr(self._sender.transport.transport, "_connection", None)
+        for pair in list(getattr(ice, "_nominated", {}).values()):
+            asked, key = ice.build_request(pair, nominate=False), ice.remote_password.encode()
+            try:
+                await pair.protocol.request(
+                    asked, pair.remote_addr, integrity_key=key, retransmissions=_REPEATS
+                )
+            except TransactionTimeout:
+                return False
+            except TransactionFailed:
+                pass  # an answer, too
+        return True
 
 
 def _unix(ntp: int) -> float:

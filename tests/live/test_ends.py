@@ -96,6 +96,58 @@ def test_a_cable_pulled_again_and_again_is_told_and_the_run_goes_on(running, cab
     assert source.opened == source.closed and sink.opened == sink.closed
 
 
+def test_what_went_well_and_is_refused_later_is_told_and_tried_again(running, cables):
+    """A page in place of the stream, a name that leads to what is forbidden: not for ever."""
+    comfy, _ = running
+    source, sink = cables
+
+    async def turn(client, cable, node, kind, goes_on):
+        opened, cable.refused = cable.opened, "address: it leads to what is forbidden"
+        # more than once, and after pauses that grow
+        await client.wait(lambda: cable.opened >= opened + 2)
+        await client.wait(lambda: client.problems and client.problems[-1]["kind"] == kind)
+        assert client.problems[-1]["node"] == node
+        assert client.problems[-1]["reason"] == cable.refused
+        before, cable.refused = goes_on(), None
+        await client.wait(lambda: goes_on() > before + 3, 3)
+
+    async def work(http):
+        client = await started(http, comfy, through())
+        await client.wait(lambda: len(sink.taken) > 5)
+        await turn(client, source, "3", "source", lambda: source.number)
+        await turn(client, sink, "6", "send", lambda: len(sink.taken))
+        await client.stop()
+        return client
+
+    client = inprocess.live(work)
+    assert client.state == "ended" and client.stats["faults"] == {"source": 1, "send": 1}
+    until(lambda: not threads())
+    assert source.opened == source.closed and sink.opened == sink.closed
+
+
+def test_what_is_refused_at_the_first_connection_is_tried_no_more(running, cables):
+    comfy, _ = running
+    source, sink = cables
+    sink.refused = "to: a package is missing"
+
+    async def work(http):
+        client = await started(http, comfy, through())
+        await client.wait(
+            lambda: client.stats.get("sends", {}).get("6", {}).get("state") == "refused"
+        )
+        assert client.state == "live" and sink.opened == 1
+        await client.stop()
+        source.refused = "device: a package is missing"
+        failed = await started(http, comfy, through())
+        await failed.wait(lambda: failed.closed)
+        return failed
+
+    failed = inprocess.live(work)
+    assert failed.state == "failed" and failed.states[-1]["reason"] == source.refused
+    assert source.opened == source.closed == 2
+    until(lambda: not threads())
+
+
 def test_a_still_scene_is_sent_again_and_counted_once(running, cables):
     from livediffusion.live.sending import Sender
 

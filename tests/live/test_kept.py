@@ -8,6 +8,7 @@ import os
 import pathlib
 import subprocess
 import sys
+import threading
 import time
 
 import folder_paths
@@ -386,6 +387,35 @@ def test_a_full_disk_is_said_once_and_the_run_goes_on(running, user, monkeypatch
     assert caplog.text.count("heartbeat file cannot") == 1
 
 
+def test_a_stop_is_written_before_it_is_told_and_answered(running, user, monkeypatch):
+    comfy, _ = running
+    write, writes, free = kept.Files.write, [], threading.Event()
+
+    def slow(self, runs_):
+        writes.append(runs_)
+        assert runs_ or free.wait(20)
+        write(self, runs_)
+
+    async def work(http):
+        page = await start(http, comfy, film())
+        await page.wait(lambda: page.views)
+        monkeypatch.setattr(kept.Files, "write", slow)
+        ended = asyncio.ensure_future(end(http, comfy, page.begun["run"]))
+        await page.wait(lambda: page.closed and writes == [[]])
+        # while it is written, nobody says that it is gone, and nobody begins it again
+        assert [run["run"] for run in await runs(http, comfy)] == [page.begun["run"]]
+        assert len(written(user)) == 1 and not ended.done()
+        again = asyncio.ensure_future(end(http, comfy, page.begun["run"]))
+        await asyncio.sleep(0.2)
+        assert not ended.done() and not again.done()
+        free.set()
+        assert await ended == (200, {"warning": None}) and (await again)[0] == 200
+        assert written(user) == [] == await runs(http, comfy)
+        assert page.state == "ended" and len(comfy.prompt_queue.history) <= 1
+
+    inprocess.live(work)
+
+
 WRITER = """
 import pathlib, sys
 from trust import whole
@@ -437,44 +467,3 @@ def test_what_is_read_is_bounded(tmp_path):
     (tmp_path / "livediffusion" / "runs.json").write_bytes(b"[" * (boundary.KEPT.bytes + 1))
     with pytest.raises(BadData):
         files.read()
-
-
-class TestLines:
-    @pytest.fixture
-    def lines(self):
-        self.now = 1000.0
-        return kept.Lines(lambda: self.now)
-
-    def test_the_same_failure_is_one_line_and_its_count(self, lines):
-        said = [lines.of(f"the model at 0x{i:x} is missing, try {i}") for i in range(1, 1001)]
-        told = [line for line in said if line is not None]
-        assert len(told) == 4
-        assert told[0].endswith("try 1") and told[-1].endswith("(1000 times now)")
-
-    def test_others_are_so_many_an_hour(self, lines):
-        def words(i):
-            return "".join(chr(97 + int(d)) for d in str(i))
-
-        assert sum(lines.of(words(i)) is not None for i in range(500)) == 20
-        self.now += 3601
-        assert lines.of("something else") is not None
-
-    def test_nothing_in_a_line_is_obeyed_by_a_terminal(self, lines):
-        line = lines.of("a\nb\x1b[31m" + "c" * 1000)
-        assert "\n" not in line and "\x1b" not in line and len(line) < 420
-
-
-def test_it_is_well_again_after_ten_minutes_only():
-    one = kept.Kept("r", "n", {}, None, 0.0, "s")
-    pauses = []
-    for now in range(9):
-        one.failed("no model 7", "4", float(now))
-        pauses.append(one.due - now)
-    assert pauses == [1, 2, 4, 8, 16, 32, 60, 60, 60] and (one.same, one.failures) == (9, 9)
-    one.alive(100.0)
-    one.alive(699.0)
-    assert one.failures == 9
-    one.alive(700.0)
-    assert (one.failures, one.reason) == (0, None)
-    one.failed("another", None, 800.0)
-    assert one.due == 801.0 and one.same == 1

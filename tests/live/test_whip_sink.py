@@ -1,6 +1,7 @@
 """The WHIP sink against a WHIP server that aiortc and aiohttp make."""
 
 import os
+import socket
 import sys
 import threading
 import time
@@ -98,6 +99,60 @@ def test_the_cable_is_pulled_and_plugged_in_again(taker):
     assert one.losses >= 2 * PULLS
     end(one)
     sys.stderr.write(f"pictures again after {max(took)} s at the most, {PULLS} pulls\n")
+
+
+def test_a_server_that_leads_elsewhere_later_is_not_followed_and_tried_again(taker):
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        other.settimeout(0.1)
+        one, asked = sender(taker), lambda: len(taker.keys)
+        number = film(one, lambda: len(taker.numbers) > 5)
+        taker.leads = f"http://127.0.0.1:{other.getsockname()[1]}/whip"
+        taker.pull()
+        number = film(one, lambda: "is not allowed yet" in (one.trouble or ""), first=number)
+        before = asked()
+        number = film(one, lambda: asked() >= before + 2, first=number)
+        taker.numbers.clear()
+        taker.plugged = True
+        film(one, lambda: taker.numbers and one.state == "sending", first=number)
+        end(one)
+        with pytest.raises(TimeoutError):
+            other.accept()
+
+
+def test_a_server_that_vanishes_before_its_first_report_is_missed_soon(taker):
+    taker.reports = False
+    one = sender(taker)
+    number = film(one, lambda: len(taker.numbers) > 5)
+    taker.pull()
+    gone = Limit(10)
+    film(one, lambda: one.state == "waiting", first=number)
+    assert "does not answer any more" in one.trouble and not gone.over
+    end(one)
+    sys.stderr.write(f"missed after {gone.spent:.1f} s\n")
+
+
+def test_a_server_that_never_reports_is_not_taken_to_be_gone(taker, monkeypatch):
+    from livediffusion.live.webrtc import peers
+
+    for name, value in {"_MISSED": 0.5, "_CHECKED": 0.5}.items():
+        monkeypatch.setattr(peers, name, value)
+    answers, asked = peers.Publisher._answers, []
+
+    async def counted_too(self):
+        asked.append(await answers(self))
+        return asked[-1]
+
+    monkeypatch.setattr(peers.Publisher, "_answers", counted_too)
+    taker.reports = False
+    one = sender(taker)
+    number = film(one, lambda: len(asked) >= 4)
+    seen = len(taker.numbers)
+    number = film(one, lambda: len(taker.numbers) > seen + 10, first=number)
+    assert all(asked) and (one.state, one.losses) == ("sending", 0)
+    taker.pull()
+    film(one, lambda: one.state == "waiting", first=number)
+    assert asked[-1] is False
+    end(one)
 
 
 @pytest.mark.parametrize(
