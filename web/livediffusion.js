@@ -14,13 +14,14 @@ app.queuePrompt = function (...of) {
 const VERSION = '0.1.0'
 const place = (name) => new URL(`./live/${name}.mjs?v=${VERSION}`, import.meta.url).href
 const modules = [
-  'allow', 'camera', 'compare', 'edits', 'kept', 'lines', 'marks', 'panels', 'picker', 'picture',
-  'plot', 'reader', 'screen', 'send', 'session', 'stage', 'style', 'view', 'webrtc', 'words'
+  'allow', 'camera', 'compare', 'concealed', 'edits', 'kept', 'lines', 'marks', 'panels', 'picker',
+  'picture', 'plot', 'reader', 'screen', 'send', 'session', 'stage', 'style', 'view', 'webrtc',
+  'words'
 ]
 const [
-  { Allow }, { Camera, Desktop }, { Compare }, { Edits }, { Kept }, { Lines }, { Marks }, { panels },
-  { Picker }, { Picture }, { Plot }, { Reader }, { Screen }, { Send }, { Session, fileName }, { Stage },
-  { addStyle, element }, { View }, { chosen, transport }, { Words }
+  { Allow }, { Camera, Desktop }, { Compare }, { conceal }, { Edits }, { Kept }, { Lines }, { Marks },
+  { panels }, { Picker }, { Picture }, { Plot }, { Reader }, { Screen }, { Send },
+  { Session, fileName }, { Stage }, { addStyle, element }, { View }, { chosen, transport }, { Words }
 ] = await Promise.all(modules.map((name) => import(place(name))))
 
 const words = new Words(api, () => app.extensionManager?.setting?.get?.('Comfy.Locale') ?? 'en')
@@ -146,6 +147,7 @@ async function begin(how = {}) {
     await mine.start(graph.output, graph.workflow, how)
     if (session !== mine) return
     attach()
+    conceal(mine.concealed, graph.output, node)
     // ComfyUI names the tab some time after it has loaded the graph
     if (here().id === opened.id) opened = here()
     edits.begin(graph.output)
@@ -272,8 +274,9 @@ function settle(ms) {
 async function edited(graph) {
   if (!session) return
   const kinds = new Set(Object.values(graph.output).map(({ class_type }) => class_type))
-  if (!kinds.has('LiveView') || !kinds.has('LiveCamera')) {
-    const gone = say(kinds.has('LiveView') ? 'LiveCamera' : 'LiveView')
+  const leaves = kinds.has('LiveView') || kinds.has('LiveSend')
+  if (!leaves || !kinds.has('LiveCamera')) {
+    const gone = say(leaves ? 'LiveCamera' : 'LiveView')
     if (!session.run) notify('info', say('ended'), say('noneLeft', { node: gone }))
     return session.leave()
   }
@@ -282,6 +285,7 @@ async function edited(graph) {
     said = ''
     marks.clear()
     attach()
+    conceal(session?.concealed, graph.output, node)
   } catch (error) {
     if (!session) return
     // while somebody types, the same reason comes again and again

@@ -236,7 +236,7 @@ def test_an_ordinary_prompt_takes_the_camera_of_this_moment(page):
     assert read_counter(np.array(numbers).reshape(96, 96)) is not None
     assert page.get("window.live.cameras()") == 0
     saved = page.get("app.graph.serialize().nodes.find((n) => n.id === 1).widgets_values")
-    assert saved == ["browser", "none", 256, 256, "crop", 30, False, True]
+    assert saved == ["browser", "none", 256, 256, "crop", 30, False, True, "", "", ""]
     assert not page.ours
 
 

@@ -226,6 +226,11 @@ export class Session extends EventTarget {
     return this.#begun?.run ?? null
   }
 
+  /** What the nodes are to have in place of secrets that were typed; see concealed.mjs. */
+  get concealed() {
+    return this.#begun?.concealed ?? {}
+  }
+
   /** A sentence about how it is kept, if there is one. */
   get warning() {
     return this.#begun?.warning ?? null
