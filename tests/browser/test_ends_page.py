@@ -109,7 +109,7 @@ def test_a_phones_camera_is_in_the_graph_and_nothing_but_that(page, browser):
         mine.bring_to_front()
         mine.click("#turn")
         phase(mine, "sending")
-        assert mine.evaluate("document.getElementById('seen').classList.contains('mirror')")
+        mine.wait_for_function("() => document.getElementById('seen').classList.contains('mirror')")
         with phone(browser.browser, url) as other:
             other.click("#go")
             phase(other, "over")
@@ -166,7 +166,8 @@ def test_a_shared_tab_is_in_the_graph_and_may_be_ended_and_chosen_again(sharing)
     page.get("window.live.watch()")
     page.wait("window.live.drawn.length >= 8")
     seen = [n for n in read(page) if n is not None]
-    assert len(seen) >= 6 and seen == sorted(set(seen))
+    # a tab that a busy machine does not draw anew is sent again
+    assert len(set(seen)) >= 6 and seen == sorted(seen)
     # the film stops: what does not move is sent again, so an edit is seen all the same
     page.film.evaluate("clearInterval(window.playing)")
     time.sleep(0.5)
