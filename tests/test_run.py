@@ -273,7 +273,7 @@ class TestVersions:
             (where[PRIMARY], "not alone"),
             (where[PRIMARY], "alone"),
         ]
-        assert all((ROOT / path).exists() for path in run.OLDEST + run.BETWEEN)
+        assert all((ROOT / path).exists() for path in run.OLDEST + run.BETWEEN + run.OURS)
         # an older one that is not here is not fetched
         told.clear()
         for file in where[ALSO[0]].iterdir():
