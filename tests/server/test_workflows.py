@@ -143,7 +143,6 @@ def test_a_workflow_from_before_an_input_was_there_is_the_same(info, server, nam
         assert now["inputs"].items() >= before["inputs"].items()
     status, answer = server.post("/prompt", {"prompt": old})
     assert status == 200 and not answer["node_errors"], answer
-    server.post("/interrupt", {})
 
 
 def test_comfyui_finds_the_words_of_every_language(server):
