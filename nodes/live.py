@@ -128,7 +128,7 @@ class LiveCamera(io.ComfyNode):
                     default="",
                     optional=True,
                     tooltip="Used by source ndi, spout and syphon: the sender's name, or a part of "
-                    "it. Empty: the first there is.",
+                    "it, as the node lists them.",
                 ),
             ],
             outputs=[
