@@ -43,14 +43,15 @@ def for_page(said: dict[str, Any], fps: float) -> dict[str, Any] | None:
     kind = said.get("type")
     if kind == "received":
         refused = _FRAME if said.get("refused") else None
-        return {"type": kind, "seq": _number(said.get("seq")), "refused": refused}
+        numbers = {name: _number(said.get(name)) for name in ("seq", "camera")}
+        return {"type": kind, **numbers, "refused": refused}
     if kind == "stats":
         return figures(said)
     if kind == "pace":
         least = 1000 / fps
-        sides = {side: _number(said.get(side)) for side in ("width", "height")}
+        numbers = {name: _number(said.get(name)) for name in ("camera", "width", "height")}
         interval = max(least, float(said.get("interval_ms", least)))
-        return {"type": kind, "interval_ms": interval, **sides}
+        return {"type": kind, "interval_ms": interval, **numbers}
     if kind == "state":
         state = said.get("state")
         if state not in _STATES:

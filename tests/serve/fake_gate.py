@@ -11,6 +11,9 @@ from typing import Any
 
 from aiohttp import WSMsgType, web
 from PIL import Image, ImageOps
+from serving import served
+
+messages = served("gate.messages")
 
 HEADER = struct.Struct("<BBHIdII")
 CAMERA, VIEW, COMPARED, JPEG = 1, 2, 3, 1
@@ -50,6 +53,11 @@ def _jpeg(picture: Image.Image) -> bytes:
     file = io.BytesIO()
     picture.convert("RGB").save(file, "JPEG", quality=85)
     return file.getvalue()
+
+
+async def said(socket: web.WebSocketResponse, message: dict) -> None:
+    """Send it as a real gate would: with all of its fields, and none of its own."""
+    await socket.send_json(messages.for_page(message, fps=1000) or message)
 
 
 class Run:
@@ -130,13 +138,13 @@ class Gate:
     async def tell(self, message: dict) -> None:
         for run in self.runs.values():
             if run.socket is not None:
-                await run.socket.send_json(message)
+                await said(run.socket, message)
 
     async def end(self, run: Run, state: str, reason: str | None, code: int = OVER) -> None:
         self.runs.pop(run.session, None)
         if run.socket is not None and not run.socket.closed:
             with contextlib.suppress(ConnectionError):
-                await run.socket.send_json({"type": "state", "state": state, "reason": reason})
+                await said(run.socket, {"type": "state", "state": state, "reason": reason})
             await run.socket.close(code=code)
 
     @web.middleware
@@ -229,12 +237,14 @@ class Gate:
         socket = web.WebSocketResponse(max_msg_size=1 << 22)
         await socket.prepare(request)
         if run is None or run.visitor != visitor:
-            await socket.send_json({"type": "state", "state": "ended", "reason": None})
+            await said(socket, {"type": "state", "state": "ended", "reason": None})
             await socket.close(code=OVER)
             return socket
         run.socket, run.wire = socket, request.transport
-        await socket.send_json({"type": "state", "state": "starting", "ahead": 0})
-        await socket.send_json({"type": "pace", "interval_ms": 100})
+        await said(socket, {"type": "state", "state": "starting", "ahead": 0})
+        wide, high = self.size
+        pace = {"camera": 0, "interval_ms": 100, "width": wide, "height": high}
+        await said(socket, {"type": "pace", **pace})
         began, beat = time.monotonic(), asyncio.create_task(self._beat(run))
         try:
             async for message in socket:
@@ -243,7 +253,7 @@ class Gate:
                 elif time.monotonic() - began >= self.first_s:
                     await self._answer(run, message.data)
                 else:
-                    await socket.send_json({"type": "received", "seq": 0, "refused": None})
+                    await said(socket, {"type": "received", "seq": 0, "camera": 0, "refused": None})
         except ConnectionError:
             pass
         finally:
@@ -264,12 +274,12 @@ class Gate:
     async def _answer(self, run: Run, data: bytes) -> None:
         """A camera's frame, as pictures."""
         sequence, captured = HEADER.unpack_from(data)[3:5]
-        await run.socket.send_json({"type": "received", "seq": sequence, "refused": None})
+        await said(run.socket, {"type": "received", "seq": sequence, "camera": 0, "refused": None})
         await self._pictures(run, data[HEADER.size :], sequence, captured)
 
     async def _pictures(self, run: Run, jpeg: bytes, sequence: int, captured: float) -> None:
         if run.frames == 0:
-            await run.socket.send_json({"type": "state", "state": "live", "ahead": 0})
+            await said(run.socket, {"type": "state", "state": "live", "ahead": 0})
         run.frames += 1
         made = coloured(jpeg, self.colour, self.size)
         for view in range(len(self.house.views)):
@@ -293,7 +303,5 @@ class Gate:
             if turn % 5 == 4:
                 mid = sorted(run.latencies[-20:])[len(run.latencies[-20:]) // 2 :][:1]
                 spread = {"p50": mid[0]} if mid else None
-                await run.socket.send_json(
-                    {"type": "stats", "state": "live", "fps": 14.8, "latency_ms": spread,
-                     "skipped": 0, "dropped": 0, "silent": []}
-                )  # fmt: skip
+                figures = {"fps": 14.8, "latency_ms": spread, "skipped": 0, "dropped": 0}
+                await said(run.socket, {"type": "stats", "state": "live", **figures})

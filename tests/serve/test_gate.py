@@ -390,12 +390,14 @@ def test_more_frames_than_the_house_gives_are_answered_and_left_out():
     async def whole():
         async with House(fps=10) as house:
             page = await house.page()
-            await house.comfyui.tell({"type": "pace", "interval_ms": 5, "width": 64, "height": 64})
+            pace = {"type": "pace", "camera": 0, "interval_ms": 5, "width": 64, "height": 48}
+            await house.comfyui.tell(pace)
             for i in range(100):
                 await page.send(sequence=i)
             await until(lambda: len(page.heard("received")) == 100)
             assert 3 <= len(house.comfyui.frames) <= 20
-            assert page.heard("pace")[0]["interval_ms"] == 100
+            # whole, or the page would not know what of which camera it is about
+            assert page.heard("pace")[0] == pace | {"interval_ms": 100}
             assert page.begun["cameras"][0]["fps"] == 10
             assert page.closed is None
 

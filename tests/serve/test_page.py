@@ -367,7 +367,8 @@ def test_a_run_that_fails_says_why_and_can_be_tried_again(browser):
         one.run()
         (run,) = house.gates["r0red"].runs.values()
         house.call(house.gates["r0red"].end(run, "failed", "The picture could not be made."))
-        one.says("The picture could not be made.", "lead")
+        # what it was is for the operator
+        one.says("The workflow could not go on.", "lead")
         until(house, lambda: not next(iter(house.visitors.values())).wants)
         one.run()
 

@@ -223,7 +223,7 @@ class Lane {
 
 const lanes = new Map()
 
-function lane(place = 0) {
+function lane(place) {
   if (!lanes.has(place)) lanes.set(place, new Lane(place))
   return lanes.get(place)
 }
@@ -235,9 +235,10 @@ function answered(place) {
 }
 
 function paced({ camera, interval_ms, width, height }) {
-  const one = lane(camera)
+  const one = lane(camera ?? 0)
   one.pace = interval_ms
-  one.cover = { width, height }
+  // a size that is not known yet changes nothing
+  if (width > 0 && height > 0) one.cover = { width, height }
 }
 
 const orders = {
