@@ -19,7 +19,7 @@ from typing import Any
 from ..trust import boundary, whole
 from ..trust.schema import BadData, shown
 from .bounds import most
-from .pulled import Pauses
+from .retried import Pauses
 from .session import Session
 
 _WELL = 600.0  # seconds live after which a failure is a first one again

@@ -10,17 +10,16 @@ from typing import Any
 import numpy as np
 
 from .pictures import landed
-from .pulled import Pauses, final
+from .retried import LOOK, Retried
 from .sinks import Sink, Target, kind
 from .view import Shown, View
 from .wire import Packet
 
-_LOOK = 0.25  # seconds between two looks whether the run goes on
 STILL = 0.5  # seconds after which the picture is sent again while nothing new comes
 SENDING = "sending"  # the state of one whose other end takes pictures
 
 
-class Sender:
+class Sender(Retried[Sink]):
     """Sends the newest picture to one place; opened again, after a pause, when that is lost.
 
     Args:
@@ -28,25 +27,17 @@ class Sender:
         make: gives a connection that was not opened yet.
 
     Attributes:
-        state: "idle" (no picture yet), "connecting", SENDING, "waiting" (for the next try),
-            "refused" (no more tries: see pulled.final).
-        trouble: what is wrong, in words, while something is.
+        state: as of any Retried; "idle" before the first picture, SENDING once they go out.
         sent, dropped: pictures that went out, and that a newer one replaced before they could.
-        losses: how often a connection was lost or could not be made.
-        over: set once the thread is gone.
     """
 
     def __init__(self, target: Target, make: Callable[[Target], Sink]):
+        super().__init__("livediffusion-send", "idle")
         self.target, self._make = target, make
-        self.state, self.trouble = "idle", None
-        self.sent = self.dropped = self.losses = 0
-        self.over = threading.Event()
-        self._stop = threading.Event()
+        self.sent = self.dropped = 0
         self._changed = threading.Condition()
         self._next: tuple[np.ndarray, float] | None = None
         self._held: tuple[np.ndarray, float] | None = None
-        self._pauses = Pauses()
-        self._thread = threading.Thread(target=self._run, name="livediffusion-send", daemon=True)
         self._thread.start()
 
     def put(self, picture: np.ndarray, at: float) -> None:
@@ -67,42 +58,20 @@ class Sender:
         with self._changed:
             self._changed.notify()
 
-    def _run(self) -> None:
-        try:
-            while not self._stop.is_set():
-                self._held = self._new(_LOOK) or self._held
-                if self._held is None:
-                    continue
-                self.state, sink = "connecting", self._make(self.target)
-                try:
-                    height, width = self._held[0].shape[:2]
-                    sink.open(width, height)
-                    self._send(sink)
-                    continue
-                except Exception as reason:
-                    # also what a library raises that is none of its documented errors
-                    if final(reason, self.sent > 0):
-                        raise
-                    self.losses += 1
-                    self.state, self.trouble = "waiting", str(reason) or type(reason).__name__
-                finally:
-                    sink.close()
-                self._stop.wait(self._pauses.next())
-        except Exception as reason:
-            self.state, self.trouble = "refused", str(reason) or type(reason).__name__
-        finally:
-            self.over.set()
+    def _made(self) -> Sink | None:
+        self._held = self._new(LOOK) or self._held
+        return self._held and self._make(self.target)
 
-    def _send(self, sink: Sink) -> None:
+    def _use(self, sink: Sink) -> None:
         """Send until the end or another size."""
         size, new = self._held[0].shape[:2], True
+        sink.open(*reversed(size))
         due = time.monotonic()
         while not self._stop.is_set() and self._held[0].shape[:2] == size:
             if new or sink.REPEATS:
                 sink.send(*self._held)
                 self.sent += new
-                self.state, self.trouble = SENDING, None
-                self._pauses.well()
+                self.well(SENDING)
             due = max(due + 1 / self.target.fps, time.monotonic())
             item = self._new(STILL, due)
             new = item is not None
