@@ -36,26 +36,27 @@ PRIMARY, ALSO = "0.33.0", ("0.25.0", "0.8.0")
 # what of the suite runs on a version between the oldest and the newest: where ComfyUI is met most
 BETWEEN = [
     "tests/host/test_registry.py", "tests/host/test_live.py", "tests/host/test_paths.py",
-    "tests/nodes", "tests/live", "tests/test_frames.py",
+    "tests/live", "tests/test_frames.py",
 ]  # fmt: skip
 # and on the oldest: where it is met at all. What is ours alone, such as engines' own libraries,
 # files and the search for steps, is the same with each; the embedded model runs on each in a server
 OLDEST = [
     "tests/host", "tests/nodes", "tests/live", "tests/compiled/test_engines.py",
     "tests/compiled/test_graph.py", "tests/compiled/test_weights_moving.py",
-    "tests/compiled/test_compiled_vae.py", "tests/compiled/test_compiler.py",
+    "tests/compiled/test_compiled_vae.py",
     "tests/test_frames.py", "tests/test_timesteps.py", "tests/test_blend.py",
     "tests/test_words.py", "tests/test_help.py",
 ]  # fmt: skip
-# of these not: protocols and adapters meet ComfyUI nowhere, and the tests of what it has to do with
-# them (test_ends, test_allowed, test_kept, test_phones) do run
+# of these not: protocols, adapters and the search for steps meet ComfyUI nowhere; the tests of what
+# it has to do with them (test_ends, test_allowed, test_kept, test_phones, test_sampling) do run
 OURS = [
-    f"tests/live/test_{name}.py"
-    for name in ("adapters", "address", "concealed", "device", "forbidden", "kept_memory", "ndi",
-                 "srt", "stream", "turned", "webrtc", "whip_sink")
+    *(f"tests/live/test_{name}.py"
+      for name in ("adapters", "address", "concealed", "device", "forbidden", "kept_memory", "ndi",
+                   "srt", "stream", "turned", "webrtc", "whip_sink")),
+    *(f"tests/nodes/test_{name}_nodes.py" for name in ("learning", "skipping")),
 ]  # fmt: skip
-# minutes that a stage of the tests may take, and all of them: three times what they take
-STAGE, STAGES = 25, 60
+# minutes that a stage of the tests may take, and all of them
+STAGE, STAGES = 30, 60
 DEMO = f"/?template=live_webcam&source={PACK}"
 PORT = 8188  # ComfyUI's own; a browser remembers for an address that its page may use the camera
 # what `engines` can install, by the name of the engine it is for
@@ -202,7 +203,7 @@ def evaluate(args: argparse.Namespace, rest: list[str]) -> int:
 def test(args: argparse.Namespace, rest: list[str]) -> int:
     """Lint, then the suite on one ComfyUI; without --comfyui, on the older ones first, in short.
 
-    Tests that look at the clock run alone, after the others have run on every core; on the older
+    Tests that look at the clock run after the others, beside each other or alone; on the older
     ones with the others, where the few that are left bear it. A stage that does not end in time is
     ended, and the next begins.
     """
@@ -214,7 +215,8 @@ def test(args: argparse.Namespace, rest: list[str]) -> int:
     if (code := subprocess.run([str(tools / "ruff"), "check", "."], cwd=ROOT).returncode) != 0:
         return code
     cores = ["-n", str(min(os.cpu_count() or 1, 8)), "--dist", "loadfile"]
-    parts = [("", [])] if rest else [("not alone", cores), ("alone", [])]
+    parts = [("not alone and not clocked", cores), ("clocked", cores), ("alone", [])]
+    parts = [("", [])] if rest else parts
     # who asks for tests of their own knows how long they take
     minutes = (float("inf"),) * 2 if rest else (STAGE, STAGES)
     stages = Stages(*(60 * limit for limit in minutes))

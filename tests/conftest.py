@@ -25,11 +25,14 @@ LONG = [
     "test_paths", "test_counts", "test_learning_nodes", "test_clients", "test_limits", "test_run",
     "test_stages", "test_layout",
 ]  # fmt: skip
-CLOCKS = ("live", "browser")  # folders whose tests look at the clock
+# folders whose tests look at the clock, and how they run
+CLOCKS = {"live": pytest.mark.clocked, "browser": pytest.mark.alone}
 SERVERS = "tests/server"
 CUDA = "LIVEDIFFUSION_CUDA"  # set by benchmarks/gpu.py: the tests marked cuda, on the GPU
 PAGED = "LIVEDIFFUSION_DYNAMIC_VRAM"  # set there, too: with ComfyUI's dynamic VRAM
-ONCE = "LIVEDIFFUSION_ONCE"  # set by run.py on older ComfyUIs: every value of a parameter once
+ONCE = "LIVEDIFFUSION_ONCE"  # set by run.py on older ComfyUIs: every test once
+# files about what differs from one ComfyUI to another: there every value of a parameter once
+VARIED = {"test_registry", "test_paths", "test_control", "test_live", "test_odd_graphs"}
 
 
 def comfyui_path() -> pathlib.Path | None:
@@ -111,19 +114,23 @@ def pytest_xdist_make_scheduler(config, log):
 
 
 def pytest_ignore_collect(collection_path, config):
-    """Of the tests that run alone only the files that have any are read: the rest takes longer."""
-    if config.getoption("markexpr", "").startswith("alone") and collection_path.suffix == ".py":
-        if collection_path.parent.name in CLOCKS:
-            return None
-        return "mark.alone" not in collection_path.read_text(encoding="utf-8") or None
+    """Of the tests that look at the clock only the files that have any are read: the rest takes
+    longer."""
+    wanted = config.getoption("markexpr", "")
+    if wanted in ("alone", "clocked") and collection_path.suffix == ".py":
+        folder = CLOCKS.get(collection_path.parent.name)
+        if folder is None or folder.name != wanted:
+            return f"mark.{wanted}" not in collection_path.read_text(encoding="utf-8") or None
     return None
 
 
-def each_value_once(items):
-    """Of a test's parametrisations those that have a value of some parameter for the first time."""
+def once(items):
+    """Of a test's parametrisations the first; of VARIED files those that have a value of some
+    parameter for the first time."""
     seen, few = set(), []
     for item in items:
-        given = item.callspec.params if hasattr(item, "callspec") else {"": item.nodeid}
+        varied = item.path.stem in VARIED and hasattr(item, "callspec")
+        given = item.callspec.params if varied else {"": None}
         test = item.nodeid.partition("[")[0]
         own = {(test, name, repr(value)) for name, value in given.items()}
         if not own <= seen:
@@ -134,7 +141,7 @@ def each_value_once(items):
 
 def pytest_collection_modifyitems(config, items):
     if ONCE in os.environ and "LIVEDIFFUSION_LONG" not in os.environ:
-        few = each_value_once(items)
+        few = once(items)
         config.hook.pytest_deselected(items=[i for i in items if i not in set(few)])
         items[:] = few
     if hasattr(config, "workerinput"):
@@ -146,7 +153,7 @@ def pytest_collection_modifyitems(config, items):
     items.sort(key=lambda item: "playwright" in item.fixturenames)
     for item in items:
         if item.path.parent.name in CLOCKS and not item.get_closest_marker("timeless"):
-            item.add_marker(pytest.mark.alone)
+            item.add_marker(CLOCKS[item.path.parent.name])
         if item.get_closest_marker("cuda") and CUDA not in os.environ:
             item.add_marker(pytest.mark.skip(reason="for a GPU: benchmarks/gpu.py"))
         if item.get_closest_marker("comfy") and COMFYUI is None:

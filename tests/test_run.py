@@ -242,6 +242,8 @@ def test_no_venv_module_is_one_sentence(run, tmp_path, monkeypatch):
 class TestVersions:
     """Which ComfyUI the suite runs on, and how much of it."""
 
+    PARTS = ("not alone and not clocked", "clocked", "alone")
+
     @pytest.fixture
     def told(self, run, tmp_path, monkeypatch):
         """(ComfyUI's folder, marks) of each pytest that `run.py test` starts; the first fails."""
@@ -270,8 +272,7 @@ class TestVersions:
         short = "comfy and not server and not slow of "
         assert told == [
             *((where[v], short + part[v]) for v in reversed(ALSO)),
-            (where[PRIMARY], "not alone"),
-            (where[PRIMARY], "alone"),
+            *((where[PRIMARY], part) for part in self.PARTS),
         ]
         assert all((ROOT / path).exists() for path in run.OLDEST + run.BETWEEN + run.OURS)
         # an older one that is not here is not fetched
@@ -284,7 +285,7 @@ class TestVersions:
     def test_one_version_or_some_tests_are_all_that_is_run(self, run, told, tmp_path, monkeypatch):
         where = {v: comfyui(run.setup.CACHE / "comfyui" / v) for v in (PRIMARY, *ALSO)}
         run.test(argparse.Namespace(comfyui=ALSO[0]), [])
-        assert told == [(where[ALSO[0]], "not alone"), (where[ALSO[0]], "alone")]
+        assert told == [(where[ALSO[0]], part) for part in self.PARTS]
         told.clear()
         run.test(argparse.Namespace(comfyui=PRIMARY), ["tests/test_run.py"])
         assert told == [(where[PRIMARY], "")]
@@ -292,7 +293,7 @@ class TestVersions:
         named = comfyui(tmp_path / "mine")
         monkeypatch.setenv("COMFYUI_PATH", str(named))
         run.test(argparse.Namespace(comfyui=PRIMARY), [])
-        assert told == [(named, "not alone"), (named, "alone")]
+        assert told == [(named, part) for part in self.PARTS]
 
     def test_they_are_said_alike_everywhere(self):
         readme = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
