@@ -109,7 +109,9 @@ class ComfyUI:
         if self.refuse:
             error = {"message": f"no such file {SECRET}", "details": ""}
             return web.json_response({"error": error, "node_errors": {}}, status=400)
-        camera = {"node": "1", "source": "browser", "width": 64, "height": 64, "fps": 60}
+        camera = {"node": "1", "source": "browser", "width": 64, "height": 64, "fps": 60,
+                  "send": SECRET, "whip": {"url": SECRET, "token": SECRET},
+                  "phone": {"url": SECRET, "qr": [SECRET], "trouble": None}}  # fmt: skip
         hidden = {"node": "10", "index": 1, "mjpeg": "x"}
         view = {"node": "9", "index": 0, "mjpeg": f"/livediffusion/mjpeg/{SECRET}"}
         return web.json_response({
