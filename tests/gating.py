@@ -152,7 +152,10 @@ class ComfyUI:
             socket = web.WebSocketResponse()
             await socket.prepare(request)
             async for message in socket:
-                await socket.send_str(f"echo {message.data}")
+                if message.data.isdecimal():  # the code that it is to end with
+                    await socket.close(code=int(message.data))
+                else:
+                    await socket.send_str(f"echo {message.data}")
             return socket
         return web.Response(text=SECRET, headers={"X-Of": "ComfyUI"})
 

@@ -199,7 +199,7 @@ def test_each_option_that_the_words_name_is_there():
     ours = re.findall(r"(?<![\w-])--[a-z][a-z-]+", words.replace("--from-literal", " "))
     known = {option for parser in (plan.parser(), served("options").parser())
              for action in parser._actions for option in action.option_strings}  # fmt: skip
-    others = {"--base-directory", "--plan", "--frames"}  # ComfyUI's, run.py's
+    others = {"--base-directory", "--user-directory", "--plan", "--frames"}  # ComfyUI's, run.py's
     assert len(set(ours)) > 15 and not set(ours) - known - others
 
 
