@@ -10,8 +10,6 @@ from gating import ORIGIN, SECRET, House, gate, until
 from serving import served
 from yarl import URL
 
-from trust import boundary
-
 doors = served("gate.doors")
 pytestmark = pytest.mark.alone
 COOKIE = "livediffusion_operator"
@@ -352,9 +350,9 @@ def test_an_operator_reaches_comfyui_and_comfyui_not_the_ticket():
         assert house.comfyui.headers[0]["Cookie"] == "other=1"
         # nor takes who asks by this way for somebody at the server (docs/sources.md, Allow)
         for headers in house.comfyui.headers:
-            assert not boundary.at_server(headers, "127.0.0.1")
+            assert not gate.boundary.at_server(headers, "127.0.0.1")
             theirs = {name: value for name, value in headers.items() if name != "Via"}
-            assert boundary.at_server(theirs, "127.0.0.1")
+            assert gate.boundary.at_server(theirs, "127.0.0.1")
         assert house.comfyui.asked[0] == ("GET", "/any/thing?a=1&b=%20")
         await house.comfyui.die()
         async with house.http.get(f"{house.url}/queue", headers=cookie(house)) as reply:
