@@ -5,6 +5,7 @@ queued, and only who connects asks for the first again. A name stands for its se
 that it was typed for and nowhere else: it cannot be sent to another host.
 """
 
+import errno
 import pathlib
 import re
 import secrets
@@ -61,6 +62,7 @@ class Concealed:
         self._lock = threading.Lock()
         self._known: OrderedDict[str, tuple[str, str]] = OrderedDict()  # name: secret, origin
         self._kept: dict[str, tuple[str, str]] | None = None
+        self._unread = ""  # why the file cannot be read, while it is there and cannot
 
     def read(self, text: str, sink: bool = False, what: str = "address") -> Address:
         """An address with names in place of its secrets; the same one gets the same names.
@@ -113,7 +115,9 @@ class Concealed:
 
         def secret(found: re.Match) -> str:
             with self._lock:
-                value = self._of(found, address)
+                value, unread = self._of(found, address), self._unread
+            if value is None and unread:
+                raise Refused(f"{what}: {found[0]} stands for a secret; {unread}")
             if value is None:
                 raise Refused(
                     f"{what}: {found[0]} stands for a secret that is not known for "
@@ -126,13 +130,20 @@ class Concealed:
         })  # fmt: skip
 
     def keep(self, address: Address) -> None:
-        """Have what the names in an address stand for known tomorrow, too. Raises OSError."""
+        """Have what the names in an address stand for known tomorrow, too.
+
+        Raises:
+            OSError: the file cannot be written, or cannot be read: what it has is not lost for
+                one more. `strerror` has the words, `filename` the file.
+        """
         names = set(_NAME.findall(address.text()))
         with self._lock:
             kept = dict(self._file())
             kept.update((n, self._known[n]) for n in names if n in self._known)
-            if kept == self._kept:
+            if kept == (self._kept or {}):
                 return
+            if self._kept is None:
+                raise OSError(errno.EIO, self._unread, str(self.path))
             for name in list(kept)[: -most("concealed.Concealed._kept")]:
                 del kept[name]
             data = {n: {"secret": s, "for": origin} for n, (s, origin) in kept.items()}
@@ -194,11 +205,19 @@ class Concealed:
         return self._file().get(name)
 
     def _file(self) -> dict[str, tuple[str, str]]:
+        """What is kept; nothing, until it can be read, while `_unread` says why."""
         if self._kept is None:
+            self._unread = ""
             try:
                 data = told(contents(self.path, _LIMITS.bytes), FILE, _LIMITS, SECRETS)
-            except (OSError, BadData):
-                data = {}  # what was kept is lost: it is typed anew
+            except FileNotFoundError:
+                data = {}
+            except (OSError, BadData) as reason:
+                # perhaps for a moment only (too many open files), or a comma of somebody's
+                # what BadData says may have a part of it
+                why = getattr(reason, "strerror", None) or "it is damaged"
+                self._unread = f"{FOLDER}/{FILE} cannot be read ({why}). Mend it, or move it away."
+                return {}
             self._kept = {name: (one["secret"], one["for"]) for name, one in data.items()}
         return self._kept
 

@@ -191,7 +191,8 @@ class FilmFeed(Feed):
 
     def begin(self) -> None:
         super().begin()
-        if not self._thread.is_alive() and not self._over.is_set():
+        # each edit begins all feeds anew; a thread that is over is begun no more
+        if self._thread.ident is None and not self._over.is_set():
             self._thread.start()
 
     def end(self) -> None:

@@ -159,6 +159,7 @@ class Frames:
             if due.run:
                 break
             if not due.awaited:
+                self._report_errors()  # the last may have ended just now, for a reason
                 raise Closed
             left = until - now if due.look is None else min(until - now, due.look)
             if left <= 0 or shared.stopping:

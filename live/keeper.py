@@ -199,12 +199,14 @@ class Keeper:
             _log.warning("Live: %s failed and is tried again: %s", kept.name, line)
 
     async def _follow(self, kept: Kept, session: Session, now: float) -> None:
-        """Keep an edit, once a frame has gone through it."""
-        settled = len(session.shared.graphs) == 1
-        if session.version == kept.version or not settled or now - self._saved < _SAVE:
+        """Keep an edit, once a frame has gone through it; write what could not be written."""
+        edited = session.version != kept.version and len(session.shared.graphs) == 1
+        if not (edited or kept.unwritten) or now - self._saved < _SAVE:
             return
-        kept.version, self._saved = session.version, now
-        kept.graph, kept.workflow = plain(session.split.graph), session.split.workflow
+        self._saved = now
+        if edited:
+            kept.version = session.version
+            kept.graph, kept.workflow = plain(session.split.graph), session.split.workflow
         await self._save()
 
     async def _forget(self, kept: Kept, why: str) -> str | None:
@@ -221,38 +223,44 @@ class Keeper:
 
     async def _save(self, so: str = "it ends with ComfyUI") -> str | None:
         async with self._writing:
+            there = [kept for kept in self._runs.values() if not kept.over]
             runs = [
                 {"run": kept.id, "name": kept.name, "graph": kept.graph, "since": kept.since,
                  "workflow": kept.workflow}
-                for kept in self._runs.values()
-                if not kept.over
+                for kept in there
             ]  # fmt: skip
+            words = None
             try:
                 await asyncio.to_thread(self._files.write, runs)
-            except (OSError, ValueError) as reason:
+            except Exception as reason:
+                # also where there is no room for one more thread
                 why = getattr(reason, "strerror", None) or reason
                 words = f"It could not be written down ({why}): {so}."
-                _log.warning("Live: %s", words)
-                return words
-        return None
+                if (line := self._lines.of(words)) is not None:
+                    _log.warning("Live: %s", line)
+            for kept in there:
+                kept.unwritten = words is not None
+        return words
 
     async def _beat(self, last: bool = False) -> None:
         now = time.monotonic()
         if not last and now - self._beaten < _BEAT:
             return
         self._beaten, self._beats = now, self._beats + 1
-        told = {
-            "livediffusion": 1, "written": round(time.time(), 3), "beat": self._beats,
-            "process": os.getpid(), "runs": self.told(),
-        }  # fmt: skip
         try:
+            told = {
+                "livediffusion": 1, "written": round(time.time(), 3), "beat": self._beats,
+                "process": os.getpid(), "runs": self.told(),
+            }  # fmt: skip
             await asyncio.to_thread(self._files.beat, told)
             self._silent = 0
-        except OSError as reason:
-            # one that is being read cannot be replaced on Windows
+        except Exception as reason:
+            # whatever it is, runs are looked after; and one that is being read cannot be replaced
+            # on Windows, once or twice
             self._silent += 1
+            why = getattr(reason, "strerror", None) or str(reason) or type(reason).__name__
             if self._silent == 3:
-                _log.warning("Live: the heartbeat file cannot be written: %s", reason.strerror)
+                _log.warning("Live: the heartbeat file cannot be written: %s", shown(why, 400))
 
 
 def _why(answer: dict[str, Any]) -> tuple[str, str | None]:

@@ -46,6 +46,7 @@ class Kept:
         secret: what its views' addresses are made from; never written.
         session: None while it waits for the next try.
         version: of the session's graph that is `graph`.
+        unwritten: the file does not have it as it is, and is to.
         begun, failures: sessions so far, counted; failures in a row.
         same: failures in a row that are the same one.
         reason, node: of the last failure, until it has gone well for long.
@@ -73,6 +74,7 @@ class Kept:
     frame_at: float | None = None
     spent: str | None = None
     over: bool = False
+    unwritten: bool = False
     pauses: Pauses = dataclasses.field(default_factory=_Growing)
 
     @property
@@ -84,6 +86,8 @@ class Kept:
         """It failed, and is to be tried again after a pause that grows."""
         again = (kind_of(reason), node) == (kind_of(self.reason or ""), self.node)
         self.same = self.same + 1 if again else 1
+        # a file's name in it may be no Unicode, which no file of JSON can have
+        reason = reason.encode(errors="backslashreplace").decode()
         self.reason, self.node, self.failures = reason, node, self.failures + 1
         self.session, self.live_at, self.due = None, None, now + self.pauses.next()
 

@@ -38,7 +38,10 @@ async def _allow(request: web.Request) -> web.StreamResponse:
     try:
         answer = await asyncio.to_thread(_address if kind == ADDRESS else _device, what)
     except OSError as reason:
-        raise BadData(f"{wires.allowed().named} cannot be written: {reason.strerror}.") from None
+        why = (reason.strerror or str(reason)).rstrip(".")
+        raise BadData(
+            f"{kind}: it cannot be written down in ComfyUI's user folder: {why}."
+        ) from None
     except ValueError as reason:
         raise BadData(str(reason)) from None
     return web.json_response(answer)

@@ -83,8 +83,8 @@ def trace(lines: Iterable[str]) -> Trace:
             waits.append(began - came[visitor])
             busy += at - began
             visits.append(Visit(came.pop(visitor), at - began))
-        elif event == "end" and said.get("seconds") is not None:
-            waited = float(said["seconds"])
+        elif event == "end" and "replica" not in said and said.get("since_s") is not None:
+            waited = float(said["since_s"])  # who never had a place
             visits.append(Visit(at - waited, 0.0, waited))
     for visitor, began in started.items():  # those who were there when it was cut off
         waits.append(began - came[visitor])

@@ -109,7 +109,9 @@ class ComfyUI:
         if self.refuse:
             error = {"message": f"no such file {SECRET}", "details": ""}
             return web.json_response({"error": error, "node_errors": {}}, status=400)
-        camera = {"node": "1", "source": "browser", "width": 64, "height": 64, "fps": 60}
+        camera = {"node": "1", "source": "browser", "width": 64, "height": 64, "fps": 60,
+                  "send": SECRET, "whip": {"url": SECRET, "token": SECRET},
+                  "phone": {"url": SECRET, "qr": [SECRET], "trouble": None}}  # fmt: skip
         hidden = {"node": "10", "index": 1, "mjpeg": "x"}
         view = {"node": "9", "index": 0, "mjpeg": f"/livediffusion/mjpeg/{SECRET}"}
         return web.json_response({
@@ -150,7 +152,10 @@ class ComfyUI:
             socket = web.WebSocketResponse()
             await socket.prepare(request)
             async for message in socket:
-                await socket.send_str(f"echo {message.data}")
+                if message.data.isdecimal():  # the code that it is to end with
+                    await socket.close(code=int(message.data))
+                else:
+                    await socket.send_str(f"echo {message.data}")
             return socket
         return web.Response(text=SECRET, headers={"X-Of": "ComfyUI"})
 

@@ -49,6 +49,7 @@ RUNTIME_CACHE = 2**28  # bytes of what was compiled for an engine; more costs mo
 MOST_RUNS = 16  # live runs of a server that wait or run
 MOST_RUNS_OF_ONE = 8  # of them, of one page
 MOST_KEPT = 1  # without a page; ComfyUI runs one prompt at a time
+MOST_NODES = 3000  # of a graph
 MOST_VIEWS = 32  # of one run
 MOST_LISTENERS = 32  # of one run
 MOST_PEERS = 24  # WebRTC connections of a server
@@ -79,7 +80,7 @@ _NODE = record(
     {"_meta": table(_NAME, anything, 100)},
     others=True,
 )
-_NODES = unchanged(table(_NAME, _NODE, 3000))
+_NODES = unchanged(table(_NAME, _NODE, MOST_NODES))
 
 
 def _graph(value: Any, where: str) -> dict[str, Any]:

@@ -34,7 +34,7 @@ def write(
                 file.flush()
                 os.fsync(file.fileno())
         os.replace(part, path)
-    except OSError:
+    except (OSError, ValueError):
         with contextlib.suppress(OSError):
             part.unlink(missing_ok=True)
         raise

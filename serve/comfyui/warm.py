@@ -104,7 +104,7 @@ class _Run:
         """Seconds of one frame, once it is warm."""
         body = {"client_id": uuid.uuid4().hex, "prompt": graph, "workflow": None}
         async with self._http.post("/livediffusion/start", json=body) as reply:
-            begun = await _answer(reply)
+            begun = await answered(reply)
             if reply.status != 200:
                 raise NotWarm(f"ComfyUI refuses the workflow: {complaint(begun)}")
         self._keys = {key: begun[key] for key in ("session", "token")}
@@ -147,7 +147,8 @@ class _Run:
                 self._room.release()
             elif data["type"] == "state":
                 state = data
-            elif data["type"] == "problem":
+            # a receiver that is not there, or a full disk, is no fault of the workflow's
+            elif data["type"] == "problem" and data.get("kind") not in ("send", "record"):
                 raise NotWarm(f"node {data.get('node')}: {data.get('reason')}")
             elif data["type"] == "stats" and self.pictures > MEASURED:
                 median = (data.get("compute_ms") or {}).get("p50")
@@ -170,7 +171,8 @@ class _Run:
             await asyncio.sleep(0.05)
 
 
-async def _answer(reply: aiohttp.ClientResponse) -> dict[str, Any]:
+async def answered(reply: aiohttp.ClientResponse) -> dict[str, Any]:
+    """The JSON of ComfyUI's answer; its error where it is none."""
     try:
         said = await reply.json(content_type=None)
     except ValueError:

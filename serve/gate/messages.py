@@ -4,6 +4,7 @@ Built anew, field by field: what a later pack adds stays here until it is listed
 is said in one sentence; paths, nodes and their words are for the operator's log.
 """
 
+from collections.abc import Container
 from typing import Any
 
 NOT_TAKEN = "The workflow does not take these settings."
@@ -28,6 +29,37 @@ def figures(stats: dict[str, Any]) -> dict[str, Any]:
         if isinstance(spread := stats.get(name), dict):
             told[name] = {p: _number(spread.get(p)) for p in ("p50", "p95")}
     return told
+
+
+def described(begun: dict[str, Any], shown: Container[str], fps: float) -> dict[str, Any]:
+    """What a page is told of a run: what to send for each Live Camera, and where its views are.
+
+    Args:
+        begun: the answer of a start or an update; it has keys and addresses of ComfyUI's, too.
+        shown: nodes whose views visitors see.
+        fps: frames a second that the house gives.
+    """
+    cameras = [
+        {
+            "node": one["node"], "source": one["source"],
+            "width": _number(one.get("width")), "height": _number(one.get("height")),
+            "fps": min(fps, _number(one.get("fps")) or fps),
+        }
+        for one in begun.get("cameras", [])
+    ]  # fmt: skip
+    views = [
+        {"node": one["node"], "index": one["index"]}
+        for one in begun.get("views", []) if one["node"] in shown
+    ]  # fmt: skip
+    return {"version": begun.get("version", 1), "cameras": cameras, "views": views, "idle": []}
+
+
+def for_log(said: dict[str, Any]) -> str | None:
+    """The event that a message is for the operator's log; None for none."""
+    if said.get("type") == "problem":
+        return "problem"
+    state = said.get("state") if said.get("type") == "state" else None
+    return state if state in ("failed", "live") else None
 
 
 def for_page(said: dict[str, Any], fps: float) -> dict[str, Any] | None:

@@ -12,6 +12,7 @@ from yarl import URL
 from trust import boundary
 
 from .. import tickets
+from ..closing import passed_on
 from .doors import HEADERS, No
 
 COOKIE = "livediffusion_operator"
@@ -20,6 +21,9 @@ _UPLOAD = 2**30  # bytes of a request
 _MESSAGE = 2**26  # bytes of a socket's message
 _MOST_SOCKETS = 16
 _CONNECT_S = 5.0
+# that there is somebody before it ComfyUI has to know: who asks by this way, with a Host of
+# loopback, does not sit at the server (trust/boundary.py, at_server)
+_VIA = "Via", "1.1 livediffusion"
 # of one connection only (RFC 9110, 7.6.1), and what would tell ComfyUI who asks, and where from:
 # it looks at Origin and Host itself, and is asked by this process alone
 _OWN = {
@@ -85,7 +89,7 @@ class Proxy:
         length = request.content_length
         if length is not None and length > _UPLOAD:
             raise No(413, f"The request is larger than {_UPLOAD} bytes.")
-        headers = _kept_headers(request.headers.items())
+        headers = [*_kept_headers(request.headers.items()), _VIA]
         if cookies := _others(request):
             headers.append(("Cookie", cookies))
         data = request.content if request.body_exists else None
@@ -107,7 +111,7 @@ class Proxy:
             raise No(429, "Too many sockets are open.")
         self._sockets += 1
         try:
-            async with self._http.ws_connect(url, max_msg_size=_MESSAGE) as up:
+            async with self._http.ws_connect(url, headers=[_VIA], max_msg_size=_MESSAGE) as up:
                 down = web.WebSocketResponse(max_msg_size=_MESSAGE, compress=False, heartbeat=30)
                 await down.prepare(request)
                 ways = [asyncio.create_task(_pass(a, b)) for a, b in ((up, down), (down, up))]
@@ -118,7 +122,7 @@ class Proxy:
                         way.cancel()
                     await asyncio.gather(*ways, return_exceptions=True)
                 with contextlib.suppress(ConnectionError, RuntimeError):
-                    await down.close()
+                    await down.close(code=passed_on(up.close_code))
                 return down
         finally:
             self._sockets -= 1

@@ -18,7 +18,7 @@ from aiohttp import WSMsgType, web
 from trust import boundary
 from trust.schema import BadData
 
-from ..comfyui.warm import complaint
+from ..comfyui.warm import answered, complaint
 from . import messages
 from .doors import Bucket, No
 
@@ -89,6 +89,7 @@ class Stream:
         self._away: dict[int, int] = {}  # pictures of each view that the page has not shown
         self._latest: dict[int, bytes] = {}
         self._told: dict[str, str] = {}  # the last state and pace
+        self._wishes: set[tuple[str, int]] = set()  # compare and elsewhere of the page, with views
         # browsers keep a camera's own rhythm and may send a little early
         self._frames = Bucket(1.25 * fps, max(3.0, fps / 4))
         self._texts, self._edits = (kind(*rates) for kind, *rates in (_TEXTS, _EDITS))
@@ -130,7 +131,7 @@ class Stream:
             return self._described({})
         try:
             async with self._post("update", {**self._keys, "prompt": graph}) as reply:
-                answer = await _answer(reply)
+                answer = await answered(reply)
                 if reply.status == 400:
                     self._log("edit refused", visitor=self.visitor, why=complaint(answer))
                     raise No(400, messages.NOT_TAKEN)
@@ -211,7 +212,7 @@ class Stream:
         self._generation = self._comfyui.generation
         body = {"client_id": self.id, "prompt": self._graph, "workflow": None}
         async with self._post("start", body) as reply:
-            begun = await _answer(reply)
+            begun = await answered(reply)
             if reply.status == 400:
                 self._log("start refused", visitor=self.visitor, why=complaint(begun))
                 raise No(400, messages.NOT_TAKEN)
@@ -239,6 +240,9 @@ class Stream:
             async with self._http.ws_connect(url, params=query, max_msg_size=_DOWN) as up:
                 self._up = up
                 try:
+                    for wish in list(self._wishes):
+                        if wish in self._wishes:  # the page may have changed its mind meanwhile
+                            await self._wish(*wish, True)
                     async for message in up:
                         if message.type is WSMsgType.BINARY:
                             await self._picture(message.data)
@@ -300,6 +304,11 @@ class Stream:
             with contextlib.suppress(ConnectionError, aiohttp.ClientError):
                 await self._up.send_str(json.dumps(shown))
 
+    async def _wish(self, kind: str, view: int, on: bool) -> None:
+        if self._up is not None:
+            with contextlib.suppress(ConnectionError, aiohttp.ClientError):
+                await self._up.send_str(json.dumps({"type": kind, "view": view, "on": on}))
+
     async def _heard(self, text: str) -> None:
         """A message of ComfyUI's: what of it a page may know is sent on."""
         try:
@@ -308,6 +317,12 @@ class Stream:
         except (ValueError, TypeError, AttributeError) as reason:  # a later pack's
             self._log("not understood", visitor=self.visitor, why=repr(reason))
             return
+        # also what no page is told, as that a Live Send has lost its receiver
+        if (event := messages.for_log(said)) is not None:
+            self._log(
+                event, visitor=self.visitor, kind=said.get("kind"), node=said.get("node"),
+                why=said.get("reason"),
+            )  # fmt: skip
         if data is None:
             return
         kind = data["type"]
@@ -316,13 +331,8 @@ class Stream:
         elif kind == "stats":
             self.stats = said
             self._changed()
-        elif kind == "problem" or data.get("state") in ("failed", "live"):
-            self._log(
-                data.get("state", kind), visitor=self.visitor, kind=said.get("kind"),
-                node=said.get("node"), why=said.get("reason"),
-            )  # fmt: skip
-            if data.get("kind") == "edit":
-                self._take_back()
+        elif kind == "problem" and data["kind"] == "edit":
+            self._take_back()
         whole = json.dumps(data)
         if kind in ("state", "pace"):
             self._told[kind] = whole
@@ -347,6 +357,10 @@ class Stream:
         self._alone = None
         self._unanswered = 0
         try:
+            # each page says its own
+            wishes, self._wishes = self._wishes, set()
+            for wish in wishes:
+                await self._wish(*wish, False)
             await self._welcome()
             await self._listen(page, request)
         except ConnectionError:
@@ -419,11 +433,19 @@ class Stream:
             data = boundary.told(text.encode(), "message", boundary.MESSAGE, boundary.HEARD)
         except (BadData, UnicodeEncodeError):
             return
-        view = data["view"]
-        if data["type"] == "shown" and self._away.get(view):
+        kind, view = data["type"], data["view"]
+        if kind != "shown":
+            # kept for the next socket to ComfyUI, which knows nothing of this one's
+            on = data.get("on", False)
+            self._wishes.discard((kind, view))
+            if on and len(self._wishes) < 2 * _MOST_VIEWS:
+                self._wishes.add((kind, view))
+            await self._wish(kind, view, on)
+            return
+        if self._away.get(view):
             self._away[view] -= 1
         if self._up is not None:
-            keep = ("type", "view", "latency_ms", "on")
+            keep = ("type", "view", "latency_ms")
             with contextlib.suppress(ConnectionError, aiohttp.ClientError):
                 await self._up.send_str(json.dumps({k: data[k] for k in keep if k in data}))
 
@@ -473,23 +495,6 @@ class Stream:
     def _described(self, begun: dict[str, Any]) -> dict[str, Any]:
         """What a page is told of ComfyUI's answer; of the last one while there is none."""
         begun = self._begun = {**self._begun, **begun}
-        cameras = [
-            {**camera, "fps": min(self._fps, camera.get("fps") or self._fps)}
-            for camera in begun.get("cameras", [])
-        ]
         every = begun.get("views", [])
         self._hidden = {one["index"] for one in every if one["node"] not in self._shown_nodes}
-        views = [
-            {"node": one["node"], "index": one["index"]}
-            for one in every if one["node"] in self._shown_nodes
-        ]  # fmt: skip
-        version = begun.get("version", 1)
-        return {"version": version, "cameras": cameras, "views": views, "idle": []}
-
-
-async def _answer(reply: aiohttp.ClientResponse) -> dict[str, Any]:
-    try:
-        said = await reply.json(content_type=None)
-    except ValueError:
-        said = None
-    return said if isinstance(said, dict) else {}
+        return messages.described(begun, self._shown_nodes, self._fps)

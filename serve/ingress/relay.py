@@ -23,6 +23,7 @@ from urllib.parse import parse_qs, quote
 
 import aiohttp
 
+from ..closing import GOING_AWAY, passed_on
 from ..tickets import OPERATOR, STREAM, Refused, Tickets
 
 COOKIE = "livediffusion_operator"
@@ -34,11 +35,13 @@ _REQUESTS = 8
 _CONNECT = 5.0  # seconds
 _PATH = re.compile(r"/relay/([A-Za-z0-9_-]{1,64})(/.*)")
 _LIVE = re.compile(r"/livediffusion/[a-z]{1,20}")
-# headers that belong to one connection, and those that the far end must not believe
+# headers that belong to one connection, and those that the far end must not believe; of what a
+# proxy before this says, X-Forwarded-Host passes, or an operator behind one would be a stranger to
+# the gate: another site's page cannot send it (trust/boundary.py)
 _HOP = frozenset({
     b"connection", b"keep-alive", b"proxy-authenticate", b"proxy-authorization", b"te", b"trailer",
     b"transfer-encoding", b"upgrade", b"content-length", b"accept-encoding", b"cookie",
-    b"x-forwarded-for", b"x-forwarded-host", b"x-forwarded-proto", b"forwarded", b"x-real-ip",
+    b"x-forwarded-for", b"x-forwarded-proto", b"forwarded", b"x-real-ip",
     b"sec-websocket-key", b"sec-websocket-version", b"sec-websocket-extensions",
     b"sec-websocket-protocol", b"expect",
 })  # fmt: skip
@@ -176,30 +179,34 @@ class Relay:
             raise Answer(error.status, "The replica refused this connection.") from None
         except (aiohttp.ClientError, asyncio.TimeoutError):
             raise Answer(503, "This replica cannot be reached.") from None
+        left: int | None = None
         try:
             await send({"type": "websocket.accept", "subprotocol": far.protocol})
             tasks = [asyncio.ensure_future(one) for one in (_up(receive, far), _down(far, send))]
             try:
                 await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
                 code = far.close_code if tasks[1].done() else None
+                if tasks[0].done() and not tasks[0].exception():
+                    left = tasks[0].result()
             finally:
                 for task in tasks:
                     task.cancel()
                 await asyncio.gather(*tasks, return_exceptions=True)
-            if code not in (1000, 1001) and not 3000 <= (code or 0) < 5000:
-                code = 1001  # others may not be said
             with contextlib.suppress(Exception):  # whoever left first hears no goodbye
-                await send({"type": "websocket.close", "code": code})
+                await send({"type": "websocket.close", "code": passed_on(code)})
         finally:
-            await far.close()
+            # the gate keeps the stream of a page that was closed for less time than a lost one's
+            await far.close(code=GOING_AWAY if left == GOING_AWAY else 1000)
 
 
-async def _up(receive: Receive, far: aiohttp.ClientWebSocketResponse) -> None:
+async def _up(receive: Receive, far: aiohttp.ClientWebSocketResponse) -> int | None:
+    """Until the page is gone; the code that it left with."""
     while (message := await receive())["type"] == "websocket.receive":
         if message.get("bytes") is not None:
             await far.send_bytes(message["bytes"])
         else:
             await far.send_str(message["text"])
+    return message.get("code")
 
 
 async def _down(far: aiohttp.ClientWebSocketResponse, send: Send) -> None:

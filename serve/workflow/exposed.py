@@ -13,7 +13,7 @@ import urllib.parse
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
-from trust import schema
+from trust import boundary, schema
 
 from . import widgets
 from .prompt import Place, Prompt, to_prompt
@@ -27,11 +27,17 @@ _ENDS = {
     "LiveCamera": ("source", "device", "address", "sender"),
     "LiveSend": ("to", "name", "address"),
 }
+# who sends it: ComfyUI's own page, or somebody whom that page gives a code or a key
+_SENT = {
+    "screen": "a screen is shared by ComfyUI's own page",
+    "phone": "a phone is let in by ComfyUI's own page",
+    "whip": "what publishes gets its key from ComfyUI's own page",
+}  # fmt: skip
 _FILE = schema.Limits(bytes=16 * 2**20, depth=64, items=1_000_000)
 _MOST_INPUTS = 100  # that visitors may set
 _MOST_TEXT = 2_000  # characters of a visitor's text
 _MOST_CHOICES = 2_000
-_MOST_VIEWS = 64
+_MOST_VIEWS = boundary.MOST_VIEWS
 _LARGEST = 2048  # what the page has for a number without a maximum
 _TYPES = {
     "STRING": "text", "INT": "integer", "FLOAT": "number", "BOOLEAN": "boolean", "COMBO": "choice",
@@ -188,6 +194,11 @@ class Exposed:
             named = [(_key(entry[0], entry[1], saved, prompt), None)
                      for entry in linear.get("inputs") or ()]  # fmt: skip
             outputs = [str(one) for one in linear.get("outputs") or ()] or None
+        if len(prompt.graph) > boundary.MOST_NODES:
+            raise ValueError(
+                f"{len(prompt.graph)} nodes are more than the {boundary.MOST_NODES} that a live "
+                "run takes, those in subgraphs included. Remove some."
+            )
         made = cls(title, prompt, named, outputs, info)
         for key in extra:
             before = len(made.notes)
@@ -196,7 +207,7 @@ class Exposed:
                 raise ValueError(made.notes[-1])
         if not made.views:
             raise ValueError("There is no Live View in it; add one, it is what visitors see.")
-        made._note_sources()
+        made._look_at_sources()
         return made
 
     def check(self, values: Any) -> dict[str, Any]:
@@ -280,7 +291,18 @@ class Exposed:
     def _leads(self, node: str, slot: str) -> bool:
         return node in self._leading or slot in _ENDS.get(self._graph[node]["class_type"], ())
 
-    def _note_sources(self) -> None:
+    def _look_at_sources(self) -> None:
+        """Raises ValueError for a Live Camera that would wait for ever."""
+        linked = {str(value[0]) for node in self._graph.values()
+                  for value in node["inputs"].values() if isinstance(value, list) and value}
+        for id, node in self._graph.items():
+            source = node["inputs"].get("source")
+            if node["class_type"] == "LiveCamera" and source in _SENT and id in linked:
+                raise ValueError(
+                    f"The source of Live Camera (node {schema.shown(id)}) is {source}: "
+                    f"{_SENT[source]}, and a house has none. Choose browser, each visitor's own "
+                    "camera, or another source, in ComfyUI, and save again."
+                )
         cameras = [node["inputs"] for node in self._graph.values()
                    if node["class_type"] == "LiveCamera"]  # fmt: skip
         if not cameras:

@@ -12,7 +12,9 @@ from .widgets import Widget
 
 NOTES = ("Note", "MarkdownNote")
 REROUTE, PRIMITIVE = "Reroute", "PrimitiveNode"
-MOST_NODES = 10_000  # of a workflow, its subgraphs counted as often as they are used
+# of a workflow, its subgraphs counted as often as they are used, with notes, reroutes and what is
+# muted; those that are run are fewer (trust/boundary.py)
+MOST_NODES = 10_000
 INPUTS = "-10"  # a subgraph's own inputs, as its links name their origin
 MUTED, BYPASSED = 2, 4
 _DEEPEST = 16  # of subgraphs in each other

@@ -1,16 +1,19 @@
 """What is secret in an address, in every spelling that people have for it, is seen by nobody."""
 
+import errno
 import itertools
 import json
 import pathlib
 import shutil
 import subprocess
+import sys
 
 import inprocess
 import pytest
 from inprocess import camera, graph, view
 from livediffusion.live import wires
 from livediffusion.live.concealed import UNREAD, Concealed
+from livediffusion.live.faults import Refused
 from livediffusion.trust.addresses import SCHEMES, parsed
 
 pytestmark = pytest.mark.comfy
@@ -137,6 +140,71 @@ def test_short_and_plain_values_of_secret_names_are_concealed(tmp_path):
         shown = store.conceal(f"http://cam/?{name}=12345&channel=1")
         assert "12345" not in shown and "channel=1" in shown
         assert store.reveal(parsed(shown)).query == f"{name}=12345&channel=1"
+
+
+def unreadable(path, how, monkeypatch):
+    """Make a file of secrets one that cannot be read; returns what mends it."""
+    whole = path.read_bytes()
+    if how == "moment":
+        with monkeypatch.context() as patched:
+
+            def full(path, most):
+                raise OSError(errno.EMFILE, "Too many open files")
+
+            patched.setattr(sys.modules[Concealed.__module__], "contents", full)
+            yield
+    else:
+        damaged = {
+            "comma": whole[:-1] + b",}", "empty": b"", "cut": whole[:-9], "foreign": b'{"k1": "x"}',
+            "large": whole + b" " * 2**20,
+        }  # fmt: skip
+        path.write_bytes(damaged[how])
+        yield
+        assert path.read_bytes() == damaged[how]
+        path.write_bytes(whole)
+    yield
+
+
+@pytest.mark.parametrize("how", ["moment", "comma", "empty", "cut", "foreign", "large"])
+def test_secrets_that_cannot_be_read_now_are_not_lost(tmp_path, monkeypatch, how):
+    """Nothing is written over them, and they are there again once they can be."""
+    first, second = (f"rtsp://me:{WORD}{i}@10.0.0.{i}/" for i in (1, 2))
+    before = Concealed(tmp_path)
+    known = before.read(first)
+    before.keep(known)
+    store = Concealed(tmp_path)
+    steps = unreadable(store.path, how, monkeypatch)
+    next(steps)
+    new = store.read(second)
+    with pytest.raises(OSError, match=r"secrets\.json cannot be read \(.*Mend it") as failed:
+        store.keep(new)
+    assert WORD not in str(failed.value) and not store.saved(new.text())
+    # what is typed is known all the same, and what has no secret needs no file
+    assert store.reveal(new) == parsed(second)
+    store.keep(parsed("rtsp://10.0.0.3/"))
+    with pytest.raises(Refused, match=r"stands for a secret; .*secrets\.json cannot be read"):
+        store.reveal(known)
+    next(steps)
+    assert store.reveal(known) == parsed(first)
+    store.keep(new)
+    tomorrow = Concealed(tmp_path)
+    assert [tomorrow.reveal(one) for one in (known, new)] == [parsed(first), parsed(second)]
+
+
+def test_allow_says_that_secrets_cannot_be_read(running):
+    comfy, _ = running
+    path = wires.concealed().path
+    path.parent.mkdir(parents=True)
+    path.write_text("{", encoding="utf-8")
+    asked = {"kind": "address", "what": f"rtsp://me:{WORD}@10.0.0.5/"}
+
+    async def work(http):
+        return await inprocess.post(http, f"{comfy.url}/livediffusion/allow", asked)
+
+    status, answer = inprocess.live(work)
+    said = answer["error"]["message"]
+    assert status == 400 and said.startswith("address: ") and "secrets.json cannot be read" in said
+    assert path.read_text(encoding="utf-8") == "{" and not wires.allowed().path.exists()
 
 
 def test_an_ordinary_prompt_shows_no_secret_in_whichever_way_it_is_given(running):

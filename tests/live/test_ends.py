@@ -1,12 +1,19 @@
 """Sources that are pulled, sinks that are sent to: the loop around each, the cable in hand."""
 
+import asyncio
 import threading
+import types
 
+import folder_paths
 import inprocess
 import pytest
 from ends import Cable, count, counted
-from inprocess import Client, camera, graph, until
-from livediffusion.live import shared, sinks, sources
+from films import write_gif
+from inprocess import Client, camera, graph, until, view
+from livediffusion.live import feeds, shared, sinks, sources
+from livediffusion.live.faults import Refused
+from livediffusion.live.frames import Frames
+from livediffusion.live.graph import GraphError
 
 pytestmark = pytest.mark.comfy
 
@@ -146,6 +153,99 @@ def test_what_is_refused_at_the_first_connection_is_tried_no_more(running, cable
     assert failed.state == "failed" and failed.states[-1]["reason"] == source.refused
     assert source.opened == source.closed == 2
     until(lambda: not threads())
+
+
+class Late:
+    """A source whose connection is none, once a test says so."""
+
+    def __init__(self, why):
+        self.why, self.missing, self.now = why, False, threading.Event()
+
+    def __call__(self, wanted):
+        self.now.wait(20)
+        if self.why == "broken":
+            raise RuntimeError("a bug")
+        return self
+
+    def check(self, name):
+        if self.missing:
+            raise Refused("sender: a package is missing")
+
+    def open(self):
+        raise Refused("sender: a package is missing")
+
+    def close(self):
+        pass
+
+
+# what a source is, and why no more comes of it while the run goes on with another
+OVER = [("file", "ended"), ("file", "broken"), ("ndi", "refused"), ("ndi", "broken"),
+        ("phone", "nobody"), ("whip", "nobody")]  # fmt: skip
+
+
+@pytest.mark.parametrize("source, why", OVER)
+def test_an_edit_goes_on_whichever_source_is_over(
+    running, cables, monkeypatch, tmp_path, source, why
+):
+    comfy, _ = running
+    late = Late(why)
+    monkeypatch.setattr(shared, "kind", {"device": cables[0], "ndi": late}.get)
+    monkeypatch.setattr(folder_paths, "get_input_directory", lambda: str(tmp_path))
+    monkeypatch.setattr(shared.webrtc, "check", lambda name: None)
+    write_gif(tmp_path / "a.gif", 3, 20)
+
+    def both(text):
+        made = graph(text, source="device", device="cable")
+        made["7"] = camera(source=source, file="a.gif", fps=60, loop=why != "ended", sender="x")
+        return {**made, "8": view(["7", 0])}
+
+    async def work(http):
+        client = await started(http, comfy, both("1"))
+        await client.wait(lambda: len(client.views) > 5)
+        feed = comfy.sessions.get(client.begun["session"]).shared.feed_of["7"]
+        if source == "file" and why == "broken":
+            monkeypatch.setattr(feed, "_play", lambda *given: 1 / 0)
+        late.missing = True
+        late.now.set()
+        if why != "nobody":
+            await client.wait(lambda: feed.slot.over and not feed._thread.is_alive())
+        if why not in ("nobody", "ended"):
+            await client.wait(lambda: client.problems)
+        late.missing = False
+        for text in ("2", "3"):
+            status, answer = await client.post("update", prompt=both(text), workflow={})
+            assert status == 200, answer
+            await client.wait(lambda n=answer["version"]: client.views[-1][0].version == n)
+        await client.stop()
+        return client
+
+    client = inprocess.live(work)
+    assert client.state == "ended" and client.states[-1]["reason"] is None
+    assert all(problem["kind"] == "source" for problem in client.problems)
+
+
+class Breaks(feeds.Feed):
+    """Its thread ends for a reason just after the first look at the error."""
+
+    @property
+    def error(self):
+        if self.slot.over:
+            return RuntimeError("it broke")
+        self.slot.close()
+        return None
+
+    @error.setter
+    def error(self, value):
+        pass
+
+
+def test_a_source_that_breaks_between_two_looks_fails_the_run_with_its_words():
+    """A run that has ended by itself is kept no more; one that failed is tried again."""
+    feed = Breaks()
+    seen = types.SimpleNamespace(feeds={"a": feed}, feed_of={"7": feed}, stopping=False)
+    with pytest.raises(GraphError, match="it broke") as failed:
+        asyncio.run(Frames(seen, None).next_frame(1.0))
+    assert failed.value.node == "7"
 
 
 def test_a_still_scene_is_sent_again_and_counted_once(running, cables):

@@ -49,6 +49,10 @@ def test_the_answer_says_what_a_page_needs_and_no_more():
         assert SECRET not in json.dumps(page.begun)
         assert "comfy" not in json.dumps([page.begun["session"], page.begun["token"]])
         assert page.begun["views"] == [{"node": "9", "index": 0}]
+        asked = {"node": "1", "source": "browser", "width": 64, "height": 64, "fps": 60}
+        assert page.begun["cameras"] == [asked]
+        status, answer = await page.post("update", prompt={"values": {}})
+        assert status == 200 and SECRET not in json.dumps(answer)
 
     run(test)
 
@@ -75,7 +79,8 @@ _TEXTS = st.fixed_dictionaries(
         "reason": st.just(SECRET), "message": st.just(SECRET), "node": st.just(SECRET),
         "details": st.just({"path": SECRET}), "engines": st.just([SECRET]),
         "roads": st.just([{"why": SECRET}]), "name": st.just(SECRET),
-        "kind": st.sampled_from(["edit", "picture", "task"]), "seq": st.integers(0, 9),
+        "kind": st.sampled_from(["edit", "picture", "task", "send", "record"]),
+        "seq": st.integers(0, 9),
         "state": st.sampled_from(["live", "queued", "failed", "stopping"]),
         "refused": st.sampled_from([None, SECRET]), "silent": st.just([SECRET]),
     },
@@ -93,9 +98,9 @@ def test_what_comfyui_says_of_itself_stays_with_the_operator(texts):
         await until(lambda: any(m.get("frames") == 4711 for m in page.messages))
         assert SECRET not in json.dumps(page.messages)
         assert {m["type"] for m in page.messages} <= {*KNOWN} - {"recorded"}
-        whys = [fields.get("why") for _, fields in house.events]
-        told = [t for t in texts if t["type"] == "problem" and {"kind", "reason"} <= {*t}]
-        assert whys.count(SECRET) >= len(told)
+        # each of them, also what is no page's business
+        told = [(t.get("kind"), t.get("reason")) for t in texts if t["type"] == "problem"]
+        assert [(f["kind"], f["why"]) for e, f in house.events if e == "problem"] == told
 
     run(test)
 
@@ -156,6 +161,42 @@ def test_an_edit_joins_the_settings_before_and_one_refused_leaves_them():
         await house.comfyui.rise()
         await until(lambda: len(house.comfyui.graphs) == 5)
         assert house.comfyui.graphs[-1]["3"]["inputs"] == {"3.text": "neon", "5.cfg": 2}
+
+    run(test)
+
+
+@pytest.mark.parametrize("dies", [False, True])
+def test_what_a_page_wants_of_views_outlives_the_socket_to_comfyui(dies):
+    async def test(house):
+        page = await house.page()
+
+        async def wish(kind, view, on):
+            before = len(house.comfyui.heard)
+            await page.socket.send_json({"type": kind, "view": view, "on": on})
+            await until(lambda: len(house.comfyui.heard) > before)
+
+        await until(lambda: house.comfyui.sockets)
+        for one in (("compare", 0, True), ("elsewhere", 3, True), ("compare", 5, True),
+                    ("compare", 5, False)):  # fmt: skip
+            await wish(*one)
+        for _ in range(2):
+            house.comfyui.heard.clear()
+            if dies:
+                await house.comfyui.die()
+                await house.comfyui.rise()
+            else:
+                house.comfyui.sockets.pop()[1].transport.abort()
+            # a ComfyUI knows nothing of what it was told by another socket
+            await until(lambda: len(house.comfyui.heard) == 2)
+            await page.send()
+            await until(lambda: page.pictures)
+            said = [(m["type"], m["view"], m["on"]) for m in house.comfyui.heard if "on" in m]
+            assert sorted(said) == [("compare", 0, True), ("elsewhere", 3, True)]
+            page.pictures.clear()
+        # another page says its own
+        house.comfyui.heard.clear()
+        await page.join()
+        await until(lambda: len([m for m in house.comfyui.heard if m.get("on") is False]) == 2)
 
     run(test)
 

@@ -348,10 +348,29 @@ def test_an_operator_reaches_comfyui_and_comfyui_not_the_ticket():
         assert all(ticket not in json.dumps(one) for one in house.comfyui.headers)
         assert all("ticket" not in path for _, path in house.comfyui.asked)
         assert house.comfyui.headers[0]["Cookie"] == "other=1"
+        # nor takes who asks by this way for somebody at the server (docs/sources.md, Allow)
+        for headers in house.comfyui.headers:
+            assert not gate.boundary.at_server(headers, "127.0.0.1")
+            theirs = {name: value for name, value in headers.items() if name != "Via"}
+            assert gate.boundary.at_server(theirs, "127.0.0.1")
         assert house.comfyui.asked[0] == ("GET", "/any/thing?a=1&b=%20")
         await house.comfyui.die()
         async with house.http.get(f"{house.url}/queue", headers=cookie(house)) as reply:
             assert reply.status == 502
+
+    run(test)
+
+
+@pytest.mark.parametrize("code, told", [(1000, 1000), (4409, 4409), (4410, 4410), (1011, 1001)])
+def test_an_operators_page_hears_how_its_socket_ended(code, told):
+    """1000 would be the last word: its Live run would not come back."""
+
+    async def test(house):
+        url = f"{house.url}/livediffusion/else"
+        async with house.http.ws_connect(url, headers=cookie(house)) as socket:
+            await socket.send_str(str(code))
+            await socket.receive()
+            assert socket.close_code == told
 
     run(test)
 

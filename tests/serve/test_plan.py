@@ -8,6 +8,7 @@ import os
 import pathlib
 import random
 import re
+import types
 
 import pytest
 from hypothesis import given, settings
@@ -16,6 +17,7 @@ from serving import served
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 plan, s, arrivals = served("plan"), served("simulation"), served("arrivals")
+lobby, logs = served("lobby"), served("logs")
 Plan, World, Visit = s.Plan, s.World, arrivals.Visit
 
 TRIES = int(os.environ.get("LIVEDIFFUSION_FUZZ", "40"))
@@ -142,26 +144,50 @@ def test_streams_go_on_elsewhere_when_replicas_fail():
 
 
 def log_of(visits, slots):
-    """The log of a real house with this queue."""
-    lines = []
-    for i, (wait, (at, seconds, _)) in enumerate(
-        zip(first_come(visits, slots), visits, strict=True)
-    ):
-        begins = 1000 + at + wait
-        lines.append({"at": begins, "event": "start", "visitor": f"v{i}", "waited_s": wait})
-        lines.append({"at": begins + seconds, "event": "end", "visitor": f"v{i}", "reason": "left",
-                      "seconds": wait + seconds})  # fmt: skip
-    lines.append({"at": 1000.0, "event": "replica_lost", "replica": "r1"})
-    return [json.dumps(one) for one in sorted(lines, key=lambda one: one["at"])]
+    """The log that a real lobby writes of these visits, in virtual time."""
+    now, lines = 990.0, []
+    house = lobby.Lobby(
+        types.SimpleNamespace(fps=10.0, limit_s=None, most_waiting=10**6, replicas=f"{slots}"),
+        logs.Log(lines.append, clock=lambda: now), clock=lambda: now,
+    )  # fmt: skip
+    streams = {f"r{i}": {} for i in range(slots)}
+    todo, here, until = collections.deque(enumerate(visits)), {}, {}
+    while todo or here:
+        now += 0.25
+        while todo and 1000 + todo[0][1].at <= now:
+            number, visit = todo.popleft()
+            here[f"v{number}"] = now, visit
+            until[f"v{number}"] = now + visit.patience
+        left = [visitor for visitor in here if until[visitor] <= now]
+        for visitor in left:
+            del here[visitor]
+            for one in streams.values():
+                one.pop(visitor, None)
+        asked = [(v, since, False, None, None, None) for v, (since, _) in here.items()]
+        for visitor, answer in house.sync(asked, left)["visitors"].items():
+            if answer[0] == "go" and visitor not in streams[answer[1]]:
+                streams[answer[1]][visitor] = {"fps": 10.0}
+                until[visitor] = now + here[visitor][1].seconds
+        for name, running in streams.items():
+            house.report({
+                "replica": name, "address": f"{name}:1", "direct": None, "device": name,
+                "tick_s": 0.01, "ready": True, "draining": False, "streams": running,
+            })  # fmt: skip
+    return lines
 
 
 def test_a_real_house_again(tmp_path, capsys):
     draw = random.Random(3)
-    visits = arrivals.poisson(2 / 40, 4000, arrivals.lengths(30, 1.0, draw), draw)
+    visits = arrivals.poisson(2 / 40, 4000, arrivals.lengths(30, 1.0, draw), draw, patience=60)
     lines = log_of(visits, 2)
     found, result = s.replay(lines, Plan(low=2, high=2, most_waiting=10**6), World())
     compared = plan.compared(found, result, 2)
     assert compared["visits"] == len(visits)
+    gave_up = [one for one in found.visits if one.seconds == 0]
+    assert len(gave_up) == len(visits) - len(found.waits) > 10
+    for one in gave_up:
+        at = one.at + found.began - 1000
+        assert any(abs(at - v.at) < 0.5 and abs(one.patience - v.patience) < 0.5 for v in visits)
     assert compared["wait"] == pytest.approx(compared["real_wait"], rel=0.15)
     assert compared["p95"] == pytest.approx(compared["real_p95"], rel=0.15)
     assert compared["used"] == pytest.approx(compared["real_used"], rel=0.05)
@@ -199,7 +225,7 @@ def test_each_option_that_the_words_name_is_there():
     ours = re.findall(r"(?<![\w-])--[a-z][a-z-]+", words.replace("--from-literal", " "))
     known = {option for parser in (plan.parser(), served("options").parser())
              for action in parser._actions for option in action.option_strings}  # fmt: skip
-    others = {"--base-directory", "--plan", "--frames"}  # ComfyUI's, run.py's
+    others = {"--base-directory", "--user-directory", "--plan", "--frames"}  # ComfyUI's, run.py's
     assert len(set(ours)) > 15 and not set(ours) - known - others
 
 

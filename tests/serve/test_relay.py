@@ -5,7 +5,7 @@ import contextlib
 import gzip
 import pathlib
 
-from aiohttp import web
+from aiohttp import WSMsgType, web
 from serving import ROOT, served
 
 relay, tickets, pages = served("ingress.relay"), served("tickets"), served("ingress.pages")
@@ -110,7 +110,8 @@ def test_requests_pass_as_they_are_and_without_what_is_nobody_s_business():
         async with house(gate) as made:
             query = f"ticket={stream()}&session=a%2Fb"
             head = [(b"origin", b"http://house"), (b"cookie", b"a=b"), (b"host", b"house"),
-                    (b"x-forwarded-for", b"1.2.3.4"), (b"content-type", b"application/json")]
+                    (b"x-forwarded-for", b"1.2.3.4"), (b"x-forwarded-host", b"art.example"),
+                    (b"content-type", b"application/json")]
             sent = await ask(made, LIVE + "start", query, method="POST", headers=head,
                              body=(b'{"a":', b"1}"))  # fmt: skip
             assert sent[0]["status"] == 201
@@ -119,6 +120,8 @@ def test_requests_pass_as_they_are_and_without_what_is_nobody_s_business():
             (method, path, headers, body), = seen
             assert (method, path, body) == ("POST", f"/livediffusion/start?{query}", b'{"a":1}')
             assert headers["Origin"] == "http://house" and headers["Host"] == "house"
+            # where a proxy before the house changes Host, an operator's page is known by this
+            assert headers["X-Forwarded-Host"] == "art.example"
             assert not {"Cookie", "X-Forwarded-For"} & set(headers)
             large = (b"x" * 40_000,) * 2
             sent = await ask(made, LIVE + "start", query, method="POST", body=large)
@@ -134,11 +137,17 @@ def test_requests_pass_as_they_are_and_without_what_is_nobody_s_business():
 def test_frames_pass_unread_both_ways_and_the_far_end_s_goodbye_with_them():
     frames = [bytes([i]) * size for i, size in enumerate((0, 1, 5000, 4 << 20))]
 
+    left = asyncio.Queue()
+
     async def gate(request):
         socket = web.WebSocketResponse(max_msg_size=8 << 20)
         await socket.prepare(request)
         for _ in frames:
-            await socket.send_bytes((await socket.receive()).data)
+            message = await socket.receive()
+            if message.type is WSMsgType.CLOSE:
+                left.put_nowait(socket.close_code)
+                return socket
+            await socket.send_bytes(message.data)
         await socket.send_str("text")
         await socket.close(code=4409)
         return socket
@@ -152,10 +161,13 @@ def test_frames_pass_unread_both_ways_and_the_far_end_s_goodbye_with_them():
             assert sent[0]["type"] == "websocket.accept"
             assert [message.get("bytes") for message in sent[1:-2]] == frames
             assert sent[-2]["text"] == "text" and sent[-1]["code"] == 4409
-            # a page that goes away takes its connection with it
-            said = [{"type": "websocket.connect"}, {"type": "websocket.disconnect", "code": 1001}]
-            await asyncio.wait_for(ask(made, LIVE + "frames", query, "websocket", body=said), 5)
-            assert not made._sockets
+            # a page that goes away takes its connection with it; the gate hears whether its browser
+            # closed it, or it was lost
+            for code, told in ((1001, 1001), (1006, 1000), (1005, 1000), (4000, 1000)):
+                said = [{"type": "websocket.connect"},
+                        {"type": "websocket.disconnect", "code": code}]
+                await asyncio.wait_for(ask(made, LIVE + "frames", query, "websocket", body=said), 5)
+                assert await asyncio.wait_for(left.get(), 5) == told and not made._sockets
 
     asyncio.run(passes())
 
