@@ -55,9 +55,12 @@ class Login:
 
         Args:
             target: of the request, as its first line has it.
+
+        Returns:
+            A character for each byte, as heads.head takes it.
         """
         if self._token:
-            return f"Bearer {self._word}"  # `https://:token@host/`, as WHIP has it
+            return f"Bearer {_bytes(self._word)}"  # `https://:token@host/`, as WHIP has it
         if self._kind == "basic":
             return "Basic " + base64.b64encode(f"{self._user}:{self._word}".encode()).decode()
         return self._digest(method, target) if self._kind == "digest" else None
@@ -77,7 +80,7 @@ class Login:
         if algorithm.upper().endswith("-SESS"):
             who = hashed(who, nonce, own)
         what = hashed(method, target)
-        said = {"username": self._user, "realm": realm, "nonce": nonce, "uri": target}
+        said = {"username": _bytes(self._user), "realm": realm, "nonce": nonce, "uri": target}
         if "auth" in re.split(r"[\s,]+", asked.get("qop", "")):
             said["response"] = hashed(who, nonce, count, own, "auth", what)
             plain = f', qop=auth, nc={count}, cnonce="{own}"'
@@ -90,6 +93,10 @@ class Login:
             plain += f", algorithm={algorithm}"
         quoted = ", ".join(f'{name}="{_quoted(value)}"' for name, value in said.items())
         return f"Digest {quoted}{plain}"
+
+
+def _bytes(value: str) -> str:
+    return value.encode().decode("latin-1")
 
 
 def _quoted(value: str) -> str:

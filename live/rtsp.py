@@ -9,6 +9,7 @@ import re
 
 from ..trust.addresses import Address
 from .bounds import most
+from .heads import head
 from .logins import Login
 from .sources import Lost
 
@@ -124,7 +125,7 @@ class Conversation:
         lines = [f"{method} {url} RTSP/1.0", f"CSeq: {self._number}"]
         lines += [f"{name}: {value}" for name, value in headers]
         lines += [f"Authorization: {proof}"] if proof else []
-        return "\r\n".join([*lines, "", ""]).encode("latin-1") + body
+        return head(lines) + body
 
     def _answer(self, message, back: bytearray, forth: bytearray) -> None:
         first, headers, body = message

@@ -8,12 +8,14 @@ a Relay on loopback (relay.py).
 import contextlib
 import functools
 import http.client
+import io
+import math
 import pathlib
 import socket
 import ssl
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from urllib.parse import urljoin
 
 import folder_paths
@@ -24,11 +26,13 @@ from ..trust.schema import BadData
 from .allowed import Allowed
 from .concealed import Concealed
 from .faults import Refused
+from .heads import head
 from .logins import Login
 from .sources import Lost
 
 PATIENCE = 1.8  # seconds in which a connection is there, or is lost
 SILENCE = 2.0  # seconds without a byte after which a stream is over
+_ANSWER = 5.0  # seconds in which the head of an answer is there, or a body that is wanted whole
 _LOOKUPS = 8  # names that are looked up at a time; a resolver that is gone answers none of them
 _MOST_HOPS = 4
 _AGENT = "ComfyUI-LiveDiffusion"
@@ -64,7 +68,8 @@ def checked(
         The Address with its secrets; for connections only, never for a message.
 
     Raises:
-        Refused: it is none, it is not allowed (NotAllowed), or its secrets are not known.
+        Refused: it is none, it is not allowed (NotAllowed), or its secrets are not known, or none
+            of its place.
     """
     try:
         shown = concealed().read(text, sink, what)
@@ -76,6 +81,13 @@ def checked(
     except BadData as reason:
         raise Refused(str(reason)) from None
     real = concealed().reveal(shown, what)
+    try:
+        # names in other places, or in pieces of them, could make what would not have been read
+        fits = addresses.parsed(real.text(), what) == real
+    except BadData:
+        fits = False
+    if not fits:
+        raise Refused(f"{what}: what {{...}} stands for is of another part of it. Type it anew.")
     allowed().address(real, what, shown)
     with contextlib.suppress(OSError):
         # a saved workflow has the names alone, and is to go on tomorrow
@@ -200,6 +212,66 @@ def worded(error: OSError) -> str:
 # -- HTTP ------------------------------------------------------------------------------------
 
 
+class Call:
+    """What a server is asked, one question after the other, cut off from any thread.
+
+    Args:
+        came: called when something has come: a connection is there, or an answer.
+    """
+
+    def __init__(self, came: Callable[[], None] = lambda: None):
+        self.came = came
+        self._lock, self._over = threading.Lock(), False
+        self._wire: socket.socket | None = None
+
+    def holds(self, wire: socket.socket) -> None:
+        """Have this one cut instead of the one before it. Raises Lost: it is closed."""
+        with self._lock:
+            self._wire, over = wire, self._over
+        if over:
+            raise Lost("it is closed")
+        self.came()
+
+    def close(self) -> None:
+        """Whoever waits for it is woken."""
+        with self._lock:
+            self._over, wire = True, self._wire
+        if wire is not None:
+            cut(wire)
+
+
+class _Heard(io.RawIOBase):
+    """What comes over a wire.
+
+    Attributes:
+        pause: seconds without a byte after which it is over.
+        until: seconds by time.monotonic at which it is, if at all: who sends a byte now and then
+            never pauses.
+    """
+
+    def __init__(self, wire: socket.socket):
+        self._wire, self._raw = wire, wire.makefile("rb", buffering=0)
+        self.pause, self.until = PATIENCE, time.monotonic() + _ANSWER
+
+    def makefile(self, mode: str) -> io.BufferedReader:
+        """For http.client."""
+        return io.BufferedReader(self)
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer) -> int | None:
+        left = self.until - time.monotonic()
+        if left <= 0:
+            raise TimeoutError
+        self._wire.settimeout(min(self.pause, left))
+        return self._raw.readinto(buffer)
+
+    def close(self) -> None:
+        self._raw.close()
+        super().close()
+
+
 class Answer:
     """An answer of a server, its body still on the way. Closed by whoever asked.
 
@@ -210,15 +282,24 @@ class Answer:
         peer: the IP address of that.
     """
 
-    def __init__(self, address: Address, wire: socket.socket, response: http.client.HTTPResponse):
-        self.address, self._wire, self._response = address, wire, response
+    def __init__(
+        self,
+        address: Address,
+        wire: socket.socket,
+        heard: _Heard,
+        response: http.client.HTTPResponse,
+    ):
+        self.address, self._wire, self._heard, self._response = address, wire, heard, response
         self.status, self.headers = response.status, response.headers
         self.peer: str = wire.getpeername()[0]
 
     def read(self, most: int) -> bytes:
         """Up to so many bytes, as soon as there are some; none at the end. Raises Lost."""
         try:
-            return self._response.read1(most)
+            data = self._response.read1(most)
+            if not data and self._response.length:
+                raise ConnectionError  # more was promised
+            return data
         except (OSError, ValueError, AttributeError, http.client.HTTPException) as error:
             said = worded(error) if isinstance(error, OSError) else "has cut the connection"
             raise Lost(f"{self.address.place} {said}") from None
@@ -226,6 +307,7 @@ class Answer:
     def whole(self, most: int) -> bytes:
         """All of the body. Raises Lost, also for one of more than so many bytes."""
         data = bytearray()
+        self._heard.until = time.monotonic() + _ANSWER
         while part := self.read(2**16):
             data += part
             if len(data) > most:
@@ -253,6 +335,7 @@ def ask(
     body: bytes | None = None,
     what: str = "address",
     login: Login | None = None,
+    call: Call | None = None,
 ) -> Answer:
     """Ask a server by HTTP/1.1, and where it says that another is to be asked, that one.
 
@@ -260,18 +343,19 @@ def ask(
 
     Args:
         address: see `checked`.
+        call: what cuts it off, also the answer.
 
     Raises:
         Lost, Refused.
     """
-    first, login = address, login or Login(address)
+    first, login, call = address, login or Login(address), call or Call()
     for _ in range(_MOST_HOPS):
         mine = address.origin == first.origin
-        answer = _asked(address, method, headers, body, what, login if mine else None)
+        answer = _asked(address, method, headers, body, what, login if mine else None, call)
         challenges = answer.headers.get_all("WWW-Authenticate") or []
         if answer.status == 401 and mine and login.hear(challenges):
             answer.close()
-            answer = _asked(address, method, headers, body, what, login)
+            answer = _asked(address, method, headers, body, what, login, call)
         if answer.status not in (301, 302, 303, 307, 308) or "Location" not in answer.headers:
             return answer
         answer.close()
@@ -290,7 +374,11 @@ def elsewhere(address: Address, location: str, what: str = "address") -> Address
         Refused: it is none that may be opened.
     """
     try:
-        found = addresses.parsed(urljoin(address.text(login=False), location), what)
+        try:
+            text = urljoin(address.text(login=False), location)
+        except ValueError:  # as for [ without ]
+            raise BadData(f"{what}: {address.place} leads to what is no address.") from None
+        found = addresses.parsed(text, what)
         if found.scheme not in ("http", "https") or (address.scheme, found.scheme) == (
             "https", "http"
         ):  # fmt: skip
@@ -313,9 +401,11 @@ def _asked(
     body: bytes | None,
     what: str,
     login: Login | None,
+    call: Call,
 ) -> Answer:
     wire, response = connect(address, what), None
     try:
+        call.holds(wire)
         usual = address.port == addresses.SCHEMES[address.scheme]
         host = address.place.rpartition(":")[0] if usual else address.place
         said = {"Host": host, "User-Agent": _AGENT, "Accept": "*/*", "Connection": "close"}
@@ -324,11 +414,13 @@ def _asked(
         said |= {"Authorization": proof} if proof else {}
         lines = [f"{method} {address.target} HTTP/1.1"]
         lines += [f"{name}: {value}" for name, value in (said | dict(headers or {})).items()]
-        wire.sendall("\r\n".join([*lines, "", ""]).encode("latin-1") + (body or b""))
-        response = http.client.HTTPResponse(wire, method=method)
+        wire.sendall(head(lines) + (body or b""))
+        heard = _Heard(wire)
+        response = http.client.HTTPResponse(heard, method=method)
         response.begin()
-        wire.settimeout(SILENCE)
-        return Answer(address, wire, response)
+        call.came()
+        heard.pause, heard.until = SILENCE, math.inf
+        return Answer(address, wire, heard, response)
     except BaseException as error:
         cut(wire)
         if response is not None:

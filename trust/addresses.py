@@ -13,6 +13,7 @@ import ipaddress
 import re
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
+from urllib.parse import unquote
 
 from .schema import BadData, shown
 
@@ -118,6 +119,12 @@ def parsed(text: str, what: str = "address") -> Address:
         raise BadData(f"{what}: it needs a port, 1 to 65535, as in {scheme}://host:9000.")
     if "@" in (path or "") + (query or ""):
         raise BadData(f"{what}: @ stands behind the password only; elsewhere it is written %40.")
+    if not unquote(login or "").isprintable():
+        # it is decoded before it is sent, and what follows a line break would be a header
+        raise BadData(
+            f"{what}: its user or password has a line break or another sign that cannot be seen "
+            "(%0D, %0A). Leave it out."
+        )
     if _DOTS.search(path or ""):
         raise BadData(f"{what}: its path must not have . or .. in it.")
     return Address(scheme, login or "", _host(host, what), number, path or "", query or "")

@@ -36,6 +36,14 @@ def _text(value: str) -> bytes:
     return struct.pack(">H", len(data)) + data
 
 
+def _parts(address: Address) -> list[str]:
+    """The path, as the server gets it. Raises Refused."""
+    parts = [unquote(part) for part in address.path.split("/") if part]
+    if not all(part.isprintable() for part in parts):
+        raise Refused("address: its path has a sign that cannot be seen (%0D, %0A). Leave it out.")
+    return parts
+
+
 def coded(*values) -> bytes:
     """Values in AMF0: texts, numbers, truths, None, and dicts of those."""
     out = b""
@@ -164,7 +172,7 @@ class Rtmp:
     @staticmethod
     def check(address: Address) -> None:
         """Raises Refused."""
-        if len([part for part in address.path.split("/") if part]) < 2:
+        if len(_parts(address)) < 2:
             raise Refused(
                 "address: RTMP needs an application and a key: rtmp://server/application/key"
             )
@@ -206,7 +214,7 @@ class Rtmp:
 
     def _names(self) -> tuple[str, str]:
         """The application and the stream key, as the server wants them."""
-        parts = [unquote(part) for part in self._address.path.split("/") if part]
+        parts = _parts(self._address)
         query = f"?{self._address.query}" if self._address.query else ""
         return "/".join(parts[:-1]), parts[-1] + query
 

@@ -8,6 +8,7 @@ import struct
 import time
 
 from ...trust.addresses import Address
+from ..heads import head
 from ..logins import Login
 from ..sources import Lost
 from .coding import CLOCK, Encoder, Unit
@@ -109,7 +110,7 @@ class Rtsp:
         now = time.time() + _NTP
         body = struct.pack(
             ">BBH4sIIIII", 0x80, 200, 6, self._source,
-            *(int(now), int(now % 1 * 2**32), stamp),
+            *(int(now) & 0xFFFFFFFF, int(now % 1 * 2**32), stamp),
             *(self._packets & 0xFFFFFFFF, self._bytes & 0xFFFFFFFF),
         )  # fmt: skip
         return struct.pack(">cBH", b"$", self._channel + 1 & 0xFF, len(body)) + body
@@ -136,7 +137,7 @@ class Rtsp:
         lines += [f"Session: {self._session}"] if self._session else []
         lines += [f"{name}: {value}" for name, value in headers.items()]
         lines += [f"Content-Length: {len(body)}"] if body else []
-        self._link.send("\r\n".join([*lines, "", ""]).encode() + body)
+        self._link.send(head(lines) + body)
 
     def _asked(
         self, deadline: float, method: str, url: str, headers: dict[str, str], body: bytes = b""

@@ -81,7 +81,7 @@ class Wire(socket.socket):
         super().__init__()
         self._reply, self.sent = io.BytesIO(reply), b""
 
-    def makefile(self, *mode):
+    def makefile(self, *mode, **more):
         return self._reply
 
     def sendall(self, data):
