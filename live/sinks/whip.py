@@ -2,7 +2,6 @@
 
 import contextlib
 import time
-from urllib.parse import unquote
 
 import numpy as np
 
@@ -31,7 +30,6 @@ class Kind:
         self._loop: Loop | None = None
         self._peer = None
         self._left: str | None = None
-        self._token: str | None = None
         self._address = self._resource = None
         self._since = 0.0
 
@@ -43,15 +41,11 @@ class Kind:
         wires.checked(target.address, _SCHEMES, sink=True)
 
     def open(self, width: int, height: int) -> None:
-        # a login without a user is a token (RFC 6750), which most services want
-        address = wires.checked(self._target.address, _SCHEMES, sink=True)
-        if address.login.startswith(":"):
-            self._token = unquote(address.login[1:])
-            address = address._replace(login="")
-        self._address = address
+        address = self._address = wires.checked(self._target.address, _SCHEMES, sink=True)
         self._loop = Loop()
         self._peer, offer = self._call(_offered(self._gone, 1e6 * self._target.bit_rate), _MADE)
-        headers = {"Content-Type": "application/sdp", **self._login()}
+        # a login without a user is a token (RFC 6750), which most services want: see Login
+        headers = {"Content-Type": "application/sdp"}
         answer = wires.ask(address, "POST", headers, offer.encode())
         try:
             if answer.status != 201:
@@ -66,9 +60,6 @@ class Kind:
         except BadData as reason:
             raise Lost(f"{address.place} cannot be sent to: {reason}") from None
         self._since = time.monotonic()
-
-    def _login(self) -> dict[str, str]:
-        return {} if self._token is None else {"Authorization": f"Bearer {self._token}"}
 
     def _call(self, work, timeout: float):
         try:
@@ -93,14 +84,16 @@ class Kind:
     def close(self) -> None:
         if self._loop is None:
             return
-        with contextlib.suppress(Exception):  # it may be what is broken
-            if self._peer is not None:
-                self._loop.call(self._peer.close(), _CALL)
-        with contextlib.suppress(Lost, Refused):
-            if self._resource is not None:
-                wires.ask(self._resource, "DELETE", self._login()).close()
-        self._loop.close(_CALL)
-        self._loop = None
+        loop, self._loop = self._loop, None
+        try:
+            with contextlib.suppress(Exception):  # it may be what is broken
+                if self._peer is not None:
+                    loop.call(self._peer.close(), _CALL)
+            with contextlib.suppress(Lost, Refused):
+                if self._resource is not None:
+                    wires.ask(self._resource, "DELETE").close()
+        finally:
+            loop.close(_CALL)
 
 
 async def _offered(gone, bit_rate: float):

@@ -1,5 +1,6 @@
 """Forbidden addresses: refused before anything is sent. Resolver and sockets are doubles."""
 
+import contextlib
 import io
 import socket
 
@@ -7,7 +8,7 @@ import pytest
 from livediffusion.live import allowed, sinks, wires
 from livediffusion.live.faults import Refused
 from livediffusion.live.relay import Relay
-from livediffusion.live.sinks import Target
+from livediffusion.live.sinks import Target, whip
 from livediffusion.live.sources import Lost, Wanted
 from livediffusion.live.sources.address import SCHEMES, Kind
 from livediffusion.trust.whole import write
@@ -177,6 +178,64 @@ def test_a_login_goes_to_the_first_server_only(sockets, monkeypatch):
     wires.ask(wires.checked("http://me:word@first.example/film", SCHEMES)).close()
     assert [b"Authorization" in wire.sent for wire in wired] == [False, True, False]
     assert b"Host: second.example\r\n" in wired[2].sent
+
+
+class Peer:
+    """A connection of WebRTC that says yes to everything."""
+
+    async def accept(self, answer):
+        pass
+
+    async def close(self):
+        pass
+
+
+class Loop:
+    """Its event loop, in which nothing is done."""
+
+    closed = 0
+
+    def call(self, work, timeout):
+        work.close()
+        return Peer(), "v=0"
+
+    def close(self, wait):
+        Loop.closed += 1
+
+
+CREATED = b"HTTP/1.1 201 X\r\nLocation: %s\r\nContent-Length: 0\r\n\r\n"
+LED = b"HTTP/1.1 307 X\r\nLocation: %s\r\n\r\n"
+
+
+@pytest.mark.parametrize("replies, told", [
+    ([CREATED % b"/whip/1", b"HTTP/1.1 200 X\r\n\r\n"], [True, True]),
+    ([CREATED % b"http://second.example/whip/1", b"HTTP/1.1 200 X\r\n\r\n"], [True, False]),
+    ([LED % b"http://second.example/whip", CREATED % b"http://first.example/whip/1",
+      b"HTTP/1.1 200 X\r\n\r\n"], [True, False, False]),
+    ([CREATED % b"/whip/1", LED % b"http://second.example/", b"HTTP/1.1 200 X\r\n\r\n"],
+     [True, True, False]),
+    ([CREATED % b"/whip/1", LED % b"http://[second/"], [True, True]),
+    ([CREATED % b"http://[second/"], [True]),
+])  # fmt: skip
+def test_a_token_goes_to_the_first_server_only(sockets, monkeypatch, replies, told):
+    """Whatever a WHIP server answers to offer and farewell; and no thread stays."""
+    wired = []
+
+    def connect(place, *rest, **more):
+        wired.append(Wire(replies[len(wired)]))
+        return wired[-1]
+
+    monkeypatch.setattr(socket, "create_connection", connect)
+    monkeypatch.setattr(Loop, "closed", 0)
+    monkeypatch.setattr(whip, "Loop", Loop)
+    monkeypatch.setattr(whip.offers, "answer", lambda *given: "v=0")
+    made = whip.Kind(Target("whip", "", "http://:key@first.example/whip", 30, 4.0))
+    with contextlib.suppress(Lost, Refused):
+        made.open(64, 64)
+    made.close()
+    assert [b"Authorization: Bearer key\r\n" in wire.sent for wire in wired] == told
+    assert [b"key" in wire.sent for wire in wired] == told
+    assert Loop.closed == 1
 
 
 def test_a_redirect_elsewhere_needs_a_pattern_of_its_own(monkeypatch, tmp_path):
