@@ -57,8 +57,9 @@ def test_a_live_camera_without_a_code_for_its_phone_has_nothing_to_copy(browser)
               const { phone: panel } = panels(picker);
               for (const phone of [null, { url: 'there' }]) {
                 panel.attach({ phone });
+                codes.push(panel.copyButton.disabled);
                 panel.copyButton.click();
               }
               return codes.map((one) => one?.url ?? one);
             })""")
-        assert told == [None, "there", "there"]
+        assert told == [None, True, "there", False, "there"]
