@@ -22,6 +22,11 @@ _WAKES = 5.0  # seconds between two calls for a first replica
 _OFTEN = 0.1  # seconds between two decisions that reports lead to
 _SWEEPS = 30.0  # seconds between two looks for visitors who are gone without a word
 _SHOWN = 200  # latest problems of replicas, for the operator
+# events of a gate that say what went wrong
+_PROBLEMS = frozenset({
+    "problem", "failed", "start refused", "edit refused", "not started", "given up",
+    "not understood", "bug",
+})  # fmt: skip
 
 
 class Lobby:
@@ -141,7 +146,7 @@ class Lobby:
         now, name = self._clock(), said["replica"]
         for event in said.pop("events", ()):
             self._log.event(replica=name, **event)
-            if event.get("event") == "problem":
+            if event.get("event") in _PROBLEMS:
                 self._problems.append({"at": now, "replica": name, **event})
         if said.get("house"):
             self._house = said["house"]

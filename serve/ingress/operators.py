@@ -34,6 +34,8 @@ def operators_page(state: dict[str, Any] | None) -> str:
                 for v, one in said["streams"].items()
             )
             how = "draining" if said["draining"] else "ready" if said["ready"] else "warming"
+            if said.get("failed"):
+                how += f": {html.escape(said['failed'])}"
             rows.append(
                 f"<tr><td><a href='/relay/{known}/'>{known}</a><td>{how}"
                 f"<td>{1e3 * (said.get('tick_s') or 0):.0f} ms<td>{streams or '-'}"

@@ -67,7 +67,7 @@ export class Controls {
     const wanted = this.#values.wanted
     const made = this.#inputs.map((input) => this.#field(input, wanted[input.name] ?? input.value))
     if (camera) {
-      this.#cameraField ??= this.#cameras(inputs.find(({ type }) => type === 'camera'))
+      this.#cameraField ??= this.#cameras()
       made.unshift(this.#cameraField)
     }
     this.form.replaceChildren(...made, this.#reset)
@@ -189,13 +189,12 @@ export class Controls {
   }
 
   /** Cameras of this computer: chosen here, told to nobody. */
-  #cameras(input) {
+  #cameras() {
     const id = `field${numbers++}`
     const select = this.#element('select', { id })
     const refusal = this.#element('p', { className: 'refusal' })
     refusal.setAttribute('role', 'alert')
-    const text = input && input.label !== input.input ? input.label : this.#say('camera')
-    const label = this.#element('label', { htmlFor: id, textContent: capital(text) })
+    const label = this.#element('label', { htmlFor: id, textContent: capital(this.#say('camera')) })
     const parts = this.#element('div', { className: 'parts' }, select)
     const field = this.#element('div', { className: 'field camera', hidden: true })
     field.append(label, parts, refusal)

@@ -285,7 +285,8 @@ house.addEventListener('down', () => {
 
 const REASONS = {
   time: 'visitOverTime', operator: 'visitOverOperator', full: 'visitOverFull', left: 'visitOverLeft',
-  gone: 'visitOverGone', nowhere: 'visitOverNowhere', elsewhere: 'visitElsewhere'
+  gone: 'visitOverGone', nowhere: 'visitOverNowhere', elsewhere: 'visitElsewhere',
+  closed: 'visitOverClosed'
 }
 const MOVES = { draining: 'visitMoving', restart: 'visitRestart', lost: 'visitLost' }
 

@@ -297,7 +297,7 @@ class Exposed:
                   for value in node["inputs"].values() if isinstance(value, list) and value}
         for id, node in self._graph.items():
             source = node["inputs"].get("source")
-            if node["class_type"] == "LiveCamera" and source in _SENT and id in linked:
+            if node["class_type"] == "LiveCamera" and str(source) in _SENT and id in linked:
                 raise ValueError(
                     f"The source of Live Camera (node {schema.shown(id)}) is {source}: "
                     f"{_SENT[source]}, and a house has none. Choose browser, each visitor's own "

@@ -19,6 +19,7 @@ HEADER = struct.Struct("<BBHIdII")
 CAMERA, VIEW, COMPARED, JPEG = 1, 2, 3, 1
 COLOURS = {"red": (220, 40, 40), "green": (40, 200, 60), "blue": (60, 90, 230)}
 TAKEN_OVER, OVER = 4409, 4410
+OWN = ("moving", "over", "refused")  # messages that a gate makes itself
 LONGEST = 2000  # characters of a text
 
 
@@ -56,8 +57,10 @@ def _jpeg(picture: Image.Image) -> bytes:
 
 
 async def said(socket: web.WebSocketResponse, message: dict) -> None:
-    """Send it as a real gate would: with all of its fields, and none of its own."""
-    await socket.send_json(messages.for_page(message, fps=1000) or message)
+    """Send it as a real gate would: of ComfyUI's what a page may know, its own as they are."""
+    told = message if message["type"] in OWN else messages.for_page(message, fps=1000)
+    if told is not None:
+        await socket.send_json(told)
 
 
 class Run:
@@ -116,7 +119,7 @@ class Gate:
 
     async def close(self) -> None:
         for run in list(self.runs.values()):
-            await self.end(run, "failed", None, code=1001)
+            await self.end(run, "moved", tell=False, code=1001)
         if self._site is not None:
             await self._site.cleanup()
 
@@ -140,12 +143,19 @@ class Gate:
             if run.socket is not None:
                 await said(run.socket, message)
 
-    async def end(self, run: Run, state: str, reason: str | None, code: int = OVER) -> None:
+    async def end(self, run: Run, reason: str, tell: bool = True, code: int = OVER) -> None:
+        """As gate.stream's: no state, and its last word only for who has not ended it."""
         self.runs.pop(run.session, None)
         if run.socket is not None and not run.socket.closed:
             with contextlib.suppress(ConnectionError):
-                await said(run.socket, {"type": "state", "state": state, "reason": reason})
+                if tell:
+                    await said(run.socket, {"type": "over", "reason": reason})
             await run.socket.close(code=code)
+
+    async def fail(self, run: Run, reason: str) -> None:
+        """ComfyUI ends it by a failure."""
+        await said(run.socket, {"type": "state", "state": "failed", "reason": reason})
+        await self.end(run, "failed", tell=False)
 
     @web.middleware
     async def _shared(self, request: web.Request, handler) -> web.StreamResponse:
@@ -185,8 +195,8 @@ class Gate:
         if run is None or run.token != data["token"] or run.visitor != visitor:
             raise web.HTTPGone(text='{"error": {"message": "This live run is over."}}')
         if what == "stop":
-            await self.end(run, "ended", None)
-            return web.json_response({"state": "stopping"})
+            await self.end(run, "left", tell=False)
+            return web.json_response({"state": "ended"})
         self.updates.append(data["prompt"]["values"])
         if refused := self._refused(data["prompt"]["values"]):
             return refused
@@ -202,7 +212,7 @@ class Gate:
         if refused := self._refused(values):
             return refused
         for run in [run for run in self.runs.values() if run.visitor == visitor]:
-            await self.end(run, "ended", None, code=TAKEN_OVER)
+            await self.end(run, "again", tell=False)
         run = Run(next(self._numbers), visitor, values)
         self.runs[run.session] = run
         return web.json_response(
@@ -234,13 +244,12 @@ class Gate:
     async def _frames(self, request: web.Request) -> web.WebSocketResponse:
         visitor = self._visitor(request)
         run = self.runs.get(request.query.get("session", ""))
+        if run is None or run.visitor != visitor:
+            raise web.HTTPGone(text='{"error": {"message": "This live run is over."}}')
         socket = web.WebSocketResponse(max_msg_size=1 << 22)
         await socket.prepare(request)
-        if run is None or run.visitor != visitor:
-            await said(socket, {"type": "state", "state": "ended", "reason": None})
-            await socket.close(code=OVER)
-            return socket
         run.socket, run.wire = socket, request.transport
+        run.compared.clear()  # each socket of a page says its own
         await said(socket, {"type": "state", "state": "starting", "ahead": 0})
         wide, high = self.size
         pace = {"camera": 0, "interval_ms": 100, "width": wide, "height": high}

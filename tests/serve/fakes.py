@@ -37,8 +37,8 @@ INPUTS = [
      "node_type": "LiveCamera", "input": "mirror"},
     {"name": "1.fit", "label": "fit", "type": "choice", "value": "crop",
      "options": ["crop", "pad", "stretch"], "node_type": "LiveCamera", "input": "fit"},
-    {"name": "1.source", "label": "Camera", "type": "camera", "value": "browser",
-     "node_type": "LiveCamera", "input": "source"},
+    {"name": "1.livediffusion_camera", "label": "Camera", "type": "camera", "value": None,
+     "node": "Live Camera", "node_type": "LiveCamera", "input": "livediffusion_camera"},
 ]  # fmt: skip
 
 
@@ -210,7 +210,7 @@ class House:
         if visitor.at is not None:
             gate = self.gates[visitor.at]
             for run in [run for run in gate.runs.values() if run.visitor == visitor.name]:
-                await gate.end(run, "ended", None)
+                await gate.end(run, reason)
         visitor.at, visitor.wants, visitor.moved = None, False, False
         await self._send(visitor, {"type": "over", "reason": reason})
 

@@ -2,12 +2,13 @@
 
 import json
 import random
+import re
 import types
 
 import pytest
-from serving import served
+from serving import ROOT, served
 
-lobby, logs = served("lobby"), served("logs")
+lobby, logs, operators = served("lobby"), served("logs"), served("ingress.operators")
 
 
 class House:
@@ -210,6 +211,25 @@ def test_orders_reach_the_replicas():
     house.pass_()
     assert house.orders["r1"]["asked"] is None and house.orders["r1"]["closing"]
     assert house.ask(("a", 1.0))["a"] == ("over", "closed")
+
+
+def test_the_operator_sees_all_that_went_wrong():
+    """Whatever a gate logs with a reason, and why a replica has no ComfyUI."""
+    source = (ROOT / "serve" / "gate" / "stream.py").read_text("utf-8")
+    kinds = re.findall(r'_log\(\s*"([a-z ]+)"[^)]*\bwhy=', source)
+    assert {"start refused", "not started", "given up", "not understood"} <= set(kinds)
+    kinds += ["problem", "failed"]  # messages.for_log
+    house = House()
+    events = [{"event": kind, "visitor": "a", "why": f"<why {kind}>"} for kind in kinds]
+    events += [{"event": kind, "visitor": "a"} for kind in ("started", "live", "ended")]
+    house.replica("r1", events=events, failed="ComfyUI died <3> times.")
+    house.pass_()
+    state = house.lobby.state()
+    assert [one["event"] for one in state["problems"]] == kinds
+    page = operators.operators_page(state)
+    for kind in kinds:
+        assert f"&lt;why {kind}&gt;" in page
+    assert "ComfyUI died &lt;3&gt; times." in page and "<3>" not in page
 
 
 def test_the_log_has_neither_tickets_nor_what_visitors_write():

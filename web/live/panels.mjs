@@ -211,13 +211,12 @@ class Phone {
 
   #enable(on) {
     this.words.textContent = ''
-
     this.copyButton.disabled = this.newButton.disabled = !on
   }
 
   attach({ phone }) {
     this.#place = phone
-    this.#enable(true)
+    this.#enable(Boolean(phone))
     this.picker.code(phone)
   }
 

@@ -120,6 +120,7 @@ const ENGLISH = {
   "visitOverOperator": "The operator has ended this.",
   "visitOverFull": "There are too many people here now. Try again in a few minutes.",
   "visitOverLeft": "You have stopped.",
+  "visitOverClosed": "This closes now. Thank you for being here.",
   "visitFailed": "It did not work: {reason}",
   "visitElsewhere": "It goes on in another window.",
   "visitCameraAgain": "Open the camera again",

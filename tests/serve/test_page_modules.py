@@ -1,0 +1,65 @@
+"""Modules that the visitor's page is made of, or that the house gives out, each by itself."""
+
+import pathlib
+import sys
+
+import pytest
+from chromium import launch
+
+sys.path.insert(0, str(pathlib.Path(__file__).parent))
+from fakes import House
+from pages import context, visiting
+
+pytestmark = [pytest.mark.alone, pytest.mark.slow]
+
+
+@pytest.fixture(scope="module")
+def browser(playwright):
+    running, _ = launch(playwright)
+    running.usual = context(running)
+    yield running
+    running.close()
+
+
+def test_languages_times_and_ways(browser):
+    with House() as house, visiting(browser, house) as one:
+        told = one.get("import('/page/text.mjs').then((m) => a.map((w) => m.chosen(w)))",
+                       [["xx", "es-MX"], ["zh-Hant-MO"], ["zh-CN"], ["pt-PT"], ["ja-JP", "en"],
+                        ["de"], [], ["en-US", "fr"]])  # fmt: skip
+        assert told == ["es", "zh-TW", "zh", "pt-BR", "ja", "en", "en", "en"]
+        said = one.get("import('/page/text.mjs').then((m) => a.map((s) => m.about(s, 'en')))",
+                       [0, 3, 38, 54, 56, 61, 3600])  # fmt: skip
+        assert said == ["5 seconds", "5 seconds", "40 seconds", "55 seconds", "1 minute",
+                        "2 minutes", "60 minutes"]  # fmt: skip
+        for direct, page, ways in (
+            ("http://h:8301", "https://h/", ["https://h/relay/x"]),
+            ("http://h:8301", "http://h/", ["http://h:8301", "http://h/relay/x"]),
+            ("http://127.0.0.1:8301", "https://h/", ["http://127.0.0.1:8301", "https://h/relay/x"]),
+            ("https://h:8301/", "https://h/art/", ["https://h:8301", "https://h/art/relay/x"]),
+            (None, "http://h/", ["http://h/relay/x"]),
+        ):
+            found = one.get(
+                "import('/page/gate.mjs').then((m) => m.ways(a[0], { get: () => false }, a[1]))",
+                [{"direct": direct, "relay": "/relay/x"}, page],
+            )
+            assert found == ways
+
+
+def test_a_live_camera_without_a_code_for_its_phone_has_nothing_to_copy(browser):
+    """The house serves the module of ComfyUI's page; a run of too many phones gives no code."""
+    with House() as house, visiting(browser, house) as one:
+        told = one.get("""Promise.all(['panels', 'style'].map((m) => import(`/web/live/${m}.mjs`)))
+            .then(([{ panels }, { element }]) => {
+              const captures = Object.assign(new EventTarget(), { devices: async () => [] });
+              const codes = [], tools = { say: (key) => key, element };
+              const picker = { tools, captures: { browser: captures, screen: captures },
+                               code: (phone) => codes.push(phone), copy: (url) => codes.push(url) };
+              const { phone: panel } = panels(picker);
+              for (const phone of [null, { url: 'there' }]) {
+                panel.attach({ phone });
+                codes.push(panel.copyButton.disabled);
+                panel.copyButton.click();
+              }
+              return codes.map((one) => one?.url ?? one);
+            })""")
+        assert told == [None, True, "there", False, "there"]
