@@ -11,6 +11,7 @@ from clock import Limit
 from counting import count, counted
 from livediffusion.live import wires
 from livediffusion.live.sources import Lost, Wanted, address
+from livediffusion.trust.addresses import parsed
 from PIL import Image
 
 pytestmark = pytest.mark.comfy
@@ -108,6 +109,47 @@ def test_a_server_that_takes_its_time_for_every_step_is_waited_for(monkeypatch):
             while (shot := source.newest(0.1)) is None:
                 assert not limit.over
         assert count(shot.picture) >= 7
+
+
+def test_a_name_that_was_asked_for_while_the_network_was_away_is_asked_for_anew(monkeypatch):
+    """The system repeats a question that was lost only after seconds; a new one is answered."""
+    monkeypatch.setattr(wires, "_BETWEEN", 0.1)
+    away, hung, over = threading.Event(), [], threading.Event()
+    away.set()
+
+    def looked_up(host, *rest, **more):
+        if away.is_set():
+            hung.append(host)
+            over.wait(10)
+            raise socket.gaierror(socket.EAI_AGAIN, "no answer")
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("203.0.113.9", 0))]
+
+    monkeypatch.setattr(socket, "getaddrinfo", looked_up)
+    name = parsed("http://away.example/")
+    try:
+        for _ in range(10):
+            with pytest.raises(Lost, match="no name server answers"):
+                wires.look_up(name, patience=0.11)
+        assert len(hung) == 4  # no more threads than that
+        away.clear()
+        with pytest.raises(Lost):  # all are under way
+            wires.look_up(name, patience=0.01)
+        over.set()
+        with contextlib.suppress(Lost):
+            wires.look_up(name, patience=1)
+        assert wires.look_up(name) == ["203.0.113.9"]
+        over.clear()
+        away.set()
+        with pytest.raises(Lost):
+            wires.look_up(name, patience=0.15)
+        away.clear()
+        assert wires.look_up(name, patience=0.5) == ["203.0.113.9"]
+    finally:
+        over.set()
+        limit = Limit(5)
+        while mine():
+            assert not limit.over
+            time.sleep(0.01)
 
 
 def dripping(data):
