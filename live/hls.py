@@ -6,12 +6,12 @@ names. What is encrypted, or a part of a file, is not read.
 
 import re
 import threading
+import time
 from typing import NamedTuple
 
-from ..trust.addresses import Address
 from .faults import Refused
-from .sources import Lost
-from .wires import Answer, ask, elsewhere
+from .sources import Lost, Memory
+from .wires import SILENCE, Answer, Call, ask, elsewhere
 
 _PLAYLIST = 2**20  # bytes
 _SEGMENT = 2**26
@@ -65,12 +65,12 @@ def playlist(text: str) -> Playlist:
             lasts = min(max(float(value), 0.2), 60.0)
         elif name == "#EXT-X-MEDIA-SEQUENCE" and re.fullmatch(r"[0-9]{1,18}", value):
             number = int(value)
+        elif name == "#EXT-X-BYTERANGE" or (name == "#EXT-X-MAP" and "BYTERANGE" in value):
+            raise Refused("address: this HLS stream is parts of a file, which is not read here.")
         elif name == "#EXT-X-MAP" and (found := _URI.search(value)):
             begin = found[1]
         elif name == "#EXT-X-KEY" and "METHOD=NONE" not in value:
             raise Refused("address: this HLS stream is encrypted, which is not read here.")
-        elif name == "#EXT-X-BYTERANGE" or (name == "#EXT-X-MAP" and "BYTERANGE" in value):
-            raise Refused("address: this HLS stream is parts of a file, which is not read here.")
         elif line and not line.startswith("#"):
             if variant is not None:
                 variants.append((*variant, line))
@@ -86,29 +86,38 @@ def chosen(variants: list[tuple[int, int, str]], height: int) -> str:
     return min(enough)[2] if enough else max(variants)[2]
 
 
+class _Another(Lost):
+    """Its numbers say nothing any more of what was done."""
+
+
 class Hls:
     """A file object of a stream's bytes, filled by a thread.
+
+    A playlist or a part that does not come is asked for again. A part of a live stream is given
+    once, whatever was lost in between: what is begun is in `memory`, and while the numbers go on,
+    the next connection goes on behind it.
 
     Args:
         answer: the playlist, just asked for.
         height: lines that are wanted.
-        came: called when something has come.
+        memory: of the source's connections.
+        call: by which it was asked for, and all else is; it cuts it off.
 
     Attributes:
         lasts: seconds that a segment is long, at most; known once made.
+        patience: seconds without a new part after which it is lost.
         fragments: the bytes are fragmented MP4, not MPEG-TS; known once made.
 
     Raises:
         Lost, Refused.
     """
 
-    def __init__(self, answer: Answer, height: int, came=lambda: None):
-        self._came, self._height = came, height
+    def __init__(self, answer: Answer, height: int, memory: Memory, call: Call):
+        self._memory, self._call = memory, call
         self._changed = threading.Condition()
         self._waiting = bytearray()
         self._failure: BaseException | None = None
         self._over = False
-        self._asked: Answer | None = answer
         self._address = answer.address
         try:
             first = self._listed(answer)
@@ -120,7 +129,11 @@ class Hls:
         if not first.segments:
             raise Lost(f"{self._address.place} has no part of the stream yet")
         self.lasts = first.lasts
+        self.patience = max(SILENCE, 3 * first.lasts)
         self.fragments = bool(first.segments[0].begin)
+        self._done, self._begun = self._before(first), ""
+        self._half: tuple[int | str, int] = "", 0  # what is given in part, and how much of it
+        self._well = time.monotonic()  # when something was last given
         self._thread = threading.Thread(
             target=self._run, args=(first,), name="livediffusion-source-hls", daemon=True
         )
@@ -141,36 +154,35 @@ class Hls:
         """From any thread."""
         with self._changed:
             self._over = True
-            asked = self._asked
             self._waiting.clear()
             self._changed.notify_all()
-        if asked is not None:
-            asked.close()
+        self._call.close()
         self._thread.join(2.0)
 
     def _listed(self, answer: Answer) -> Playlist:
         if answer.status != 200:
             raise Lost(f"{answer.address.place} answers {answer.status}")
-        data = answer.whole(_PLAYLIST)
-        self._came()
-        return playlist(data.decode("utf-8", "replace"))
-
-    def _ask(self, address: Address) -> Answer:
-        answer = ask(address)
-        with self._changed:
-            self._asked = answer
-            if not self._over:
-                return answer
-        answer.close()
-        raise Lost("it is closed")
+        return playlist(answer.whole(_PLAYLIST).decode("utf-8", "replace"))
 
     def _playlist(self) -> Playlist:
-        answer = self._ask(self._address)
+        answer = ask(self._address, call=self._call)
         try:
             self._address = answer.address
             return self._listed(answer)
         finally:
             answer.close()
+
+    def _before(self, first: Playlist) -> int:
+        """The number behind which it begins."""
+        segments, part = first.segments, self._memory.part
+        if part is not None and _goes_on(segments, part):
+            return part
+        self._memory.part = None
+        if first.ended:
+            return segments[0].number - 1  # a film: all of it, each time
+        # the last but one: the last is played before the next is there
+        self._memory.part = segments[-2:][0].number - 1
+        return self._memory.part
 
     def _run(self, listed: Playlist) -> None:
         try:
@@ -182,49 +194,72 @@ class Hls:
             self._failure = failure
             self._changed.notify_all()
 
-    def _follow(self, listed: Playlist) -> None:
-        # the last but one: the last is played before the next is there
-        segments = listed.segments
-        done = segments[0].number - 1 if listed.ended else segments[-2:][0].number - 1
-        begun = ""
+    def _follow(self, listed: Playlist | None) -> None:
         while not self._over:
-            fresh = [one for one in listed.segments if one.number > done]
-            if not listed.ended and len(fresh) > 3:
-                fresh = fresh[-2:]
-            for one in fresh:
-                if one.begin != begun:
-                    if begun:
-                        raise Lost(f"{self._address.place} has begun another stream")
-                    self._take(one.begin)
-                    begun = one.begin
-                self._take(one.place)
-                done = one.number
-            if listed.ended:
-                return
-            if listed.segments and listed.segments[-1].number < done:
-                raise Lost(f"{self._address.place} has begun another stream")
+            last, trouble = None, None
+            try:
+                listed = listed or self._playlist()
+                self._give(listed)
+                if listed.ended:
+                    return
+                last = listed.segments[-1].number if listed.segments else None
+            except _Another:
+                self._memory.part = None
+                raise
+            except Lost as reason:
+                trouble = reason
+            if time.monotonic() - self._well > self.patience:
+                if last is not None and last < self._done:
+                    self._memory.part = None  # one that has begun again by now
+                raise trouble or Lost(f"{self._address.place} has no new part of the stream")
+            listed = None
             with self._changed:
                 self._changed.wait_for(lambda: self._over, min(max(self.lasts / 4, 0.2), 2.0))
-            if not self._over:
-                listed = self._playlist()
 
-    def _take(self, place: str) -> None:
-        """Have the bytes of a segment wait to be read."""
-        answer = self._ask(elsewhere(self._address, place))
+    def _give(self, listed: Playlist) -> None:
+        """Have what is new in a list wait to be read. Raises Lost."""
+        if listed.segments and not _goes_on(listed.segments, self._done):
+            raise _Another(f"{self._address.place} has begun another stream")
+        fresh = [one for one in listed.segments if one.number > self._done]
+        if not listed.ended and len(fresh) > 3:
+            fresh = fresh[-2:]
+        for one in fresh:
+            if one.begin != self._begun:
+                if self._begun:
+                    raise _Another(f"{self._address.place} has begun another stream")
+                self._take(one.begin, one.begin)
+                self._begun = one.begin
+            self._take(one.number, one.place)
+            self._done = one.number
+
+    def _take(self, name: int | str, place: str) -> None:
+        """Have the bytes of a segment wait to be read, but for those that did already."""
+        answer = ask(elsewhere(self._address, place), call=self._call)
         try:
             if answer.status != 200:
                 raise Lost(f"{answer.address.place} answers {answer.status} for a part")
-            size = 0
+            given, size = self._half[1] if self._half[0] == name else 0, 0
             while data := answer.read(2**16):
-                self._came()
+                self._call.came()
                 size += len(data)
                 if size > _SEGMENT:
                     raise Lost(f"{answer.address.place} sends more than {_SEGMENT} bytes a part")
+                if size <= given:
+                    continue
                 with self._changed:
                     self._changed.wait_for(lambda: len(self._waiting) < _WAITING or self._over)
                     if self._over:
                         return
-                    self._waiting += data
+                    self._waiting += data[max(0, len(data) - (size - given)) :]
                     self._changed.notify_all()
+                given = size
+                self._half, self._well = (name, given), time.monotonic()
+                if isinstance(name, int) and self._memory.part is not None:
+                    self._memory.part = name
         finally:
             answer.close()
+
+
+def _goes_on(segments: list[Segment], done: int) -> bool:
+    """Whether a list is of the stream of which so much is done; one may be a little old."""
+    return segments[-1].number >= done - len(segments)

@@ -34,6 +34,7 @@ _MOD, _HALF = 1 << 31, 1 << 30
 _AGAIN = 0.25  # seconds between two tries of a handshake
 _ACKS, _NAKS, _ALIVE = 0.01, 0.02, 1.0  # seconds between two of each
 _MOST_TIMES = 1 << 29  # packets with the same key, after which a new connection makes another
+_NOBODY = "nobody answers there"
 _NOT_TAKEN = {
     1003: "it takes no more connections",
     1005: "it takes no more connections",
@@ -97,6 +98,26 @@ def ahead(a: int, b: int) -> int:
     return (a - b + _HALF) % _MOD - _HALF
 
 
+def called(ips: list[str], port: int, wanted: Settings, patience: float) -> "Srt":
+    """A connection to the first that answers of a name's IP addresses, each checked already.
+
+    Raises:
+        Lost: none of them does in so many seconds, or what one said that says no.
+    """
+    deadline, said = time.monotonic() + patience, Lost(_NOBODY)
+    for i, ip in enumerate(ips):
+        made = Srt(ip, port, wanted)
+        try:
+            made.open((deadline - time.monotonic()) / (len(ips) - i))
+            return made
+        except BaseException as reason:
+            made.close()
+            if not isinstance(reason, Lost):
+                raise
+            said = said if str(reason) == _NOBODY else reason
+    raise said
+
+
 class Srt:
     """A connection. Used by one thread besides its own; `close` may come from any.
 
@@ -141,7 +162,7 @@ class Srt:
             cookie = self._shake(self._first_words(), _INDUCTION, deadline)[7]
             answer = self._shake(self._conclusion(cookie), _CONCLUSION, deadline)
         except OSError:
-            raise Lost("nobody answers there") from None
+            raise Lost(_NOBODY) from None
         self._peer, self._next = answer[6], answer[2]
         self._acked, self._seen = self._next, (self._next - 1) % _MOD
         self._heard = self._said = time.monotonic()
@@ -234,7 +255,7 @@ class Srt:
                     if 1000 <= answer[5] < _HALF:
                         said = _NOT_TAKEN.get(answer[5], f"it says no (reason {answer[5]})")
                         raise Lost(said)
-        raise Lost("nobody answers there")
+        raise Lost(_NOBODY)
 
     def _agree(self, kind: int, answer: tuple, extensions: bytes) -> None:
         if answer[0] < 5 or (kind == _INDUCTION and answer[1] & 0xFFFF != _MAGIC):

@@ -34,6 +34,7 @@ PATIENCE = 1.8  # seconds in which a connection is there, or is lost
 SILENCE = 2.0  # seconds without a byte after which a stream is over
 _ANSWER = 5.0  # seconds in which the head of an answer is there, or a body that is wanted whole
 _LOOKUPS = 8  # names that are looked up at a time; a resolver that is gone answers none of them
+_ASKS, _BETWEEN = 4, 1.0  # questions for a name at a time, and seconds between two of them
 _MOST_HOPS = 4
 _AGENT = "ComfyUI-LiveDiffusion"
 
@@ -102,23 +103,38 @@ _lock = threading.Lock()
 
 
 class _Lookup:
-    """One name on its way; a resolver cannot be told to stop, so nobody waits for its end."""
+    """One name on its way; a resolver cannot be told to stop, so nobody waits for its end.
+
+    A question that was lost with the network the system asks again only after 5 s: who wants the
+    name meanwhile asks beside it, and the first answer counts.
+    """
 
     def __init__(self, host: str):
         self.host, self.done = host, threading.Event()
         self.ips: list[str] = []
-        threading.Thread(target=self._run, name="livediffusion-name", daemon=True).start()
+        self._asks, self._asked = 0, -math.inf
+
+    def ask(self) -> None:
+        """Under _lock."""
+        now = time.monotonic()
+        if self._asks < _ASKS and now - self._asked >= _BETWEEN:
+            self._asks, self._asked = self._asks + 1, now
+            threading.Thread(target=self._run, name="livediffusion-name", daemon=True).start()
 
     def _run(self) -> None:
+        ips: list[str] = []
         try:
             found = socket.getaddrinfo(self.host, None, type=socket.SOCK_STREAM)
-            self.ips = list(dict.fromkeys(str(one[4][0]) for one in found))
+            ips = list(dict.fromkeys(str(one[4][0]) for one in found))
         except (OSError, UnicodeError):
             pass
         finally:
             with _lock:
-                _pending.pop(self.host, None)
-            self.done.set()
+                self._asks -= 1
+                if _pending.get(self.host) is self:
+                    del _pending[self.host]
+                    self.ips = ips
+                    self.done.set()
 
 
 def look_up(address: Address, what: str = "address", patience: float = PATIENCE) -> list[str]:
@@ -137,6 +153,7 @@ def look_up(address: Address, what: str = "address", patience: float = PATIENCE)
                 if len(_pending) >= _LOOKUPS:
                     raise Lost(f"{address.host} is not looked up: no name server answers")
                 one = _pending[address.host] = _Lookup(address.host)
+            one.ask()
         if not one.done.wait(patience):
             raise Lost(f"the name {address.host} is not found: no name server answers")
         ips = one.ips

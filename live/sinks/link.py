@@ -1,6 +1,6 @@
 """A connection by TCP that a stream goes out by: nothing waits in it, and a dead one is told."""
 
-import select
+import selectors
 import socket
 import ssl
 import time
@@ -43,11 +43,17 @@ class Link:
     def room(self) -> None:
         """Wait until the other end takes data. Raises Lost: it does not."""
         try:
-            _, free, _ = select.select([], [self._wire], [], STUCK)
+            free = self._may(selectors.EVENT_WRITE, STUCK)
         except (OSError, ValueError):
             raise Lost(f"{self.place} has cut the connection") from None
         if not free:
             raise Lost(f"{self.place} takes no more data")
+
+    def _may(self, event: int, timeout: float) -> bool:
+        # select.select knows no descriptor from 1024 on
+        with selectors.DefaultSelector() as look:
+            look.register(self._wire, event)
+            return bool(look.select(timeout))
 
     def send(self, data: bytes) -> None:
         """All of it. Raises Lost."""
@@ -62,7 +68,7 @@ class Link:
         """What has come, b"" for nothing yet. Raises Lost, also at the end."""
         try:
             pending = isinstance(self._wire, ssl.SSLSocket) and self._wire.pending()
-            if not pending and not select.select([self._wire], [], [], timeout)[0]:
+            if not pending and not self._may(selectors.EVENT_READ, timeout):
                 return b""
             data = self._wire.recv(1 << 16)
         except ssl.SSLWantReadError:

@@ -107,9 +107,9 @@ class Ts:
         """Raises Lost, Refused."""
         deadline = time.monotonic() + _OPEN
         ips = wires.look_up(self._address)
-        self._wire = srt.Srt(ips[0], self._address.port, self._wanted)
+        left = max(0.1, deadline - time.monotonic())
         try:
-            self._wire.open(max(0.1, deadline - time.monotonic()))
+            self._wire = srt.called(ips, self._address.port, self._wanted, left)
         except Lost as reason:
             raise Lost(f"{self._address.place}: {reason}") from None
 

@@ -5,6 +5,7 @@ A module of this room has a class `Kind`; see Source for what it is.
 
 import importlib
 import time
+from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -43,19 +44,32 @@ class Shot(NamedTuple):
     captured: float
 
 
-class Wanted(NamedTuple):
+class Memory:
+    """What a source knows from its connection before.
+
+    Attributes:
+        part: number of the last part that was begun, of a live stream in parts (hls.py).
+    """
+
+    part: int | None = None
+
+
+@dataclass(frozen=True)
+class Wanted:
     """What a Live Camera asks its source for; a wish.
 
     Attributes:
         name: the value of the node's input that names the source.
         width, height: pixels.
         fps: frames per second.
+        memory: for all connections that are made for this wish.
     """
 
     name: str
     width: int
     height: int
     fps: float
+    memory: Memory = field(default_factory=Memory, compare=False, repr=False)
 
 
 class Source(Protocol):

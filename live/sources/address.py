@@ -16,7 +16,7 @@ from ..hls import TYPES, Hls
 from ..multipart import pictures
 from ..reading import Reading, Seen
 from ..relay import Relay
-from ..wires import Answer, ask, checked, look_up
+from ..wires import PATIENCE, Answer, Call, ask, checked, look_up
 from . import Lost, Shot, Wanted
 
 SCHEMES = ("rtsp", "rtsps", "rtmp", "rtmps", "srt", "http", "https")
@@ -86,19 +86,17 @@ class Kind:
         yield from decoded(reading, opened, address.place, lambda: relay.trouble)
 
     def _srt(self, reading: Reading, address) -> Iterator[Seen]:
-        ip = look_up(address)[0]
-        file = srt.Srt(ip, address.port, srt.settings(address.text()))
+        ips = look_up(address)
+        reading.came()
         try:
-            file.open(SILENCE)
-        except BaseException as reason:
-            file.close()
-            if isinstance(reason, Lost):
-                raise Lost(f"{address.place}: {reason}") from None
-            raise
+            file = srt.called(ips, address.port, srt.settings(address.text()), PATIENCE)
+        except Lost as reason:
+            raise Lost(f"{address.place}: {reason}") from None
         yield from self._bytes(reading, reading.holds(file), "mpegts", address.place)
 
     def _http(self, reading: Reading, address) -> Iterator[Seen]:
-        answer = reading.holds(ask(address))
+        call = reading.holds(Call(reading.came))
+        answer = reading.holds(ask(address, call=call))
         who = answer.address.place
         _welcome(answer)
         kind = (answer.headers.get_content_type() or "").lower()
@@ -106,9 +104,10 @@ class Kind:
             yield from pictures(reading, answer)
             return
         if any(name in kind for name in TYPES) or answer.address.path.lower().endswith(".m3u8"):
-            hls = reading.holds(Hls(answer, self._wanted.height, reading.came))
-            # between two parts nothing comes
-            reading.silence = self._between = max(SILENCE, 3 * hls.lasts)
+            hls = reading.holds(Hls(answer, self._wanted.height, self._wanted.memory, call))
+            # between two parts nothing comes; it says itself what is wrong with them
+            self._between = hls.patience
+            reading.silence = hls.patience + SILENCE
             form = "mp4" if hls.fragments else "mpegts"
             yield from self._bytes(reading, hls, form, who, paced=True)
             return

@@ -12,10 +12,11 @@ import streams
 from clock import Limit
 from ends import SIDE, counted
 from inprocess import until
-from livediffusion.live import srt
+from livediffusion.live import srt, wires
 from livediffusion.live.sinks.coding import Encoder
-from livediffusion.live.sinks.ts import Muxer
-from livediffusion.live.sources import Lost
+from livediffusion.live.sinks.ts import Muxer, Ts
+from livediffusion.live.sources import Lost, Wanted, address
+from livediffusion.trust.addresses import parsed
 
 pytestmark = pytest.mark.comfy
 
@@ -236,6 +237,41 @@ def test_who_ends_or_falls_silent_is_lost(giver, monkeypatch):
 def test_a_no_is_told_in_words(giver, kind, told):
     with pytest.raises(Lost, match=told):
         joined(giver, kind)
+
+
+@pytest.fixture
+def mute(giver):
+    """Another address of the same name, where packets go and nothing comes back."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as made:
+        made.bind(("127.0.0.2", giver.port))
+        yield made
+
+
+@pytest.mark.parametrize("end", ["source", "sink"])
+def test_of_a_names_addresses_the_one_that_answers_is_found(giver, mute, end, monkeypatch):
+    """As where a name has AAAA and A, and who listens has IPv4 only."""
+    ips = ["::1", "127.0.0.2", "127.0.0.1"]
+    name = parsed(f"srt://both.example:{giver.port}")
+    for module in (wires, address):
+        monkeypatch.setattr(module, "look_up", lambda name: ips)
+    monkeypatch.setattr(address, "checked", lambda *given: name)
+    shaken = []
+    shaking = threading.Thread(target=lambda: shaken.append(giver.shake()), daemon=True)
+    shaking.start()
+    made = Ts(name, None) if end == "sink" else address.Kind(Wanted(name.text(), 64, 64, 30))
+    with contextlib.closing(made):
+        made.open()
+        shaking.join(5)
+        assert shaken and shaken[0]
+
+
+def test_a_no_is_told_also_where_another_address_says_nothing(giver, mute):
+    threading.Thread(target=giver.shake, args=(1010,), daemon=True).start()
+    begun = time.monotonic()
+    with pytest.raises(Lost, match="passphrase is wrong"):
+        srt.called(["127.0.0.1", "127.0.0.2"], giver.port, srt.Settings(), 0.6)
+    assert time.monotonic() - begun < 1.5
+    assert "livediffusion-srt" not in {t.name for t in threading.enumerate()}
 
 
 def test_an_old_other_end_and_none_are_told(giver):

@@ -318,6 +318,35 @@ def test_who_takes_nothing_more_is_lost_after_two_seconds():
     link.close()
 
 
+def test_a_connection_of_any_number_is_waited_for():
+    """Of a process that has more than a thousand files open."""
+    resource = pytest.importorskip("resource")
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard != resource.RLIM_INFINITY and hard < 2000:
+        pytest.skip("no process here has so many files")
+    link = rtmp.Link.__new__(rtmp.Link)
+    link.place, (near, there) = "server:1935", socket.socketpair()
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, 2000), hard))
+    try:
+        link._wire = socket.socket(fileno=os.dup2(near.fileno(), 1900))
+        with near, there:
+            link.room()
+            assert link.heard() == b""
+            there.sendall(b"x")
+            assert link.heard(1.0) == b"x"
+            link.close()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+@pytest.mark.parametrize("now", [2.0**31, 2085978496.5, 2.0**32])
+def test_reports_go_on_in_2036_and_later(monkeypatch, now):
+    monkeypatch.setattr(rtsp.time, "time", lambda: now)
+    made = rtsp.Rtsp(addresses.parsed("rtsp://server/film"), None)
+    seconds, part = struct.unpack(">II", made._report(7)[12:20])
+    assert (seconds, part >> 31) == (int(now + 2208988800) % 2**32, int(now % 1 * 2))
+
+
 def test_commands_are_read_as_they_are_written():
     values = ["connect", 1.0, None, True, {"app": "live", "deep": {"a": 2.5}}]
     assert rtmp.decoded(rtmp.coded(*values)) == values
