@@ -88,6 +88,7 @@ KEPT = {
     "rtc.Rtc._held": Bound(MOST_PEERS, "connections"),
     "rtc._Held.ufrags": Bound(MOST_SECTIONS, "texts"),
     "webrtc.peers.Peer._tasks": Bound(3, "tasks"),
+    "webrtc.peers.Reports._gaps": Bound(10, "times", "node"),
     "sessions.Sessions._all": Bound(8, "runs that are over, beside those that are not", "run"),
     "listing.Listing._asked": Bound(5, "question, of each source that is pulled"),
     "concealed.Concealed._known": Bound(256, "secrets of addresses"),

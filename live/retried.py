@@ -1,5 +1,6 @@
 """What a run opens in a thread of its own and opens again, after a pause, when it is lost."""
 
+import contextlib
 import threading
 from typing import Generic, Protocol, TypeVar
 
@@ -97,7 +98,9 @@ class Retried(Generic[Connection]):
                     self.losses += 1
                     self.state, self.trouble = "waiting", str(reason) or type(reason).__name__
                 finally:
-                    connection.close()
+                    # libraries raise whatever they like, and most of all where it is lost anyway
+                    with contextlib.suppress(Exception):
+                        connection.close()
                 self._stop.wait(self._pauses.next())
         except Exception as reason:
             self.state, self.trouble = "refused", str(reason) or type(reason).__name__

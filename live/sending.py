@@ -66,16 +66,23 @@ class Sender(Retried[Sink]):
         """Send until the end or another size."""
         size, new = self._held[0].shape[:2], True
         sink.open(*reversed(size))
-        due = time.monotonic()
+        # it is shown from now on: it may have waited for the other end for hours
+        due = last = time.monotonic()
         while not self._stop.is_set() and self._held[0].shape[:2] == size:
             if new or sink.REPEATS:
-                sink.send(*self._held)
-                self.sent += new
-                self.well(SENDING)
+                # one that came while another was opened or sent is no older than that
+                last = max(last, self._held[1])
+                if sink.send(self._held[0], last) is not False:
+                    self.sent += new
+                    new = False
+                    self.well(SENDING)
             due = max(due + 1 / self.target.fps, time.monotonic())
-            item = self._new(STILL, due)
-            new = item is not None
-            self._held = item or (self._held[0], time.monotonic())
+            if (item := self._new(STILL, due)) is not None:
+                with self._changed:
+                    self.dropped += new
+                self._held, new = item, True
+            else:
+                self._held = self._held[0], time.monotonic()
 
     def _new(self, timeout: float, due: float = 0.0) -> tuple[np.ndarray, float] | None:
         """The newest picture that was not sent, waited for at most so long; not before `due`."""

@@ -18,6 +18,7 @@ class Cable:
     def __init__(self):
         self.plugged, self.number, self.opened, self.closed = True, 0, 0, 0
         self.refused = None  # what the other end, or who leads there, has turned to
+        self.closes, self.joined = True, True  # whether it closes well, and takes what is sent
         self.taken, self.threads = [], set()
 
     def __call__(self, wanted):
@@ -58,7 +59,12 @@ class _Connection:
 
     def send(self, picture, at):
         self._look()
+        if not self.cable.joined:
+            return False
         self.cable.taken.append((picture, at))
+        return None
 
     def close(self):
         self.cable.closed += 1
+        if not self.cable.closes:
+            raise RuntimeError("it is closed already")

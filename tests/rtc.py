@@ -119,11 +119,12 @@ class Taker:
         plugged: False has it cut every connection, and take none.
         leads: where who asks while it is not plugged is led to, or None.
         reports: False has it send none of what it received, as some servers do.
+        deaf: it answers, and no packet of UDP reaches it or comes from it.
     """
 
     def __init__(self):
         self.numbers, self.keys, self.deleted, self.plugged = [], [], 0, True
-        self.reports, self.leads = True, None
+        self.reports, self.leads, self.deaf = True, None, False
         self.loop, self._open, self._up = asyncio.new_event_loop(), [], threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
 
@@ -182,6 +183,8 @@ class Taker:
             for receiver in connection.getReceivers():
                 receiver._send_rtcp = _unsent
         await connection.setLocalDescription(await connection.createAnswer())
+        if self.deaf:
+            await self._cut()
         headers = {"Location": "/whip/1"}
         text = connection.localDescription.sdp
         kind = "application/sdp"

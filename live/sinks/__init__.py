@@ -90,11 +90,15 @@ class Sink(Protocol):
 
     def open(self, width: int, height: int) -> None: ...
 
-    def send(self, picture: np.ndarray, at: float) -> None:
+    def send(self, picture: np.ndarray, at: float) -> bool | None:
         """Send a picture, [height, width, 3 or 4] uint8; 4 are with alpha, not premultiplied.
 
         Args:
             at: when it is to be shown, seconds by time.monotonic, never falling.
+
+        Returns:
+            False where nobody takes it yet, and nothing has gone out: it is given again until it
+            goes or a newer one comes.
         """
 
     def close(self) -> None:

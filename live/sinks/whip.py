@@ -71,7 +71,7 @@ class Kind:
         # in the loop
         self._left = why or "the connection is over"
 
-    def send(self, picture: np.ndarray, at: float) -> None:
+    def send(self, picture: np.ndarray, at: float) -> bool:
         if self._left is not None:
             raise Lost(f"{self._address.place} has left: {self._left}")
         joined = self._peer.state == "connected"
@@ -80,6 +80,7 @@ class Kind:
                 f"{self._address.place} takes the offer, but no pictures: UDP does not reach it"
             )
         self._peer.track.put(picture, at=at)
+        return joined
 
     def close(self) -> None:
         if self._loop is None:

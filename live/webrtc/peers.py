@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import re
 import time
+from collections import deque
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -27,6 +28,7 @@ from aiortc.rtp import RtcpSrPacket
 from aiortc.sdp import candidate_from_sdp
 
 from ...trust.schema import BadData
+from ..bounds import most
 from ..mailbox import Closed, Slot
 from .arrival import Prompt
 from .coder import CLOCK, H264, VP8, Coder
@@ -232,7 +234,6 @@ class Playback(Peer):
         super().__init__(over)
         self._told = sent
         self._waiting: tuple[Any, int] | None = None
-        self._before: int | None = None
         self._bit_rate = bit_rate
         self._sender: RTCRtpSender | None = None
         self.coder: Coder | None = None
@@ -258,18 +259,22 @@ class Playback(Peer):
         # aiortc makes an encoder where it has none yet, and has no other way to be given one
         self._sender._RTCRtpSender__encoder = self.coder
 
-    def _sent(self, about: Any, ticks: int) -> None:
-        """aiortc begins its times anywhere: where, is known when one picture has gone."""
+    def _sent(self, about: Any, ticks: int, before: int) -> None:
+        """aiortc begins its times anywhere: where, is known when one picture has gone.
+
+        Args:
+            ticks, before: times of this picture and of the frame that went last, be it new or sent
+                again; see Newest.
+        """
         last = getattr(self._sender, "_RTCRtpSender__rtp_timestamp", 0)
-        if self._before is not None and last:
-            first = last - self._before
+        if before >= 0 and last:
+            first = last - before
             if self._waiting is not None:
                 self._told(self._waiting[0], (first + self._waiting[1]) % 2**32)
             self._told(about, (first + ticks) % 2**32)
             self._waiting = None
         else:
             self._waiting = about, ticks
-        self._before = ticks
 
     async def close(self, why: str | None = None) -> None:
         self.track.stop()
@@ -283,6 +288,30 @@ class Playback(Peer):
             if one.type == "remote-inbound-rtp" and one.roundTripTime is not None:
                 return one.roundTripTime
         return None
+
+
+class Reports:
+    """How long the other end's next report may stay away, by those of late.
+
+    Attributes:
+        any: whether one has come at all.
+    """
+
+    def __init__(self):
+        self._gaps: deque[float] = deque(maxlen=most("webrtc.peers.Reports._gaps"))
+
+    @property
+    def any(self) -> bool:
+        return bool(self._gaps)
+
+    @property
+    def patience(self) -> float:
+        """Seconds; more for who sends few. One that came late is forgotten after some more."""
+        return max(_MISSED, 3 * max(self._gaps, default=0.0))
+
+    def came(self, gap: float) -> None:
+        """One came, so many seconds after the one before it."""
+        self._gaps.append(gap)
 
 
 class Publisher(Playback):
@@ -312,7 +341,7 @@ class Publisher(Playback):
         longer. Who has sent none since the connection was made is asked by ICE: some servers never
         send any, and each has to answer that.
         """
-        last, longest, joined = None, 0.0, False
+        last, reports, joined = None, Reports(), False
         heard = checked = time.monotonic()
         while True:
             await asyncio.sleep(_LOOK)
@@ -323,11 +352,11 @@ class Publisher(Playback):
                 # what passed before is not time without a report
                 joined, heard, checked = True, now, now - _CHECKED
             if said != last:
-                longest = max(longest, now - heard)
+                reports.came(now - heard)
                 last, heard = said, now
-            if not joined or now - heard <= max(_MISSED, 3 * longest):
+            if not joined or now - heard <= reports.patience:
                 continue
-            if longest:
+            if reports.any:
                 return await self.close("it does not answer any more")
             if now - checked >= _CHECKED:
                 if not await self._answers():

@@ -34,8 +34,9 @@ class Newest(MediaStreamTrack):
     """aiortc asks for a picture once it has sent the one before: meanwhile the newest wins.
 
     Args:
-        sent: called with what is told of each picture and its time in ticks of CLOCK, just before
-            it is encoded; not for one that is sent again.
+        sent: called with what is told of each picture, its time in ticks of CLOCK and that of the
+            frame before it (-1: there was none), just before it is encoded; not for one that is
+            sent again, which is such a frame before.
 
     Attributes:
         taken: pictures that went to be encoded.
@@ -43,7 +44,7 @@ class Newest(MediaStreamTrack):
 
     kind = "video"
 
-    def __init__(self, sent: Callable[[Any, int], None] | None = None):
+    def __init__(self, sent: Callable[[Any, int, int], None] | None = None):
         super().__init__()
         self._slot: Slot[Given] = Slot()
         self._held: av.VideoFrame | None = None
@@ -70,12 +71,13 @@ class Newest(MediaStreamTrack):
             raise MediaStreamError
         at = time.monotonic() if given is None else given.at
         # times that two pictures share would be one picture at the other end
-        self._last = max(self._last + 1, round((at - self._begun) * CLOCK))
+        before = self._last
+        self._last = max(before + 1, round((at - self._begun) * CLOCK))
         if given is not None:
             self._held = self._frame(given.picture)
             self.taken += 1
             if self._sent is not None:
-                self._sent(given.about, self._last)
+                self._sent(given.about, self._last, before)
         self._held.pts = self._last
         return self._held
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+import time
 import types
 
 import folder_paths
@@ -14,6 +15,8 @@ from livediffusion.live import feeds, shared, sinks, sources
 from livediffusion.live.faults import Refused
 from livediffusion.live.frames import Frames
 from livediffusion.live.graph import GraphError
+from livediffusion.live.retried import Pauses
+from livediffusion.live.sending import Sender
 
 pytestmark = pytest.mark.comfy
 
@@ -99,6 +102,38 @@ def test_a_cable_pulled_again_and_again_is_told_and_the_run_goes_on(running, cab
 
     client = inprocess.live(work)
     assert client.state == "ended" and client.stats["faults"] == {"source": 3, "send": 3}
+    until(lambda: not threads())
+    assert source.opened == source.closed and sink.opened == sink.closed
+
+
+def test_what_does_not_close_well_is_opened_again(running, cables):
+    """Libraries raise in close, above all of what is lost; other sizes close what is well."""
+    comfy, _ = running
+    source, sink = cables
+    source.closes = sink.closes = False
+
+    async def work(http):
+        client = await started(http, comfy, through())
+        for cable, node, kind in ((source, "3", "source"), (sink, "6", "send")):
+            await client.wait(lambda: len(sink.taken) > 5)
+            cable.plugged = False
+            await client.wait(lambda k=kind: client.stats.get("faults", {}).get(k))
+            cable.plugged = True
+            seen = len(sink.taken)
+            await client.wait(lambda n=seen: len(sink.taken) > n + 5)
+            figures = "sources" if kind == "source" else "sends"
+            await client.wait(lambda f=figures, n=node: client.stats[f][n]["reason"] is None)
+        other = {**through(), "3": camera(source="device", device="cable", width=64, height=48)}
+        opened = sink.opened
+        assert (await client.post("update", prompt=other, workflow={}))[0] == 200
+        await client.wait(lambda: sink.opened > opened and sink.taken[-1][0].shape[0] == 48)
+        await client.stop()
+        return client
+
+    client = inprocess.live(work)
+    assert client.state == "ended"
+    reasons = {problem["reason"] for problem in client.problems}
+    assert reasons == {"the cable is pulled"}
     until(lambda: not threads())
     assert source.opened == source.closed and sink.opened == sink.closed
 
@@ -249,8 +284,6 @@ def test_a_source_that_breaks_between_two_looks_fails_the_run_with_its_words():
 
 
 def test_a_still_scene_is_sent_again_and_counted_once(running, cables):
-    from livediffusion.live.sending import Sender
-
     _, sink = cables
     sender = Sender(sinks.Target("ndi", "", "", 60, 6), sink)
     sender.put(counted(7), 0.0)
@@ -260,6 +293,80 @@ def test_a_still_scene_is_sent_again_and_counted_once(running, cables):
     assert {count(picture) for picture, _ in sink.taken} == {7}
     times = [at for _, at in sink.taken]
     assert times == sorted(times)
+
+
+def target(fps=60):
+    return sinks.Target("virtual camera", "", "", fps, 6)
+
+
+def test_a_still_scene_after_an_outage_begins_when_it_is_there_again(cables):
+    """Else a stream began with a hole as long as the outage."""
+    _, sink = cables
+    sink.plugged = False
+    sender = Sender(target(), sink)
+    sender.put(counted(7), time.monotonic() - 3600)
+    until(lambda: sink.opened >= 2)
+    back, sink.plugged = time.monotonic(), True
+    until(lambda: len(sink.taken) >= 2)
+    sender.end()
+    assert sender.over.wait(3)
+    times = [at for _, at in sink.taken]
+    assert times == sorted(times) and back < times[0] < back + 60
+
+
+def test_times_never_fall_whenever_pictures_come(cables):
+    """Also while the other end is opened, which may take long."""
+    _, sink = cables
+
+    def put():
+        sender.put(counted(7), time.monotonic())
+
+    class Slow(type(sink(None))):
+        def open(self, *size):
+            put()
+            time.sleep(0.02)
+            super().open(*size)
+
+    sender = Sender(target(240), lambda wanted: Slow(sink, wanted))
+    put()
+    for i in range(3):
+        # one that came while it was opened, and then none
+        until(lambda n=i: len(sink.taken) >= 10 * n + 2)
+        until(lambda n=i: put() or len(sink.taken) >= 10 * n + 10)
+        sink.plugged = False
+        until(lambda n=i: put() or sender.losses > n)
+        sink.plugged = True
+    until(lambda: len(sink.taken) >= 32)
+    sender.end()
+    assert sender.over.wait(3) and sink.opened >= 4
+    times = [at for _, at in sink.taken]
+    assert times == sorted(times)
+
+
+def test_what_is_taken_by_nobody_yet_does_not_count_as_sent(cables):
+    """A server that takes the offer while UDP does not reach it: neither sent, nor well."""
+    _, sink = cables
+    sink.joined, states = False, set()
+    sender = Sender(target(), sink)
+    for i in range(3):
+        for number in range(4):
+            sender.put(counted(4 * i + number), time.monotonic())
+            time.sleep(0.01)
+            states.add(sender.state)
+        sink.plugged = False
+        sender.put(counted(0), time.monotonic())
+        until(lambda n=i: sender.losses > n)
+        states.add(sender.state)
+        sink.plugged = True
+        until(lambda: sender.state == "connecting")
+    assert "sending" not in states and sender.sent == 0
+    assert sender._pauses.next() > 4 * Pauses.FIRST  # between two tries they have grown
+    # the last picture goes once somebody takes it, though no other comes
+    sink.joined = True
+    until(lambda: sender.sent == 1)
+    assert sender.state == "sending" and sender.trouble is None and sender.dropped > 0
+    sender.end()
+    assert sender.over.wait(3)
 
 
 @pytest.mark.parametrize(
@@ -295,5 +402,3 @@ def test_every_kind_that_a_node_offers_has_its_module():
     for name in sinks.KINDS:
         made = sinks.kind(name)
         assert isinstance(made.REPEATS, bool) and callable(made.check)
-
-

@@ -6,6 +6,7 @@ import os
 import sys
 import threading
 import time
+import types
 
 import inprocess
 import numpy as np
@@ -374,3 +375,51 @@ def test_pictures_that_cannot_be_decoded_in_time_are_left_out_up_to_a_whole_one(
     # 25 was left out as well, for too many waited then; each came with its own last packet
     assert given == [*range(20), *range(40, 60)]
     assert asked == 1 and buffer.left_out == 20
+
+
+def test_each_picture_is_told_under_its_own_time_whatever_is_sent_again(monkeypatch):
+    """The page knows a picture by its RTP time; aiortc counts those that are sent again, too."""
+    from livediffusion.live.webrtc import peers, track
+
+    monkeypatch.setattr(track, "AGAIN", 0.005)
+    origin, wanted, told = 2**32 - 7, [], []
+
+    async def work():
+        one = peers.Playback(lambda why: None, 1e6, lambda *what: told.append(what))
+        one._sender = types.SimpleNamespace()
+
+        async def gone(about=None):
+            """As aiortc has it: the time is known once a frame has gone."""
+            if about is not None:
+                one.track.put(flat(about), about)
+            frame = await one.track.recv()
+            at = one._sender._RTCRtpSender__rtp_timestamp = (origin + frame.pts) % 2**32
+            if about is not None:
+                wanted.append((about, at))
+
+        for about, again in enumerate([2, 0, 1, 0, 0, 3, 0]):
+            await gone(about)
+            for _ in range(again):
+                await gone()
+        one._sender = None
+        await one.close()
+
+    asyncio.run(work())
+    assert told == wanted
+
+
+def test_a_report_that_comes_late_once_is_forgotten():
+    from livediffusion.live.webrtc import peers
+
+    reports = peers.Reports()
+    assert not reports.any and reports.patience == peers._MISSED
+    for _ in range(3):
+        reports.came(reports.patience - 0.1)
+    assert reports.any and reports.patience > 8 * peers._MISSED
+    for _ in range(10):
+        reports.came(1.0)
+    assert reports.patience == 3.0
+    # who sends few is given longer, always
+    for _ in range(20):
+        reports.came(5.0)
+    assert reports.patience == 15.0

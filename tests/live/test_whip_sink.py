@@ -131,6 +131,28 @@ def test_a_server_that_vanishes_before_its_first_report_is_missed_soon(taker):
     sys.stderr.write(f"missed after {gone.spent:.1f} s\n")
 
 
+def test_a_server_that_no_packet_reaches_is_not_sent_to(taker, monkeypatch):
+    """It answers the offer, each time anew, which is no connection yet."""
+    from livediffusion.live.sinks import whip
+
+    monkeypatch.setattr(whip, "_JOINED", 0.6)
+    taker.deaf, states = True, []
+    one = sender(taker)
+
+    def twice():
+        states.append(one.state)
+        return one.losses >= 2
+
+    film(one, twice)
+    assert set(states) <= {"idle", "connecting", "waiting"} and one.sent == 0
+    assert "UDP does not reach it" in one.trouble
+    taker.deaf = False
+    # the scene stands still: its picture goes once somebody is there
+    until(lambda: one.state == "sending" and taker.numbers)
+    assert one.sent == 1
+    end(one)
+
+
 def test_a_server_that_never_reports_is_not_taken_to_be_gone(taker, monkeypatch):
     from livediffusion.live.webrtc import peers
 
