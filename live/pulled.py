@@ -1,7 +1,6 @@
 """A source that is opened and read by a thread of the run's, and again when it is lost."""
 
 import time
-from collections.abc import Callable
 
 from .feeds import Feed, Frame
 from .retried import LOOK, Retried
@@ -15,14 +14,14 @@ class PulledFeed(Retried[Source], Feed):
     """Newest frames of a source, for as long as the run goes on.
 
     Args:
-        make: gives a connection that was not opened yet.
+        make: gives a connection that was not opened yet, and looks at a name.
         wanted: what the Live Camera asks for.
 
     Attributes:
         state: as of any Retried; GIVING once pictures come.
     """
 
-    def __init__(self, make: Callable[[Wanted], Source], wanted: Wanted):
+    def __init__(self, make: type[Source], wanted: Wanted):
         super().__init__("livediffusion-source")
         self._make, self._wanted_of = make, wanted
         self._sequence = 0
@@ -42,6 +41,9 @@ class PulledFeed(Retried[Source], Feed):
 
     def _made(self) -> Source:
         return self._make(self._wanted_of)
+
+    def _check(self) -> None:
+        self._make.check(self._wanted_of.name)
 
     def _gone(self, reason: Exception | None) -> None:
         self.error = reason

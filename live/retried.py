@@ -37,10 +37,11 @@ class Pauses:
 class Retried(Generic[Connection]):
     """One place, and the connection to it that there is just now.
 
-    What the node's own setting makes impossible (faults.Refused) shows at the first connection, and
-    ends the tries. Once one has gone well, it is the other end or the name server that has said
-    something else (another kind of answer, a way elsewhere, an IP address that may not be reached),
-    and it may take that back: it is told, nothing is sent there, and it is tried again.
+    What is refused (faults.Refused) ends the tries where the node's own setting is what cannot be:
+    where the look at it (`_check`) refuses it, too, and nothing has gone well before. Else it is
+    the other end, the name server or the way there that has said so (another kind of answer, a way
+    elsewhere, an IP address that may not be reached; after a power cut a router gives one for every
+    name), and it may take that back: it is told, nothing is sent there, and it is tried again.
 
     Args:
         name: of the thread.
@@ -72,6 +73,10 @@ class Retried(Generic[Connection]):
         """A connection that was not opened yet; None, after a moment, where none is needed yet."""
         raise NotImplementedError
 
+    def _check(self) -> None:
+        """Raises Refused where the node's setting is what cannot be, whatever the other end is."""
+        raise NotImplementedError
+
     def _use(self, connection: Connection) -> None:
         """Open it, and use it until it is lost, of no more use, or _stop is set."""
         raise NotImplementedError
@@ -94,7 +99,7 @@ class Retried(Generic[Connection]):
                 except Exception as reason:
                     # also what a library raises that is none of its documented errors
                     if isinstance(reason, Refused) and not self._went:
-                        raise
+                        self._check()
                     self.losses += 1
                     self.state, self.trouble = "waiting", str(reason) or type(reason).__name__
                 finally:

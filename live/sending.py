@@ -3,7 +3,6 @@
 import asyncio
 import threading
 import time
-from collections.abc import Callable
 from concurrent.futures import Executor
 from typing import Any
 
@@ -24,14 +23,14 @@ class Sender(Retried[Sink]):
 
     Args:
         target: where to.
-        make: gives a connection that was not opened yet.
+        make: gives a connection that was not opened yet, and looks at a target.
 
     Attributes:
         state: as of any Retried; "idle" before the first picture, SENDING once they go out.
         sent, dropped: pictures that went out, and that a newer one replaced before they could.
     """
 
-    def __init__(self, target: Target, make: Callable[[Target], Sink]):
+    def __init__(self, target: Target, make: type[Sink]):
         super().__init__("livediffusion-send", "idle")
         self.target, self._make = target, make
         self.sent = self.dropped = 0
@@ -61,6 +60,9 @@ class Sender(Retried[Sink]):
     def _made(self) -> Sink | None:
         self._held = self._new(LOOK) or self._held
         return self._held and self._make(self.target)
+
+    def _check(self) -> None:
+        self._make.check(self.target)
 
     def _use(self, sink: Sink) -> None:
         """Send until the end or another size."""

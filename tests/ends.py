@@ -18,6 +18,7 @@ class Cable:
     def __init__(self):
         self.plugged, self.number, self.opened, self.closed = True, 0, 0, 0
         self.refused = None  # what the other end, or who leads there, has turned to
+        self.forbidden = None  # what is wrong with the setting, found after the run was taken
         self.closes, self.joined = True, True  # whether it closes well, and takes what is sent
         self.taken, self.threads = [], set()
 
@@ -25,9 +26,9 @@ class Cable:
         """A connection, as the class of a source or sink gives one."""
         return _Connection(self, wanted)
 
-    @staticmethod
-    def check(name):
-        pass
+    def check(self, wanted):
+        if self.forbidden and threading.current_thread() in self.threads:
+            raise Refused(self.forbidden)
 
     @staticmethod
     def listed():

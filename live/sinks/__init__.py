@@ -70,7 +70,7 @@ class Sink(Protocol):
 
     No call may take longer than about two seconds, whatever the other end does. `close` is called
     after `open` was, also if that raised. What is lost raises live.sources.Lost, in words, and is
-    tried again; live.faults.Refused is for what no second try can mend.
+    tried again; live.faults.Refused is for what may not or cannot be, see retried.Retried.
 
     Attributes:
         REPEATS: the last picture is to be sent again every half second while nothing new comes.

@@ -98,7 +98,7 @@ class Source(Protocol):
         """Names that there are to choose from now; empty where none can be told."""
 
     def open(self) -> None:
-        """Raises Lost, or Refused for what no second try can mend; see retried.Retried."""
+        """Raises Lost, or Refused for what may not or cannot be; see retried.Retried."""
 
     def newest(self, timeout: float) -> Shot | None:
         """The newest picture, waited for at most so many seconds; older ones are left out.

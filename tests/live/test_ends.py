@@ -167,10 +167,35 @@ def test_what_went_well_and_is_refused_later_is_told_and_tried_again(running, ca
     assert source.opened == source.closed and sink.opened == sink.closed
 
 
-def test_what_is_refused_at_the_first_connection_is_tried_no_more(running, cables):
+@pytest.mark.parametrize("end", ["source", "send"])
+def test_what_leads_astray_at_first_is_told_and_tried_again(running, cables, end):
+    """As a router does after a power cut: a kept run would be without it for weeks."""
+    comfy, _ = running
+    cable = cables[end == "send"]
+    cable.refused = "address: it leads to what is forbidden"
+
+    async def work(http):
+        client = await started(http, comfy, through())
+        await client.wait(lambda: client.problems and cable.opened >= 3)
+        problem, node = client.problems[0], "3" if end == "source" else "6"
+        assert (problem["kind"], problem["node"]) == (end, node)
+        assert problem["reason"] == cable.refused
+        if end == "send":
+            await client.wait(lambda: client.state == "live" and len(client.views) > 5)
+        cable.refused = None
+        await client.wait(lambda: len(cables[1].taken) > 5)
+        assert client.state == "live" and len(client.problems) == 1
+        await client.stop()
+
+    inprocess.live(work)
+    until(lambda: not threads())
+    assert cable.opened == cable.closed
+
+
+def test_what_a_setting_makes_impossible_at_first_is_tried_no_more(running, cables):
     comfy, _ = running
     source, sink = cables
-    sink.refused = "to: a package is missing"
+    sink.refused = sink.forbidden = "to: a package is missing"
 
     async def work(http):
         client = await started(http, comfy, through())
@@ -179,7 +204,7 @@ def test_what_is_refused_at_the_first_connection_is_tried_no_more(running, cable
         )
         assert client.state == "live" and sink.opened == 1
         await client.stop()
-        source.refused = "device: a package is missing"
+        source.refused = source.forbidden = "device: a package is missing"
         failed = await started(http, comfy, through())
         await failed.wait(lambda: failed.closed)
         return failed
