@@ -383,8 +383,9 @@ class Publisher(Playback):
 
 
 def _unix(ntp: int) -> float:
-    # NTP counts seconds from 1900, in 2^32nds (RFC 3550, section 4)
-    return (ntp - _EPOCH) / 2**32
+    # NTP counts seconds from 1900, in 2^32nds (RFC 3550, section 4), and begins again in 2036:
+    # without its highest bit, it is of the time since then (RFC 4330, section 3)
+    return (ntp - _EPOCH + ((ntp < 1 << 63) << 64)) / 2**32
 
 
 _EPOCH = 2_208_988_800 << 32

@@ -423,3 +423,11 @@ def test_a_report_that_comes_late_once_is_forgotten():
     for _ in range(20):
         reports.came(5.0)
     assert reports.patience == 15.0
+
+
+@pytest.mark.parametrize("seconds", [1_795_000_000.25, 2_085_978_495.5, 2_085_978_496.5, 2.2e9])
+def test_a_senders_clock_is_read_after_2036_too(seconds):
+    from livediffusion.live.webrtc import peers
+
+    ntp = int((seconds + 2_208_988_800) * 2**32) % 2**64
+    assert peers._unix(ntp) == pytest.approx(seconds, abs=1e-6)
