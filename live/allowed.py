@@ -10,7 +10,7 @@ from ..trust import addresses
 from ..trust.boundary import ALLOWED, contents, told
 from ..trust.schema import BadData, Limits
 from ..trust.whole import write
-from .faults import Refused
+from .faults import Refused, Unread
 
 ADDRESS, DEVICE = "address", "device"
 FOLDER, FILE = "livediffusion", "allowed.json"  # in ComfyUI's user folder
@@ -96,7 +96,7 @@ class Allowed:
         except FileNotFoundError:
             return {}
         except (OSError, BadData) as reason:
-            raise Refused(f"{FOLDER}/{FILE} cannot be read: {reason}") from None
+            raise Unread(f"{FOLDER}/{FILE} cannot be read: {reason}") from None
 
     def _read(self) -> _Rules:
         with self._lock:

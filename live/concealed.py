@@ -21,7 +21,7 @@ from ..trust.schema import BadData, Limits
 from ..trust.whole import write
 from .allowed import FOLDER
 from .bounds import most
-from .faults import Refused
+from .faults import Refused, Unread
 
 FILE = "secrets.json"
 UNREAD = "{unread}"  # stands for nothing: what may be secret in a text that is no address
@@ -117,7 +117,7 @@ class Concealed:
             with self._lock:
                 value, unread = self._of(found, address), self._unread
             if value is None and unread:
-                raise Refused(f"{what}: {found[0]} stands for a secret; {unread}")
+                raise Unread(f"{what}: {found[0]} stands for a secret; {unread}")
             if value is None:
                 raise Refused(
                     f"{what}: {found[0]} stands for a secret that is not known for "

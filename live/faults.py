@@ -20,6 +20,10 @@ class Refused(ValueError):
     """
 
 
+class Unread(Refused):
+    """A file of the server's cannot be read, which may be over in a moment."""
+
+
 class Fate(enum.Enum):
     """What becomes of a run."""
 

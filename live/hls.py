@@ -174,15 +174,20 @@ class Hls:
 
     def _before(self, first: Playlist) -> int:
         """The number behind which it begins."""
-        segments, part = first.segments, self._memory.part
-        if part is not None and _goes_on(segments, part):
-            return part
-        self._memory.part = None
+        segments, memory = first.segments, self._memory
+        # the last but one: the last is played before the next is there
+        late = segments[-2:][0].number - 1
+        if memory.part is not None and _goes_on(segments, memory.part):
+            same = next((_named(one.place) for one in segments if one.number == memory.part), None)
+            short = first.ended and segments[-1].number < memory.part
+            # another part under its number, or the end before it: another stream
+            if not short and same in (None, memory.place):
+                return max(memory.part, late)
+        memory.part = None
         if first.ended:
             return segments[0].number - 1  # a film: all of it, each time
-        # the last but one: the last is played before the next is there
-        self._memory.part = segments[-2:][0].number - 1
-        return self._memory.part
+        memory.part, memory.place = late, None
+        return late
 
     def _run(self, listed: Playlist) -> None:
         try:
@@ -255,9 +260,13 @@ class Hls:
                 given = size
                 self._half, self._well = (name, given), time.monotonic()
                 if isinstance(name, int) and self._memory.part is not None:
-                    self._memory.part = name
+                    self._memory.part, self._memory.place = name, _named(place)
         finally:
             answer.close()
+
+
+def _named(place: str) -> str:
+    return place.partition("?")[0]
 
 
 def _goes_on(segments: list[Segment], done: int) -> bool:

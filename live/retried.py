@@ -4,7 +4,7 @@ import contextlib
 import threading
 from typing import Generic, Protocol, TypeVar
 
-from .faults import Refused
+from .faults import Refused, Unread
 
 LOOK = 0.25  # seconds between two looks whether the run goes on
 
@@ -99,7 +99,8 @@ class Retried(Generic[Connection]):
                 except Exception as reason:
                     # also what a library raises that is none of its documented errors
                     if isinstance(reason, Refused) and not self._went:
-                        self._check()
+                        with contextlib.suppress(Unread):
+                            self._check()
                     self.losses += 1
                     self.state, self.trouble = "waiting", str(reason) or type(reason).__name__
                 finally:

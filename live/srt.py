@@ -35,6 +35,7 @@ _AGAIN = 0.25  # seconds between two tries of a handshake
 _ACKS, _NAKS, _ALIVE = 0.01, 0.02, 1.0  # seconds between two of each
 _MOST_TIMES = 1 << 29  # packets with the same key, after which a new connection makes another
 _NOBODY = "nobody answers there"
+_LEAST = 0.5  # seconds that one of several addresses has to answer, while there are so many left
 _NOT_TAKEN = {
     1003: "it takes no more connections",
     1005: "it takes no more connections",
@@ -107,8 +108,9 @@ def called(ips: list[str], port: int, wanted: Settings, patience: float) -> "Srt
     deadline, said = time.monotonic() + patience, Lost(_NOBODY)
     for i, ip in enumerate(ips):
         made = Srt(ip, port, wanted)
+        left = deadline - time.monotonic()
         try:
-            made.open((deadline - time.monotonic()) / (len(ips) - i))
+            made.open(min(left, max(_LEAST, left / (len(ips) - i))))
             return made
         except BaseException as reason:
             made.close()
@@ -153,11 +155,11 @@ class Srt:
     def open(self, timeout: float) -> None:
         """Raises Lost: nobody answers in so many seconds, or says no."""
         family = socket.AF_INET6 if ":" in self._where[0] else socket.AF_INET
-        self._socket = socket.socket(family, socket.SOCK_DGRAM)
-        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 21)
-        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 21)
         deadline = time.monotonic() + timeout
         try:
+            self._socket = socket.socket(family, socket.SOCK_DGRAM)
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 21)
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 21)
             self._socket.connect(self._where)
             cookie = self._shake(self._first_words(), _INDUCTION, deadline)[7]
             answer = self._shake(self._conclusion(cookie), _CONCLUSION, deadline)

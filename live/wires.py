@@ -118,8 +118,13 @@ class _Lookup:
         """Under _lock."""
         now = time.monotonic()
         if self._asks < _ASKS and now - self._asked >= _BETWEEN:
+            try:
+                threading.Thread(target=self._run, name="livediffusion-name", daemon=True).start()
+            except RuntimeError:  # no thread can be made now
+                if not self._asks:
+                    del _pending[self.host]
+                raise Lost(f"{self.host} is not looked up: the computer is too busy") from None
             self._asks, self._asked = self._asks + 1, now
-            threading.Thread(target=self._run, name="livediffusion-name", daemon=True).start()
 
     def _run(self) -> None:
         ips: list[str] = []

@@ -49,9 +49,11 @@ class Memory:
 
     Attributes:
         part: number of the last part that was begun, of a live stream in parts (hls.py).
+        place: of that part, as its list has it, without a query: that may be new in each list.
     """
 
     part: int | None = None
+    place: str | None = None
 
 
 @dataclass(frozen=True)

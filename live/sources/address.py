@@ -39,7 +39,8 @@ class Kind:
     @property
     def patience(self) -> float:
         """Seconds without a picture after which it is lost."""
-        return self._between if self._begun else BEGINS
+        # a stream in parts begins with the next one
+        return self._between if self._begun else max(BEGINS, self._between + SILENCE)
 
     @staticmethod
     def check(name: str) -> None:

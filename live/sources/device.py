@@ -15,6 +15,7 @@ from . import Lost, Shot, Wanted, needs
 
 _BEGINS = 8.0  # seconds that a camera has to begin
 _SILENCE = 2.0  # seconds in which a picture has to come, then
+_OLD = "cameras are listed by PyAV 17 or newer. pip install -U av"
 _SYSTEMS = {"linux": "v4l2", "win32": "dshow", "darwin": "avfoundation"}
 
 
@@ -32,6 +33,7 @@ class Kind:
     def check(name: str) -> None:
         needs(bool(name.strip()), "device", "choose a camera at the server.")
         needs(_system() is not None, "device", "cameras are not read on this system.")
+        needs(_listable(), "device", _OLD)
         allowed().device(name.strip())
 
     @staticmethod
@@ -104,7 +106,6 @@ def _devices() -> dict[str, str]:
 
     system = _system()
     found: list[tuple[str, str]] = []
-    # a camera is listed since PyAV 17
     if system is not None and hasattr(av, "enumerate_input_devices"):
         with contextlib.suppress(av.FFmpegError, ValueError, OSError):
             found = [
@@ -115,12 +116,21 @@ def _devices() -> dict[str, str]:
     elif system == "v4l2":
         found = _of_linux()
     elif system is not None:
-        raise Refused("device: cameras are listed by PyAV 17 or newer. pip install -U av")
+        raise Refused(f"device: {_OLD}")
     names = [name for name, _ in found]
     return {
         (name if names.count(name) == 1 else f"{name} ({place})"): _opens(place, system)
         for name, place in found
     }
+
+
+def _listable() -> bool:
+    """Whether this system's cameras have names: without PyAV where Linux tells them itself."""
+    if _system() == "v4l2":
+        return True
+    import av
+
+    return hasattr(av, "enumerate_input_devices")
 
 
 def _opens(place: str, system: str | None) -> str:

@@ -14,6 +14,7 @@ from clock import Limit
 from counting import count, counted
 from livediffusion.live import wires
 from livediffusion.live.allowed import NotAllowed
+from livediffusion.live.faults import Refused
 from livediffusion.live.pulled import GIVING, PulledFeed
 from livediffusion.live.sources import Lost, Wanted
 from livediffusion.live.sources.device import Kind
@@ -161,3 +162,11 @@ def test_a_camera_that_another_program_has_is_told(camera, monkeypatch):
             _until(lambda: source.newest(0.25))
     finally:
         source.close()
+
+
+@pytest.mark.parametrize("system", ["win32", "darwin"])
+def test_a_pyav_that_lists_no_cameras_is_told_before_a_run_begins(camera, monkeypatch, system):
+    monkeypatch.delattr(av, "enumerate_input_devices", raising=False)
+    monkeypatch.setattr(sys, "platform", system)
+    with pytest.raises(Refused, match=r"^device: .* PyAV 17 or newer"):
+        Kind.check(NAME)

@@ -263,7 +263,8 @@ def test_a_skipped_frame_is_not_sent_again(running):
     client = inprocess.live(work)
     ran = world.calls["TestWork"]
     assert client.stats["skipped"] == client.stats["frames"] - ran > 20
-    assert len(client.views) == ran < 10
+    # of two that are ready at once a busy machine sends the newer
+    assert 0 < len(client.views) <= ran < 10
 
 
 def test_a_file_plays_through_the_loop_without_a_browser(running, tmp_path, monkeypatch):
