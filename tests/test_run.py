@@ -295,6 +295,26 @@ class TestVersions:
         run.test(argparse.Namespace(comfyui=PRIMARY), [])
         assert told == [(named, part) for part in self.PARTS]
 
+    @pytest.mark.parametrize("part", PARTS)
+    @pytest.mark.parametrize("times", [1, 2])
+    def test_what_looks_at_the_clock_and_failed_runs_once_more(
+        self, run, told, monkeypatch, part, times
+    ):
+        comfyui(run.setup.CACHE / "comfyui" / ALSO[0])
+        ran = []
+
+        def start(self, what, command, cwd, env):
+            ran.append((command[command.index("-m") + 1], "--last-failed" in command))
+            return int([one for one, _ in ran].count(part) <= times and ran[-1][0] == part)
+
+        monkeypatch.setattr(run.Stages, "run", start)
+        again = part in self.PARTS[1:]
+        assert run.test(argparse.Namespace(comfyui=ALSO[0]), []) == int(times == 2 or not again)
+        wanted = [(one, False) for one in self.PARTS]
+        if again:
+            wanted.insert(wanted.index((part, False)) + 1, (part, True))
+        assert ran == wanted
+
     def test_they_are_said_alike_everywhere(self):
         readme = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
         assert f"ComfyUI {PRIMARY} and also tested on {' and '.join(ALSO)}" in readme
