@@ -60,8 +60,12 @@ export class Picture {
     if (!this.#session) return
     // the run may go on, with another node in this one's place after an undo
     if (this.#wished) this.#session.compare(this.#place, (this.#wished = false))
+    for (const picture of this.#waiting.splice(0)) {
+      // nobody sees it, but the server waits for an answer, or it would send the next node nothing
+      this.#session.shown(picture, true)
+      close(picture)
+    }
     this.#session = this.#place = null
-    for (const picture of this.#waiting.splice(0)) close(picture)
     this.#changed()
   }
 
