@@ -63,3 +63,23 @@ def test_a_live_camera_without_a_code_for_its_phone_has_nothing_to_copy(browser)
               return codes.map((one) => one?.url ?? one);
             })""")
         assert told == [None, True, "there", False, "there"]
+
+
+def test_a_picture_that_nobody_will_see_is_answered(browser):
+    """Its node goes before the next refresh, as at an undo; unanswered, no more would be sent."""
+    with House() as house, visiting(browser, house) as one:
+        told = one.get("""Promise.all(['picture', 'compare', 'screen', 'style'].map(
+            (m) => import(`/web/live/${m}.mjs`)
+        )).then(([{ Picture }, { Compare }, { Screen }, { element }]) => {
+          const answered = [], closed = [];
+          const session = { compare() {}, shown: ({ seq }, again) => answered.push([seq, again]) };
+          const tools = { say: (key) => key, element, Compare, Screen };
+          const made = new Picture({ properties: {} }, tools);
+          made.attach(session, 0);
+          for (const seq of [4, 5]) {
+            made.take({ view: 0, seq, bitmap: { close: () => closed.push(seq) }, input: null });
+          }
+          made.detach();
+          return [answered, closed];
+        })""")
+        assert told == [[[4, True], [5, True]], [4, 5]]
