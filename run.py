@@ -274,10 +274,11 @@ def main() -> int:
     if {"--help", "-h"} & set(sys.argv[1:2]):
         parser.print_help()
         return 0
-    # as Ctrl+C does, so that what was started ends too
+    # as Ctrl+C does, so that what was started ends too; nohup means that a hangup is no reason
     for name in ("SIGTERM", "SIGHUP"):
-        if hasattr(signal, name):
-            signal.signal(getattr(signal, name), _interrupted)
+        number = getattr(signal, name, None)
+        if number is not None and signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, _interrupted)
     try:
         return COMMANDS[args.command](args, rest)
     except Stop as reason:

@@ -19,7 +19,7 @@ import aiohttp
 from measure import Bar, Report
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT / "tests" / "serve"), str(ROOT)]
+sys.path[:0] = [str(ROOT / "tests" / "serve"), str(ROOT / "tests"), str(ROOT)]
 
 import house  # noqa: E402
 import visitors  # noqa: E402

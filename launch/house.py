@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 
 from . import setup
 from .console import Stop, say, watched
@@ -24,6 +25,7 @@ RAY = ["ray[serve]==2.60.0"]
 MARK = "LIVEDIFFUSION_HOUSE"  # serve/main.py has it, too
 PREFIX = "lds"  # of its folder, there too
 PATIENCE = 60.0  # seconds for an orderly end
+_KILLED = 10.0  # for one by force
 
 
 def environment() -> pathlib.Path:
@@ -125,11 +127,25 @@ def _end(process: subprocess.Popen, mark: str) -> None:
             process.stdin.close()
         with contextlib.suppress(subprocess.TimeoutExpired, KeyboardInterrupt):
             process.wait(timeout=max(0.1, until - time.monotonic()))
-    if process.poll() is None:
-        process.kill()
-        process.wait()
-    left(mark)
-    sweep()
+    with _undisturbed():
+        if process.poll() is None:
+            process.kill()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(timeout=_KILLED)
+        left(mark)
+        sweep()
+
+
+@contextlib.contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Impatience, such as a second Ctrl+C, does not leave half of a house running."""
+    numbers = [getattr(signal, name, None) for name in ("SIGINT", "SIGTERM", "SIGHUP")]
+    before = {n: signal.signal(n, signal.SIG_IGN) for n in numbers if n is not None}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler or signal.SIG_DFL)
 
 
 def left(mark: str) -> int:

@@ -107,7 +107,7 @@ def run(args: Any, home: str, stop: threading.Event) -> None:
                 num_cpus=max(8, os.cpu_count() or 1), num_gpus=0 if house.cpu else None,
                 object_store_memory=128 << 20, **dashboard(args),
             )  # fmt: skip
-        heard(stop)
+        heard(stop, home)
         if args.gpus_each is None and not house.cpu:
             house.gpus_each = measured(house)
         elif not house.cpu and not ray.cluster_resources().get("GPU") and not args.address:
@@ -292,20 +292,22 @@ def dashboard(args: Any) -> dict[str, Any]:
     return {"dashboard_host": "127.0.0.1", "dashboard_port": haproxy.free_port()}
 
 
-def heard(stop: threading.Event) -> None:
+def heard(stop: threading.Event, home: str) -> None:
     """SIGTERM, SIGINT and the end of standard input set `stop`; after ray.init, which has handlers
-    of its own."""
+    of its own. What `up` waits for may never come: after the last of these it ends all the same."""
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
     if os.environ.get(MARK):  # run.py holds the other end
-        threading.Thread(target=_read, args=(stop,), daemon=True).start()
+        threading.Thread(target=_read, args=(stop, home), daemon=True).start()
 
 
-def _read(stop: threading.Event) -> None:
+def _read(stop: threading.Event, home: str) -> None:
     with contextlib.suppress(OSError):
         while os.read(0, 4096):
             pass
     stop.set()
+    time.sleep(_LAST_S)
+    by_force(home)
 
 
 def answers(url: str) -> bool:

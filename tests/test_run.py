@@ -381,22 +381,31 @@ http.server.HTTPServer(("127.0.0.1", port), Answer).serve_forever()
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows ends a process without a word")
-@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGHUP"])
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGHUP", "nohup"])
 def test_a_signal_ends_what_it_started_too(tmp_path, name):
+    def as_by_hand():
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        if name == "nohup":
+            signal.signal(signal.SIGHUP, signal.SIG_IGN)
+
     here = comfyui(tmp_path / "comfyui")
     (here / "main.py").write_text(STAND_IN, encoding="utf-8")
     env = {**os.environ, "PYTHONPATH": str(ROOT / "tests"), "COMFYUI_PATH": str(here)}
     command = [sys.executable, "-c", STARTED, "--max-upload-size", "7", "live", "--port", "0"]
     process = subprocess.Popen(
         [*command, "--no-browser"], env=env | {"HOME": str(tmp_path)}, stdout=subprocess.PIPE,
-        text=True, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        text=True, preexec_fn=as_by_hand,
     )  # fmt: skip
     with CONSOLE.ended(process):
         for line in process.stdout:
             if "opens the live demo" in line:
                 break
         server = int((here / "pid").read_text())
-        process.send_signal(getattr(signal, name))
+        if name == "nohup":
+            process.send_signal(signal.SIGHUP)
+            with pytest.raises(subprocess.TimeoutExpired):
+                process.wait(1)
+        process.send_signal(getattr(signal, "SIGTERM" if name == "nohup" else name))
         assert process.wait(60) == 130
     with pytest.raises(ProcessLookupError):
         os.kill(server, 0)

@@ -3,6 +3,7 @@
 import asyncio
 import itertools
 import json
+import logging
 import os
 import socket
 import struct
@@ -135,8 +136,7 @@ def test_a_cable_pulled_again_and_again_is_told_and_goes_on(scheme, record_prope
     assert in_order([n for n in server.numbers if n is not None])
     record_property("seconds until it went on", [round(s, 2) for s in back])
     if PULLS > 2:
-        with open(f"pulled-{scheme}.txt", "w") as told:
-            told.write(repr([round(s, 2) for s in back]))
+        logging.warning("%s: sends again within %.2f s of %d pulls", scheme, max(back), PULLS)
 
 
 @streams.needed

@@ -14,6 +14,8 @@ import time
 import urllib.error
 import urllib.request
 
+from serving import launch
+
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 MARK = "LIVEDIFFUSION_HOUSE"
 PREFIX = "lds"  # of a house's folder
@@ -51,6 +53,8 @@ class House:
         self.process = subprocess.Popen(
             command, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT, text=True, env=env, start_new_session=True,
+            # a shell starts what runs in the background with Ctrl+C ignored, and it is inherited
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )  # fmt: skip
         self.mark = f"{PREFIX}{self.process.pid}"
         self._marks = {self.mark}
@@ -148,12 +152,12 @@ class House:
         return {int(self.url.rpartition(":")[2])} if self.url else set()
 
     def end(self) -> int:
-        """In order, as Ctrl+C does; by force after two minutes."""
+        """In order, as Ctrl+C does; by force later than run.py's own last resort."""
         self.processes()
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGINT)
         try:
-            return self.process.wait(timeout=120)
+            return self.process.wait(timeout=2 * launch("house").PATIENCE)
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()

@@ -183,7 +183,7 @@ def test_the_house_ends_when_run_py_is_gone(tmp_path):
     """Standard input of the house's process is a line to run.py that no kill leaves open."""
     main = (
         "import sys, threading; sys.path.insert(0, sys.argv[1]); import serve.main as m;"
-        "stop = threading.Event(); m.heard(stop); print('up', flush=True); stop.wait(30);"
+        "stop = threading.Event(); m.heard(stop, ''); print('up', flush=True); stop.wait(30);"
         "print(json.dumps(stop.is_set()) if (json := __import__('json')) else '', flush=True)"
     )
     env = {**os.environ, launch("house").MARK: "x"}
@@ -197,6 +197,55 @@ def test_the_house_ends_when_run_py_is_gone(tmp_path):
         process.stdin.close()
         assert json.loads(process.stdout.readline()) is True
         assert time.monotonic() - began < 5 and process.wait(5) == 0
+
+
+@LINUX
+@pytest.mark.alone
+def test_a_house_that_waits_for_what_does_not_come_ends_all_the_same(tmp_path):
+    """Ray's own calls have no end of theirs."""
+    home = tmp_path / "home"
+    home.mkdir()
+    main = (
+        "import sys, threading, time; sys.path.insert(0, sys.argv[1]); import serve.main as m;"
+        "m._LAST_S = 0.5; m.heard(threading.Event(), sys.argv[2]); print('up', flush=True);"
+        "time.sleep(60)"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", main, str(ROOT), str(home)], stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE, text=True,
+        env={**os.environ, launch("house").MARK: f"t{os.getpid()}"},
+    )  # fmt: skip
+    with contextlib.closing(process.stdout):
+        assert process.stdout.readline() == "up\n"
+        process.stdin.close()
+        assert process.wait(30) == 1 and not home.exists()
+
+
+@LINUX
+@pytest.mark.alone
+def test_a_second_ctrl_c_leaves_nothing_of_a_house_running(monkeypatch):
+    house = launch("house")
+    monkeypatch.setattr(house, "PATIENCE", 0.2)
+    mark = f"test{os.getpid()}s"
+    process = subprocess.Popen(
+        [sys.executable, "-c", "import time; print(1, flush=True); time.sleep(60)"],
+        env={**os.environ, house.MARK: mark}, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+        start_new_session=True,
+    )  # fmt: skip
+    process.stdout.readline()
+    real, interrupted = house.left, []
+
+    def left(mark):
+        os.kill(os.getpid(), signal.SIGINT)
+        interrupted.append(mark)
+        return real(mark)
+
+    monkeypatch.setattr(house, "left", left)
+    before = signal.getsignal(signal.SIGINT)
+    with contextlib.closing(process.stdout):
+        house._end(process, mark)
+    assert process.poll() == -signal.SIGKILL and interrupted == [mark]
+    assert signal.getsignal(signal.SIGINT) is before
 
 
 def test_paths_are_meant_where_the_command_was_typed(tmp_path, monkeypatch):
