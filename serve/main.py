@@ -108,10 +108,9 @@ def run(args: Any, home: str, stop: threading.Event) -> None:
                 object_store_memory=128 << 20, **dashboard(args),
             )  # fmt: skip
         heard(stop, home)
-        if args.gpus_each is None and not house.cpu:
-            house.gpus_each = measured(house)
-        elif not house.cpu and not ray.cluster_resources().get("GPU") and not args.address:
-            house.gpus_each = 0.0  # a GPU that Ray does not count: one ComfyUI has it
+        if not house.cpu:
+            gpus = ray.cluster_resources().get("GPU", 0.0)
+            house.gpus_each = part(args.gpus_each, gpus, bool(args.address), house, stop)
         up(args, house, metrics, stop)
     finally:
         # Ray that was killed in part may wait for the other part for ever
@@ -217,16 +216,43 @@ def quiet() -> None:
             os.dup2(nothing.fileno(), stream)
 
 
-def measured(house: Any) -> float:
-    """What of a GPU a replica is to have: one ComfyUI on one is measured."""
+def part(
+    asked: float | None, gpus: float, joins: bool, house: Any, stop: threading.Event
+) -> float:
+    """What of a GPU each replica is to have, where Ray counts so many.
+
+    Args:
+        asked: by --gpus-each; None: to be measured.
+        gpus: that Ray counts now.
+        joins: whether the cluster was there before, and may grow.
+    """
+    if not gpus and not joins:
+        # Ray counts none of some kinds (Apple's, for one), and a task for one would wait for ever
+        if asked is None:
+            print("- Ray counts no GPU here, so none can be shared: one ComfyUI has it", flush=True)
+        return 0.0
+    if asked is not None:
+        return asked
+    if not gpus:
+        print("- the cluster has no GPU now: waiting until it gets one", flush=True)
+    return measured(house, stop)
+
+
+def measured(house: Any, stop: threading.Event) -> float:
+    """What of a GPU a replica is to have: one ComfyUI on one is measured, unless `stop` is set."""
     import ray
 
     from . import capacity
     from .measuring import measure
 
     print("- measuring one ComfyUI on one GPU ...", flush=True)
+    asked = ray.remote(num_gpus=1, num_cpus=0, max_retries=0)(measure).remote(house)
+    while not ray.wait([asked], timeout=0.3)[0]:
+        if stop.is_set():
+            ray.cancel(asked, force=True)
+            raise KeyboardInterrupt
     try:
-        found = ray.get(ray.remote(num_gpus=1, num_cpus=0, max_retries=0)(measure).remote(house))
+        found = ray.get(asked)
     except ray.exceptions.RayTaskError as error:
         raise Wrong(f"it could not be measured: {error.cause}") from None
     each = capacity.fraction(

@@ -7,12 +7,15 @@ import pathlib
 import signal
 import subprocess
 import sys
+import threading
 import time
+import types
 
 import pytest
 from serving import ROOT, launch, served
 
 options, haproxy, settings = served("options"), served("haproxy"), served("settings")
+main = served("main")
 WORKFLOW = str(ROOT / "workflows" / "live_webcam.json")
 LINUX = pytest.mark.skipif(sys.platform != "linux", reason="looks at /proc, or runs HAProxy")
 
@@ -89,6 +92,31 @@ def test_what_only_the_machine_knows_comes_from_its_environment(monkeypatch):
     for wrong in ({"key": "short"}, {"ports": (9, 3)}, {"other": 1}, {"replicas": "x"}):
         with pytest.raises(ValueError):
             settings.Settings(workflow=WORKFLOW, **wrong)
+
+
+@pytest.mark.parametrize("asked,gpus,joins,expected", [
+    (None, 0, False, 0.0), (0.5, 0, False, 0.0), (1.0, 0, False, 0.0),
+    (None, 2, False, "measured"), (0.5, 2, False, 0.5), (0.5, 0, True, 0.5),
+    (None, 0, True, "measured"), (None, 2, True, "measured"),
+])  # fmt: skip
+def test_no_gpu_is_measured_that_ray_does_not_count(asked, gpus, joins, expected, monkeypatch):
+    """A task for one would wait for ever; a cluster that grows may get one."""
+    monkeypatch.setattr(main, "measured", lambda house, stop: "measured")
+    assert main.part(asked, gpus, joins, None, threading.Event()) == expected
+
+
+def test_what_is_measured_is_not_waited_for_when_the_house_is_to_end(monkeypatch):
+    ray, asked = types.ModuleType("ray"), []
+    ray.remote = lambda **how: lambda function: types.SimpleNamespace(remote=asked.append)
+    ray.wait = lambda tasks, timeout: ([], tasks)  # no machine ever has a GPU for it
+    ray.cancel = lambda task, force: asked.append("cancelled")
+    monkeypatch.setitem(sys.modules, "ray", ray)
+    monkeypatch.setitem(sys.modules, "serve.measuring", types.SimpleNamespace(measure=None))
+    stop = threading.Event()
+    stop.set()
+    with pytest.raises(KeyboardInterrupt):
+        main.measured("house", stop)
+    assert asked == ["house", "cancelled"]
 
 
 @LINUX
