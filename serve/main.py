@@ -5,6 +5,7 @@ SIGTERM, SIGINT, or when standard input closes, which `run.py` holds open: it ca
 """
 
 import contextlib
+import ipaddress
 import json
 import logging
 import os
@@ -21,9 +22,10 @@ import urllib.request
 from typing import Any
 
 from launch.house import left
+from launch.lan import own_address
 
 from . import haproxy
-from .options import PORT, options, settings
+from .options import LOCAL, PORT, options, settings
 
 PREFIX = "lds"  # of the folder; short, see haproxy.py
 THREADS = "LIVEDIFFUSION_THREADS"  # replica.py has it, too
@@ -156,24 +158,20 @@ def up(args: Any, house: Any, metrics: int, stop: threading.Event) -> None:
     )
     target = serve.RunTarget(build(house), name=NAME, route_prefix="/")
     serve.run_many([target], wait_for_applications_running=False)
-    name = "localhost" if house.local() else house.host
-    address = f"http://{name}:{port}"
+    health = f"{reached(house.host, port)}/healthz"
     ticket = Tickets(decoded(house.key)).make(OPERATOR, OPERATOR_S, id="operator")
     shown, warm, began = False, False, time.monotonic()
     looked = heard_of = began
     while not stop.wait(0.3):
         if shown and time.monotonic() - looked > _LOOK_S:
             looked = time.monotonic()
-            if answers(f"http://127.0.0.1:{port}/healthz"):
+            if answers(health):
                 heard_of = looked
             elif looked - heard_of > _SILENT_S:
                 raise Wrong(f"the house has not answered for {_SILENT_S:.0f} s: start it again")
-        if not shown and answers(f"http://127.0.0.1:{port}/healthz"):
+        if not shown and answers(health):
             shown, heard_of = True, time.monotonic()
-            print(
-                f"\n  {address}\n\n  is the visitors' address. The operator's, to be kept secret:\n"
-                f"\n  {address}/operator?ticket={ticket}\n", flush=True,
-            )  # fmt: skip
+            print(told(house.host, port, house.secure, ticket), flush=True)
             if metrics:
                 print(f"- metrics for Prometheus: http://127.0.0.1:{metrics}/metrics", flush=True)
             print("- Ctrl+C ends it. Starting the first ComfyUI ...", flush=True)
@@ -185,6 +183,57 @@ def up(args: Any, house: Any, metrics: int, stop: threading.Event) -> None:
                 print(f"  done in {time.monotonic() - began:.1f} s", flush=True)
         if state is not None and state.status == "DEPLOY_FAILED":
             raise Wrong(failure(state))
+
+
+def told(host: str, port: int, secure: bool, ticket: str) -> str:
+    """The addresses as they are shown at the start.
+
+    Args:
+        secure: whether a proxy before the house takes HTTPS; its address is not known here.
+    """
+    here, there = addresses(host, port)
+    lan = f"\n  {there}\n      from other machines" if there else ""
+    if secure:
+        return (
+            f"\n  {here}{lan}\n\n  is where the proxy that has HTTPS reaches the house. Visitors "
+            "open that proxy's\n  own address. The operator's, to be kept secret, is there, too:\n"
+            f"\n  https://PROXY/operator?ticket={ticket}\n"
+        )
+    camera = "" if host in LOCAL else (
+        "  Browsers give a page its camera on localhost and by HTTPS only: docs/serve.md, HTTPS.\n"
+    )  # fmt: skip
+    return (
+        f"\n  {here}{lan}\n\n  is the visitors' address.\n{camera}  The operator's, to be kept "
+        f"secret:\n\n  {here}/operator?ticket={ticket}\n"
+    )
+
+
+def addresses(host: str, port: int) -> tuple[str, str]:
+    """Where the house can be opened that listens on `host`: on this machine, and on others.
+
+    Returns:
+        The first one is never empty. The second one is where it is another than the first: where
+        the house listens on all addresses of this machine and the machine is in a network.
+    """
+    own = own_address() if everywhere(host) else None
+    local = everywhere(host) or host in LOCAL
+    here = f"http://localhost:{port}" if local else reached(host, port)
+    return here, f"http://{own}:{port}" if own else ""
+
+
+def reached(host: str, port: int) -> str:
+    """Where this process reaches what listens on `host`."""
+    if everywhere(host) or host == "localhost":
+        host = "127.0.0.1"
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def everywhere(host: str) -> bool:
+    """Whether it stands for all addresses of a machine: nobody can open that."""
+    try:
+        return ipaddress.ip_address(host).is_unspecified
+    except ValueError:
+        return False
 
 
 def failure(state: Any) -> str:

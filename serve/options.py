@@ -9,6 +9,7 @@ from .workflow import exposed
 from .workflow.saved import MOST_NODES
 
 PORT = 8000
+LOCAL = ("127.0.0.1", "localhost", "::1")  # hosts that are this machine only
 _DEEP = 32  # subgraphs in each other that are looked into
 _ADDRESS = re.compile(r"auto|local|(?:ray://)?[\w.-]+:\d{1,5}|(?:ray://)?\[[\da-fA-F:]+\]:\d{1,5}")
 _KEY = re.compile(r"[\w-]+=*")

@@ -13,7 +13,7 @@ from typing import Any
 
 import pydantic
 
-from .options import MOST_REPLICAS, bounds
+from .options import LOCAL, MOST_REPLICAS, bounds
 from .workflow import exposed
 
 ENVIRONMENT = {
@@ -146,7 +146,7 @@ class Settings(pydantic.BaseModel):
 
     def local(self) -> bool:
         """Whether replicas' ports are for this machine only."""
-        return self.host in ("127.0.0.1", "localhost", "::1")
+        return self.host in LOCAL
 
 
 def decoded(key: str) -> bytes:

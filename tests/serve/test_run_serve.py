@@ -119,6 +119,31 @@ def test_what_is_measured_is_not_waited_for_when_the_house_is_to_end(monkeypatch
     assert asked == ["house", "cancelled"]
 
 
+@pytest.mark.parametrize("host,own,expected", [
+    ("127.0.0.1", "10.0.0.7", ("http://localhost:80", "", "http://127.0.0.1:80")),
+    ("localhost", "10.0.0.7", ("http://localhost:80", "", "http://127.0.0.1:80")),
+    ("::1", "10.0.0.7", ("http://localhost:80", "", "http://[::1]:80")),
+    ("0.0.0.0", "10.0.0.7", ("http://localhost:80", "http://10.0.0.7:80", "http://127.0.0.1:80")),
+    ("0.0.0.0", None, ("http://localhost:80", "", "http://127.0.0.1:80")),
+    ("::", "10.0.0.7", ("http://localhost:80", "http://10.0.0.7:80", "http://127.0.0.1:80")),
+    ("10.0.0.7", "10.0.0.7", ("http://10.0.0.7:80", "", "http://10.0.0.7:80")),
+    ("fd00::7", None, ("http://[fd00::7]:80", "", "http://[fd00::7]:80")),
+    ("art.example", None, ("http://art.example:80", "", "http://art.example:80")),
+])  # fmt: skip
+def test_each_address_that_is_printed_can_be_opened(host, own, expected, monkeypatch):
+    monkeypatch.setattr(main, "own_address", lambda: own)
+    here, there, looked = expected
+    assert main.addresses(host, 80) == (here, there) and main.reached(host, 80) == looked
+    said = main.told(host, 80, False, "T")
+    assert f"\n  {here}/operator?ticket=T\n" in said and (there in said)
+    assert "0.0.0.0" not in said and "//:" not in said
+    assert ("HTTPS" in said) == (host not in options.LOCAL), "elsewhere there is no camera"
+    # behind a proxy that has HTTPS its address is the one to open
+    said = main.told(host, 80, True, "T")
+    assert "https://PROXY/operator?ticket=T" in said and "proxy" in said
+    assert f"\n  {here}\n" in said and "http://" not in said.partition("operator")[2]
+
+
 @LINUX
 def test_haproxy_s_own_pages_are_for_this_machine_and_it_says_who_a_visitor_is(tmp_path):
     real = tmp_path / "real"
