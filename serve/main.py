@@ -110,9 +110,11 @@ def run(args: Any, home: str, stop: threading.Event) -> None:
                 object_store_memory=128 << 20, **dashboard(args),
             )  # fmt: skip
         heard(stop, home)
+        gpus = ray.cluster_resources().get("GPU", 0.0)
         if not house.cpu:
-            gpus = ray.cluster_resources().get("GPU", 0.0)
             house.gpus_each = part(args.gpus_each, gpus, bool(args.address), house, stop)
+        if not args.address:
+            house.replicas = house.here(gpus)
         up(args, house, metrics, stop)
     finally:
         # Ray that was killed in part may wait for the other part for ever

@@ -31,7 +31,8 @@ def parser() -> argparse.ArgumentParser:
         help="first of all options: how many GPUs are needed, on paper (--plan --help)")
     add("workflow", type=pathlib.Path, help="a workflow, as ComfyUI saves it")
     add("--replicas", default="auto", metavar="auto|N|MIN:MAX",
-        help="ComfyUIs; auto: as many as GPUs, from one on; MIN may be 0")
+        help="ComfyUIs; auto: one for each GPU, more as needed where GPUs are shared; on a cluster "
+        "that is joined as many as needed, from one on; MIN may be 0")
     add("--port", type=int, help=f"default: {PORT}, or a free one where that is taken")
     add("--host", default="127.0.0.1", help="0.0.0.0 to be reached from other machines")
     add("--fps", type=float, default=15, help="that each stream is to keep (default 15)")
@@ -47,7 +48,8 @@ def parser() -> argparse.ArgumentParser:
     add("--cpu", action="store_true", help="run on the CPU")
     add("--gpus-each", type=_part, default=1.0, metavar="auto|FRACTION",
         help="of a GPU, for each replica; auto measures one first (default 1)")
-    add("--spare", type=int, default=0, metavar="N", help="replicas to be free for who comes next")
+    add("--spare", type=int, default=0, metavar="N",
+        help="replicas to be free for who comes next, where their number is not fixed")
     add("--idle", type=float, default=120, metavar="SECONDS",
         help="that a replica too many is kept (default 120)")
     add("--drain", type=float, default=20, metavar="SECONDS",

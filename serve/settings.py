@@ -29,7 +29,8 @@ class Settings(pydantic.BaseModel):
         workflow: a workflow as ComfyUI saves it, or the path of its file.
         inputs: NODE.NAME of what visitors may change; empty: what the workflow exposes.
         title: what stands above the page.
-        replicas: "auto" (as many as GPUs, from one on), "N" or "MIN:MAX"; MIN may be 0.
+        replicas: "auto" (as many as GPUs, from one on), "N" or "MIN:MAX"; MIN may be 0. Of
+            `run.py serve` on a machine of its own "auto" is `here`.
         spare: replicas that are kept for who comes next, while anybody is here.
         most: what "auto" scales up to where the cluster may grow; 0: the GPUs that it has now.
         ingresses: processes that visitors' sockets are spread over.
@@ -141,8 +142,18 @@ class Settings(pydantic.BaseModel):
     def bounds(self, gpus: float) -> tuple[int, int]:
         """The fewest and most replicas, where the cluster has so many GPUs now."""
         each = 0 if self.cpu else self.gpus_each
-        here = max(1, int(gpus / each + 1e-6)) if each else 1
+        # one is on one GPU: what is left of two does not make another
+        here = max(1, int(gpus) * int(1 / each + 1e-6)) if each else 1
         return bounds(self.replicas, max(here, self.most))
+
+    def here(self, gpus: float) -> str:
+        """`replicas` on a machine of one's own with so many GPUs, which cost the same unused:
+        "auto" is one for each GPU at once, and where GPUs are shared more as they are needed."""
+        if self.replicas != "auto":
+            return self.replicas
+        _, high = self.bounds(gpus)
+        low = min(high, max(1, int(gpus)))
+        return f"{low}" if low == high else f"{low}:{high}"
 
     def local(self) -> bool:
         """Whether replicas' ports are for this machine only."""

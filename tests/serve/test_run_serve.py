@@ -75,13 +75,26 @@ def test_every_option_reaches_the_settings_of_the_house():
 
 @pytest.mark.parametrize("replicas,gpus,each,cpu,expected", [
     ("auto", 2, 1.0, False, (1, 2)), ("auto", 2, 0.25, False, (1, 8)),
-    ("auto", 0, 1.0, False, (1, 1)),
+    ("auto", 0, 1.0, False, (1, 1)), ("auto", 2, 0.6, False, (1, 2)),
     ("auto", 2, 1.0, True, (1, 1)), ("3", 2, 1.0, False, (3, 3)), ("1:5", 0, 1.0, True, (1, 5)),
     (2, 0, 0.0, False, (2, 2)),
 ])  # fmt: skip
 def test_how_many_replicas_auto_is(replicas, gpus, each, cpu, expected):
     house = settings.Settings(workflow=WORKFLOW, replicas=replicas, gpus_each=each, cpu=cpu)
     assert house.bounds(gpus) == expected
+
+
+@pytest.mark.parametrize("replicas,gpus,each,cpu,expected", [
+    ("auto", 2, 1.0, False, "2"), ("auto", 1, 1.0, False, "1"), ("auto", 0, 0.0, False, "1"),
+    ("auto", 2, 0.25, False, "2:8"), ("auto", 2, 1.0, True, "1"), ("auto", 0, 1.0, True, "1"),
+    ("auto", 2, 0.6, False, "2"), ("1:2", 2, 1.0, False, "1:2"), ("3", 2, 1.0, False, "3"),
+    ("0:2", 2, 0.5, False, "0:2"),
+])  # fmt: skip
+def test_on_a_machine_of_one_s_own_each_gpu_has_its_comfyui_from_the_start(
+    replicas, gpus, each, cpu, expected
+):
+    house = settings.Settings(workflow=WORKFLOW, replicas=replicas, gpus_each=each, cpu=cpu)
+    assert house.here(gpus) == expected
 
 
 def test_what_only_the_machine_knows_comes_from_its_environment(monkeypatch):
