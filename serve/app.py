@@ -7,6 +7,7 @@ repository's root is on PYTHONPATH and ray[serve] installed; ComfyUI has a Pytho
 
 import asyncio
 import contextlib
+import logging
 from typing import Any
 
 from ray import serve
@@ -79,6 +80,9 @@ def build(settings: Settings) -> Application:
     if not settings.key:
         key = base64.urlsafe_b64encode(new_key()).decode()
         settings = settings.model_copy(update={"key": key})
+        logging.getLogger("ray.serve").warning(
+            "LIVEDIFFUSION_KEY is not set: nobody can make an operator's address of this house."
+        )
     gpus = ray.cluster_resources().get("GPU", 0.0) if ray.is_initialized() else 0.0
     low, high = settings.bounds(gpus)
     lobby = serve.deployment(HouseLobby).options(

@@ -24,11 +24,12 @@ from typing import Any
 from launch.house import left
 from launch.lan import own_address
 
-from . import haproxy
+from . import access, haproxy
 from .options import LOCAL, PORT, options, settings
 
 PREFIX = "lds"  # of the folder; short, see haproxy.py
 THREADS = "LIVEDIFFUSION_THREADS"  # replica.py has it, too
+PROXY = "https://PROXY"  # in an operator's address where only the user knows it
 MARK = "LIVEDIFFUSION_HOUSE"  # in the environment of all that belongs to one house
 _LOOK_S = 5.0  # between two looks whether the address answers
 _SILENT_S = 60.0  # without an answer, after which it is over: Serve has had time to mend it
@@ -143,9 +144,7 @@ def up(args: Any, house: Any, metrics: int, stop: threading.Event) -> None:
     from ray import serve
 
     from .app import NAME, build
-    from .ingress.ingress import OPERATOR_S
-    from .settings import decoded
-    from .tickets import OPERATOR, Tickets
+    from .tickets import Tickets, decoded
 
     port = haproxy.free_port(args.port or PORT)
     if args.port and port != args.port:
@@ -161,7 +160,7 @@ def up(args: Any, house: Any, metrics: int, stop: threading.Event) -> None:
     target = serve.RunTarget(build(house), name=NAME, route_prefix="/")
     serve.run_many([target], wait_for_applications_running=False)
     health = f"{reached(house.host, port)}/healthz"
-    ticket = Tickets(decoded(house.key)).make(OPERATOR, OPERATOR_S, id="operator")
+    tickets = Tickets(decoded(house.key))
     shown, warm, began = False, False, time.monotonic()
     looked = heard_of = began
     while not stop.wait(0.3):
@@ -173,10 +172,14 @@ def up(args: Any, house: Any, metrics: int, stop: threading.Event) -> None:
                 raise Wrong(f"the house has not answered for {_SILENT_S:.0f} s: start it again")
         if not shown and answers(health):
             shown, heard_of = True, time.monotonic()
-            print(told(house.host, port, house.secure, ticket), flush=True)
+            printed = time.time()
+            print(told(house.host, port, house.secure, tickets), flush=True)
             if metrics:
                 print(f"- metrics for Prometheus: http://127.0.0.1:{metrics}/metrics", flush=True)
             print("- Ctrl+C ends it. Starting the first ComfyUI ...", flush=True)
+        if shown and access.due(printed, time.time()):
+            printed = time.time()
+            print(again(house.host, port, house.secure, tickets), flush=True)
         state = serve.status().applications.get(NAME)
         if state is not None and not warm:
             replicas = state.deployments.get("Replica")
@@ -187,7 +190,7 @@ def up(args: Any, house: Any, metrics: int, stop: threading.Event) -> None:
             raise Wrong(failure(state))
 
 
-def told(host: str, port: int, secure: bool, ticket: str) -> str:
+def told(host: str, port: int, secure: bool, tickets: Any) -> str:
     """The addresses as they are shown at the start.
 
     Args:
@@ -195,19 +198,29 @@ def told(host: str, port: int, secure: bool, ticket: str) -> str:
     """
     here, there = addresses(host, port)
     lan = f"\n  {there}\n      from other machines" if there else ""
+    operators = (
+        f"good for {access.ADDRESS_S / 3600:.0f} hours,\n  and a new one is printed before:\n"
+        f"\n  {access.address(tickets, PROXY if secure else here)}\n"
+    )
     if secure:
         return (
             f"\n  {here}{lan}\n\n  is where the proxy that has HTTPS reaches the house. Visitors "
-            "open that proxy's\n  own address. The operator's, to be kept secret, is there, too:\n"
-            f"\n  https://PROXY/operator?ticket={ticket}\n"
+            "open that proxy's\n  own address. The operator's is there, too, to be kept secret, "
+            f"{operators}"
         )
     camera = "" if host in LOCAL else (
         "  Browsers give a page its camera on localhost and by HTTPS only: docs/serve.md, HTTPS.\n"
     )  # fmt: skip
     return (
-        f"\n  {here}{lan}\n\n  is the visitors' address.\n{camera}  The operator's, to be kept "
-        f"secret:\n\n  {here}/operator?ticket={ticket}\n"
+        f"\n  {here}{lan}\n\n  is the visitors' address.\n{camera}  The operator's is to be "
+        f"kept secret, {operators}"
     )
+
+
+def again(host: str, port: int, secure: bool, tickets: Any) -> str:
+    """Another operator's address, when the one before is nearly over."""
+    where = PROXY if secure else addresses(host, port)[0]
+    return f"- the operator's address from now on: {access.address(tickets, where)}"
 
 
 def addresses(host: str, port: int) -> tuple[str, str]:

@@ -29,6 +29,8 @@ def parser() -> argparse.ArgumentParser:
     add = found.add_argument
     add("--plan", action="store_true",
         help="first of all options: how many GPUs are needed, on paper (--plan --help)")
+    add("--operator", action="store_true",
+        help="first of all options: prints an operator's address (--operator --help)")
     add("workflow", type=pathlib.Path, help="a workflow, as ComfyUI saves it")
     add("--replicas", default="auto", metavar="auto|N|MIN:MAX",
         help="ComfyUIs; auto: one for each GPU, more as needed where GPUs are shared; on a cluster "

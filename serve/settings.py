@@ -5,8 +5,6 @@ What only the cluster's machines know (where ComfyUI is, the key) may come from 
 LIVEDIFFUSION_COMFYUI, LIVEDIFFUSION_PYTHON, LIVEDIFFUSION_BASE, LIVEDIFFUSION_KEY.
 """
 
-import base64
-import binascii
 import os
 import pathlib
 from typing import Any
@@ -14,6 +12,7 @@ from typing import Any
 import pydantic
 
 from .options import LOCAL, MOST_REPLICAS, bounds
+from .tickets import decoded
 from .workflow import exposed
 
 ENVIRONMENT = {
@@ -158,15 +157,3 @@ class Settings(pydantic.BaseModel):
     def local(self) -> bool:
         """Whether replicas' ports are for this machine only."""
         return self.host in LOCAL
-
-
-def decoded(key: str) -> bytes:
-    """A key as bytes.
-
-    Raises:
-        ValueError: it is not base64url.
-    """
-    try:
-        return base64.urlsafe_b64decode(key + "=" * (-len(key) % 4))
-    except (ValueError, binascii.Error):
-        raise ValueError("a house's key is base64url of 16 bytes or more") from None

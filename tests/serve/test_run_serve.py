@@ -15,7 +15,7 @@ import pytest
 from serving import ROOT, launch, served
 
 options, haproxy, settings = served("options"), served("haproxy"), served("settings")
-main = served("main")
+main, KEYS = served("main"), served("tickets").Tickets(b"k" * 32)
 WORKFLOW = str(ROOT / "workflows" / "live_webcam.json")
 LINUX = pytest.mark.skipif(sys.platform != "linux", reason="looks at /proc, or runs HAProxy")
 
@@ -147,13 +147,13 @@ def test_each_address_that_is_printed_can_be_opened(host, own, expected, monkeyp
     monkeypatch.setattr(main, "own_address", lambda: own)
     here, there, looked = expected
     assert main.addresses(host, 80) == (here, there) and main.reached(host, 80) == looked
-    said = main.told(host, 80, False, "T")
-    assert f"\n  {here}/operator?ticket=T\n" in said and (there in said)
+    said = main.told(host, 80, False, KEYS)
+    assert f"\n  {here}/operator?ticket=" in said and (there in said)
     assert "0.0.0.0" not in said and "//:" not in said
     assert ("HTTPS" in said) == (host not in options.LOCAL), "elsewhere there is no camera"
     # behind a proxy that has HTTPS its address is the one to open
-    said = main.told(host, 80, True, "T")
-    assert "https://PROXY/operator?ticket=T" in said and "proxy" in said
+    said = main.told(host, 80, True, KEYS)
+    assert "https://PROXY/operator?ticket=" in said and "proxy" in said
     assert f"\n  {here}\n" in said and "http://" not in said.partition("operator")[2]
 
 
