@@ -15,6 +15,7 @@ from ray.serve import Application
 from ray.serve.config import AutoscalingConfig, AutoscalingPolicy
 
 from . import logs, metrics
+from .bounded import Bounded
 from .ingress.ingress import Ingress
 from .lobby import Lobby
 from .replica import Replica
@@ -35,7 +36,10 @@ class HouseLobby(Lobby):
     """The lobby as a deployment: its methods as Serve calls them, in one event loop."""
 
     async def __init__(self, settings: Settings):
-        log = logs.Log(logs.to_file(settings.log) if settings.log else None, settings.log_prompts)
+        write = logs.to_file(settings.log) if settings.log else None
+        if write and settings.log_most:
+            write = Bounded(settings.log, settings.log_most, write)
+        log = logs.Log(write, settings.log_prompts)
         super().__init__(settings, log, metrics.OfHouse(), self._call)
         self._waking: set[asyncio.Task] = set()
 

@@ -23,6 +23,7 @@ from typing import Any
 
 from launch.house import left
 from launch.lan import own_address
+from launch.setup import CACHE
 
 from . import access, haproxy
 from .options import LOCAL, PORT, options, settings
@@ -31,6 +32,7 @@ PREFIX = "lds"  # of the folder; short, see haproxy.py
 THREADS = "LIVEDIFFUSION_THREADS"  # replica.py has it, too
 PROXY = "https://PROXY"  # in an operator's address where only the user knows it
 MARK = "LIVEDIFFUSION_HOUSE"  # in the environment of all that belongs to one house
+LOG_MOST = 16 << 20  # bytes of a log that nobody named a file for; two such are kept
 _LOOK_S = 5.0  # between two looks whether the address answers
 _SILENT_S = 60.0  # without an answer, after which it is over: Serve has had time to mend it
 _LAST_S = 45.0  # for an orderly end
@@ -152,6 +154,8 @@ def up(args: Any, house: Any, metrics: int, stop: threading.Event) -> None:
         raise Wrong(f"port {args.port} is taken: end what has it, or choose another (--port)")
     if port != PORT and not args.port:
         print(f"- port {PORT} is taken: {port} instead", flush=True)
+    if not house.log and not args.address:
+        house.log, house.log_most = own_log(port), LOG_MOST
     serve.start(
         proxy_location="EveryNode" if args.address else "HeadOnly",
         http_options={"host": house.host, "port": port, "request_timeout_s": None},
@@ -176,6 +180,8 @@ def up(args: Any, house: Any, metrics: int, stop: threading.Event) -> None:
             print(told(house.host, port, house.secure, tickets), flush=True)
             if metrics:
                 print(f"- metrics for Prometheus: http://127.0.0.1:{metrics}/metrics", flush=True)
+            if house.log:
+                print(f"- log: {house.log}", flush=True)
             print("- Ctrl+C ends it. Starting the first ComfyUI ...", flush=True)
         if shown and access.due(printed, time.time()):
             printed = time.time()
@@ -188,6 +194,20 @@ def up(args: Any, house: Any, metrics: int, stop: threading.Event) -> None:
                 print(f"  done in {time.monotonic() - began:.1f} s", flush=True)
         if state is not None and state.status == "DEPLOY_FAILED":
             raise Wrong(failure(state))
+
+
+def own_log(port: int) -> str:
+    """Where the log is that nobody named a file for: what a house before had there is gone. Empty
+    where the cache cannot be written; then it is the lobby's own output."""
+    path = CACHE / "serve" / f"{port}.jsonl"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.with_name(f"{path.name}.1").unlink(missing_ok=True)
+        path.write_bytes(b"")  # so that it is there when somebody looks
+    except OSError as reason:
+        print(f"- no log: {reason}. --log FILE names another place", flush=True)
+        return ""
+    return str(path)
 
 
 def told(host: str, port: int, secure: bool, tickets: Any) -> str:

@@ -76,7 +76,8 @@ def parser() -> argparse.ArgumentParser:
         help="of a Ray cluster that runs (default: one of its own)")
     add("--key", default="", help="of the house, base64url; LIVEDIFFUSION_KEY keeps it out of "
         "process lists (default: a new one)")
-    add("--log", type=pathlib.Path, metavar="FILE", help="for sessions' events, one JSON a line")
+    add("--log", type=pathlib.Path, metavar="FILE", help="for sessions' events, one JSON a line; "
+        "appended to (default: one in the cache, whose place is printed)")
     add("--log-prompts", action="store_true", help="also what visitors write")
     # what run.py found
     add("--folder", default="", help=argparse.SUPPRESS)

@@ -58,6 +58,7 @@ class Settings(pydantic.BaseModel):
         to_zero_s: the same of the last one, where MIN is 0; None: idle_s.
         log: the file that sessions' events are appended to, of the machine that the lobby is on;
             empty: the lobby's own output.
+        log_most: bytes after which that file begins anew, the one before kept as LOG.1; 0: never.
         log_prompts: whether the log has what visitors write.
     """
 
@@ -94,6 +95,7 @@ class Settings(pydantic.BaseModel):
     idle_s: float = pydantic.Field(120.0, ge=0)
     to_zero_s: float | None = pydantic.Field(None, ge=0)
     log: str = ""
+    log_most: int = pydantic.Field(0, ge=0)
     log_prompts: bool = False
 
     @pydantic.model_validator(mode="before")

@@ -314,6 +314,52 @@ def test_a_second_ctrl_c_leaves_nothing_of_a_house_running(monkeypatch):
     assert signal.getsignal(signal.SIGINT) is before
 
 
+def test_a_log_that_nobody_named_is_there_is_found_and_does_not_grow(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(main, "CACHE", tmp_path / "cache")
+    path = pathlib.Path(main.own_log(8000))
+    assert path.is_file() and path.is_relative_to(tmp_path)
+    bounded, logs = served("bounded"), served("logs")
+
+    def lobby():
+        def write(line):
+            with path.open("a", encoding="utf-8") as file:
+                file.write(line + "\n")
+
+        return logs.Log(bounded.Bounded(str(path), 1000, write))
+
+    log = lobby()
+    for number in range(100):
+        if number == 50:
+            log = lobby()  # another lobby goes on where the last one was
+        log.event("start", number=number)
+    both = [path.with_name(path.name + ".1"), path]
+    assert sorted(path.parent.iterdir()) == sorted(both)
+    assert all(one.stat().st_size <= 1100 for one in both)
+    kept = [json.loads(line)["number"] for one in both for line in one.read_text().splitlines()]
+    assert kept == list(range(kept[0], 100)) and len(kept) >= 15, "the latest, none left out"
+    # the next house begins with an empty one
+    assert main.own_log(8000) == str(path) and path.read_bytes() == b""
+    assert [one.name for one in path.parent.iterdir()] == ["8000.jsonl"]
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(main, "CACHE", tmp_path / "file")
+    assert main.own_log(8000) == "" and "--log FILE" in capsys.readouterr().out
+
+
+def test_a_log_that_cannot_begin_anew_goes_on_and_says_its_troubles(tmp_path):
+    lines = []
+
+    class Write:
+        problem = "The disk is full."
+
+        def __call__(self, line):
+            lines.append(line)
+
+    made = served("bounded").Bounded(str(tmp_path / "none" / "x"), 10, Write())
+    for _ in range(5):
+        made("x" * 9)
+    assert len(lines) == 5 and made.problem == "The disk is full."
+
+
 def test_paths_are_meant_where_the_command_was_typed(tmp_path, monkeypatch):
     house = launch("house")
     (tmp_path / "w.json").write_text("{}")
