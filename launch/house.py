@@ -67,10 +67,11 @@ def environment() -> pathlib.Path:
 def serve(version: str, rest: list[str]) -> int:
     """The house, until it ends."""
     own = {**os.environ, "PYTHONPATH": str(ROOT)}
-    if "--plan" in rest:
-        planned = [option for option in _absolute(rest) if option != "--plan"]
-        command = [sys.executable, "-m", "serve.plan", *planned]
-        return subprocess.run(command, cwd=ROOT, stdin=subprocess.DEVNULL, env=own).returncode
+    for other, module in (("--plan", "serve.plan"), ("--operator", "serve.access")):
+        if other in rest:
+            more = [option for option in _absolute(rest) if option != other]
+            command = [sys.executable, "-m", module, *more]
+            return subprocess.run(command, cwd=ROOT, stdin=subprocess.DEVNULL, env=own).returncode
     command = ["-m", "serve.main"]
     asked = bool({"--help", "-h"} & set(rest))
     # what cannot be done is said before anything is set up

@@ -7,6 +7,7 @@ repository's root is on PYTHONPATH and ray[serve] installed; ComfyUI has a Pytho
 
 import asyncio
 import contextlib
+import logging
 from typing import Any
 
 from ray import serve
@@ -14,6 +15,7 @@ from ray.serve import Application
 from ray.serve.config import AutoscalingConfig, AutoscalingPolicy
 
 from . import logs, metrics
+from .bounded import Bounded
 from .ingress.ingress import Ingress
 from .lobby import Lobby
 from .replica import Replica
@@ -34,7 +36,10 @@ class HouseLobby(Lobby):
     """The lobby as a deployment: its methods as Serve calls them, in one event loop."""
 
     async def __init__(self, settings: Settings):
-        log = logs.Log(logs.to_file(settings.log) if settings.log else None, settings.log_prompts)
+        write = logs.to_file(settings.log) if settings.log else None
+        if write and settings.log_most:
+            write = Bounded(settings.log, settings.log_most, write)
+        log = logs.Log(write, settings.log_prompts)
         super().__init__(settings, log, metrics.OfHouse(), self._call)
         self._waking: set[asyncio.Task] = set()
 
@@ -79,6 +84,9 @@ def build(settings: Settings) -> Application:
     if not settings.key:
         key = base64.urlsafe_b64encode(new_key()).decode()
         settings = settings.model_copy(update={"key": key})
+        logging.getLogger("ray.serve").warning(
+            "LIVEDIFFUSION_KEY is not set: nobody can make an operator's address of this house."
+        )
     gpus = ray.cluster_resources().get("GPU", 0.0) if ray.is_initialized() else 0.0
     low, high = settings.bounds(gpus)
     lobby = serve.deployment(HouseLobby).options(

@@ -5,6 +5,7 @@ SIGTERM, SIGINT, or when standard input closes, which `run.py` holds open: it ca
 """
 
 import contextlib
+import ipaddress
 import json
 import logging
 import os
@@ -21,13 +22,17 @@ import urllib.request
 from typing import Any
 
 from launch.house import left
+from launch.lan import own_address
+from launch.setup import CACHE
 
-from . import haproxy
-from .options import PORT, options, settings
+from . import access, haproxy
+from .options import LOCAL, PORT, options, settings
 
 PREFIX = "lds"  # of the folder; short, see haproxy.py
 THREADS = "LIVEDIFFUSION_THREADS"  # replica.py has it, too
+PROXY = "https://PROXY"  # in an operator's address where only the user knows it
 MARK = "LIVEDIFFUSION_HOUSE"  # in the environment of all that belongs to one house
+LOG_MOST = 16 << 20  # bytes of a log that nobody named a file for; two such are kept
 _LOOK_S = 5.0  # between two looks whether the address answers
 _SILENT_S = 60.0  # without an answer, after which it is over: Serve has had time to mend it
 _LAST_S = 45.0  # for an orderly end
@@ -108,10 +113,11 @@ def run(args: Any, home: str, stop: threading.Event) -> None:
                 object_store_memory=128 << 20, **dashboard(args),
             )  # fmt: skip
         heard(stop, home)
-        if args.gpus_each is None and not house.cpu:
-            house.gpus_each = measured(house)
-        elif not house.cpu and not ray.cluster_resources().get("GPU") and not args.address:
-            house.gpus_each = 0.0  # a GPU that Ray does not count: one ComfyUI has it
+        gpus = ray.cluster_resources().get("GPU", 0.0)
+        if not house.cpu:
+            house.gpus_each = part(args.gpus_each, gpus, bool(args.address), house, stop)
+        if not args.address:
+            house.replicas = house.here(gpus)
         up(args, house, metrics, stop)
     finally:
         # Ray that was killed in part may wait for the other part for ever
@@ -140,9 +146,7 @@ def up(args: Any, house: Any, metrics: int, stop: threading.Event) -> None:
     from ray import serve
 
     from .app import NAME, build
-    from .ingress.ingress import OPERATOR_S
-    from .settings import decoded
-    from .tickets import OPERATOR, Tickets
+    from .tickets import Tickets, decoded
 
     port = haproxy.free_port(args.port or PORT)
     if args.port and port != args.port:
@@ -150,6 +154,8 @@ def up(args: Any, house: Any, metrics: int, stop: threading.Event) -> None:
         raise Wrong(f"port {args.port} is taken: end what has it, or choose another (--port)")
     if port != PORT and not args.port:
         print(f"- port {PORT} is taken: {port} instead", flush=True)
+    if not house.log and not args.address:
+        house.log, house.log_most = own_log(port), LOG_MOST
     serve.start(
         proxy_location="EveryNode" if args.address else "HeadOnly",
         http_options={"host": house.host, "port": port, "request_timeout_s": None},
@@ -157,27 +163,29 @@ def up(args: Any, house: Any, metrics: int, stop: threading.Event) -> None:
     )
     target = serve.RunTarget(build(house), name=NAME, route_prefix="/")
     serve.run_many([target], wait_for_applications_running=False)
-    name = "localhost" if house.local() else house.host
-    address = f"http://{name}:{port}"
-    ticket = Tickets(decoded(house.key)).make(OPERATOR, OPERATOR_S, id="operator")
+    health = f"{reached(house.host, port)}/healthz"
+    tickets = Tickets(decoded(house.key))
     shown, warm, began = False, False, time.monotonic()
     looked = heard_of = began
     while not stop.wait(0.3):
         if shown and time.monotonic() - looked > _LOOK_S:
             looked = time.monotonic()
-            if answers(f"http://127.0.0.1:{port}/healthz"):
+            if answers(health):
                 heard_of = looked
             elif looked - heard_of > _SILENT_S:
                 raise Wrong(f"the house has not answered for {_SILENT_S:.0f} s: start it again")
-        if not shown and answers(f"http://127.0.0.1:{port}/healthz"):
+        if not shown and answers(health):
             shown, heard_of = True, time.monotonic()
-            print(
-                f"\n  {address}\n\n  is the visitors' address. The operator's, to be kept secret:\n"
-                f"\n  {address}/operator?ticket={ticket}\n", flush=True,
-            )  # fmt: skip
+            printed = time.time()
+            print(told(house.host, port, house.secure, tickets), flush=True)
             if metrics:
                 print(f"- metrics for Prometheus: http://127.0.0.1:{metrics}/metrics", flush=True)
+            if house.log:
+                print(f"- log: {house.log}", flush=True)
             print("- Ctrl+C ends it. Starting the first ComfyUI ...", flush=True)
+        if shown and access.due(printed, time.time()):
+            printed = time.time()
+            print(again(house.host, port, house.secure, tickets), flush=True)
         state = serve.status().applications.get(NAME)
         if state is not None and not warm:
             replicas = state.deployments.get("Replica")
@@ -186,6 +194,81 @@ def up(args: Any, house: Any, metrics: int, stop: threading.Event) -> None:
                 print(f"  done in {time.monotonic() - began:.1f} s", flush=True)
         if state is not None and state.status == "DEPLOY_FAILED":
             raise Wrong(failure(state))
+
+
+def own_log(port: int) -> str:
+    """Where the log is that nobody named a file for: what a house before had there is gone. Empty
+    where the cache cannot be written; then it is the lobby's own output."""
+    path = CACHE / "serve" / f"{port}.jsonl"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.with_name(f"{path.name}.1").unlink(missing_ok=True)
+        path.write_bytes(b"")  # so that it is there when somebody looks
+    except OSError as reason:
+        print(f"- no log: {reason}. --log FILE names another place", flush=True)
+        return ""
+    return str(path)
+
+
+def told(host: str, port: int, secure: bool, tickets: Any) -> str:
+    """The addresses as they are shown at the start.
+
+    Args:
+        secure: whether a proxy before the house takes HTTPS; its address is not known here.
+    """
+    here, there = addresses(host, port)
+    lan = f"\n  {there}\n      from other machines" if there else ""
+    operators = (
+        f"good for {access.ADDRESS_S / 3600:.0f} hours,\n  and a new one is printed before:\n"
+        f"\n  {access.address(tickets, PROXY if secure else here)}\n"
+    )
+    if secure:
+        return (
+            f"\n  {here}{lan}\n\n  is where the proxy that has HTTPS reaches the house. Visitors "
+            "open that proxy's\n  own address. The operator's is there, too, to be kept secret, "
+            f"{operators}"
+        )
+    camera = "" if host in LOCAL else (
+        "  Browsers give a page its camera on localhost and by HTTPS only: docs/serve.md, HTTPS.\n"
+    )  # fmt: skip
+    return (
+        f"\n  {here}{lan}\n\n  is the visitors' address.\n{camera}  The operator's is to be "
+        f"kept secret, {operators}"
+    )
+
+
+def again(host: str, port: int, secure: bool, tickets: Any) -> str:
+    """Another operator's address, when the one before is nearly over."""
+    where = PROXY if secure else addresses(host, port)[0]
+    return f"- the operator's address from now on: {access.address(tickets, where)}"
+
+
+def addresses(host: str, port: int) -> tuple[str, str]:
+    """Where the house can be opened that listens on `host`: on this machine, and on others.
+
+    Returns:
+        The first one is never empty. The second one is where it is another than the first: where
+        the house listens on all addresses of this machine and the machine is in a network.
+    """
+    own = own_address() if everywhere(host) else None
+    local = everywhere(host) or host in LOCAL
+    here = f"http://localhost:{port}" if local else reached(host, port)
+    return here, f"http://{own}:{port}" if own else ""
+
+
+def reached(host: str, port: int) -> str:
+    """Where this process reaches what listens on `host`."""
+    if everywhere(host) or host == "localhost":
+        host = "127.0.0.1"
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def everywhere(host: str) -> bool:
+    """Whether it stands for all addresses of a machine: nobody can open that."""
+    try:
+        return ipaddress.ip_address(host).is_unspecified
+    except ValueError:
+        return False
 
 
 def failure(state: Any) -> str:
@@ -217,16 +300,43 @@ def quiet() -> None:
             os.dup2(nothing.fileno(), stream)
 
 
-def measured(house: Any) -> float:
-    """What of a GPU a replica is to have: one ComfyUI on one is measured."""
+def part(
+    asked: float | None, gpus: float, joins: bool, house: Any, stop: threading.Event
+) -> float:
+    """What of a GPU each replica is to have, where Ray counts so many.
+
+    Args:
+        asked: by --gpus-each; None: to be measured.
+        gpus: that Ray counts now.
+        joins: whether the cluster was there before, and may grow.
+    """
+    if not gpus and not joins:
+        # Ray counts none of some kinds (Apple's, for one), and a task for one would wait for ever
+        if asked is None:
+            print("- Ray counts no GPU here, so none can be shared: one ComfyUI has it", flush=True)
+        return 0.0
+    if asked is not None:
+        return asked
+    if not gpus:
+        print("- the cluster has no GPU now: waiting until it gets one", flush=True)
+    return measured(house, stop)
+
+
+def measured(house: Any, stop: threading.Event) -> float:
+    """What of a GPU a replica is to have: one ComfyUI on one is measured, unless `stop` is set."""
     import ray
 
     from . import capacity
     from .measuring import measure
 
     print("- measuring one ComfyUI on one GPU ...", flush=True)
+    asked = ray.remote(num_gpus=1, num_cpus=0, max_retries=0)(measure).remote(house)
+    while not ray.wait([asked], timeout=0.3)[0]:
+        if stop.is_set():
+            ray.cancel(asked, force=True)
+            raise KeyboardInterrupt
     try:
-        found = ray.get(ray.remote(num_gpus=1, num_cpus=0, max_retries=0)(measure).remote(house))
+        found = ray.get(asked)
     except ray.exceptions.RayTaskError as error:
         raise Wrong(f"it could not be measured: {error.cause}") from None
     each = capacity.fraction(

@@ -9,6 +9,7 @@ from .workflow import exposed
 from .workflow.saved import MOST_NODES
 
 PORT = 8000
+LOCAL = ("127.0.0.1", "localhost", "::1")  # hosts that are this machine only
 _DEEP = 32  # subgraphs in each other that are looked into
 _ADDRESS = re.compile(r"auto|local|(?:ray://)?[\w.-]+:\d{1,5}|(?:ray://)?\[[\da-fA-F:]+\]:\d{1,5}")
 _KEY = re.compile(r"[\w-]+=*")
@@ -28,9 +29,12 @@ def parser() -> argparse.ArgumentParser:
     add = found.add_argument
     add("--plan", action="store_true",
         help="first of all options: how many GPUs are needed, on paper (--plan --help)")
+    add("--operator", action="store_true",
+        help="first of all options: prints an operator's address (--operator --help)")
     add("workflow", type=pathlib.Path, help="a workflow, as ComfyUI saves it")
     add("--replicas", default="auto", metavar="auto|N|MIN:MAX",
-        help="ComfyUIs; auto: as many as GPUs, from one on; MIN may be 0")
+        help="ComfyUIs; auto: one for each GPU, more as needed where GPUs are shared; on a cluster "
+        "that is joined as many as needed, from one on; MIN may be 0")
     add("--port", type=int, help=f"default: {PORT}, or a free one where that is taken")
     add("--host", default="127.0.0.1", help="0.0.0.0 to be reached from other machines")
     add("--fps", type=float, default=15, help="that each stream is to keep (default 15)")
@@ -46,7 +50,8 @@ def parser() -> argparse.ArgumentParser:
     add("--cpu", action="store_true", help="run on the CPU")
     add("--gpus-each", type=_part, default=1.0, metavar="auto|FRACTION",
         help="of a GPU, for each replica; auto measures one first (default 1)")
-    add("--spare", type=int, default=0, metavar="N", help="replicas to be free for who comes next")
+    add("--spare", type=int, default=0, metavar="N",
+        help="replicas to be free for who comes next, where their number is not fixed")
     add("--idle", type=float, default=120, metavar="SECONDS",
         help="that a replica too many is kept (default 120)")
     add("--drain", type=float, default=20, metavar="SECONDS",
@@ -71,7 +76,8 @@ def parser() -> argparse.ArgumentParser:
         help="of a Ray cluster that runs (default: one of its own)")
     add("--key", default="", help="of the house, base64url; LIVEDIFFUSION_KEY keeps it out of "
         "process lists (default: a new one)")
-    add("--log", type=pathlib.Path, metavar="FILE", help="for sessions' events, one JSON a line")
+    add("--log", type=pathlib.Path, metavar="FILE", help="for sessions' events, one JSON a line; "
+        "appended to (default: one in the cache, whose place is printed)")
     add("--log-prompts", action="store_true", help="also what visitors write")
     # what run.py found
     add("--folder", default="", help=argparse.SUPPRESS)

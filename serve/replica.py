@@ -21,8 +21,8 @@ from . import capacity, scaling
 from .comfyui.plain import within
 from .comfyui.process import ComfyUI
 from .metrics import OfReplica
-from .settings import Settings, decoded
-from .tickets import Tickets
+from .settings import Settings
+from .tickets import Tickets, decoded
 from .workflow.exposed import Exposed
 
 EVERY = 0.5  # seconds between two reports

@@ -5,15 +5,14 @@ What only the cluster's machines know (where ComfyUI is, the key) may come from 
 LIVEDIFFUSION_COMFYUI, LIVEDIFFUSION_PYTHON, LIVEDIFFUSION_BASE, LIVEDIFFUSION_KEY.
 """
 
-import base64
-import binascii
 import os
 import pathlib
 from typing import Any
 
 import pydantic
 
-from .options import MOST_REPLICAS, bounds
+from .options import LOCAL, MOST_REPLICAS, bounds
+from .tickets import decoded
 from .workflow import exposed
 
 ENVIRONMENT = {
@@ -29,7 +28,8 @@ class Settings(pydantic.BaseModel):
         workflow: a workflow as ComfyUI saves it, or the path of its file.
         inputs: NODE.NAME of what visitors may change; empty: what the workflow exposes.
         title: what stands above the page.
-        replicas: "auto" (as many as GPUs, from one on), "N" or "MIN:MAX"; MIN may be 0.
+        replicas: "auto" (as many as GPUs, from one on), "N" or "MIN:MAX"; MIN may be 0. Of
+            `run.py serve` on a machine of its own "auto" is `here`.
         spare: replicas that are kept for who comes next, while anybody is here.
         most: what "auto" scales up to where the cluster may grow; 0: the GPUs that it has now.
         ingresses: processes that visitors' sockets are spread over.
@@ -58,6 +58,7 @@ class Settings(pydantic.BaseModel):
         to_zero_s: the same of the last one, where MIN is 0; None: idle_s.
         log: the file that sessions' events are appended to, of the machine that the lobby is on;
             empty: the lobby's own output.
+        log_most: bytes after which that file begins anew, the one before kept as LOG.1; 0: never.
         log_prompts: whether the log has what visitors write.
     """
 
@@ -94,6 +95,7 @@ class Settings(pydantic.BaseModel):
     idle_s: float = pydantic.Field(120.0, ge=0)
     to_zero_s: float | None = pydantic.Field(None, ge=0)
     log: str = ""
+    log_most: int = pydantic.Field(0, ge=0)
     log_prompts: bool = False
 
     @pydantic.model_validator(mode="before")
@@ -141,21 +143,19 @@ class Settings(pydantic.BaseModel):
     def bounds(self, gpus: float) -> tuple[int, int]:
         """The fewest and most replicas, where the cluster has so many GPUs now."""
         each = 0 if self.cpu else self.gpus_each
-        here = max(1, int(gpus / each + 1e-6)) if each else 1
+        # one is on one GPU: what is left of two does not make another
+        here = max(1, int(gpus) * int(1 / each + 1e-6)) if each else 1
         return bounds(self.replicas, max(here, self.most))
+
+    def here(self, gpus: float) -> str:
+        """`replicas` on a machine of one's own with so many GPUs, which cost the same unused:
+        "auto" is one for each GPU at once, and where GPUs are shared more as they are needed."""
+        if self.replicas != "auto":
+            return self.replicas
+        _, high = self.bounds(gpus)
+        low = min(high, max(1, int(gpus)))
+        return f"{low}" if low == high else f"{low}:{high}"
 
     def local(self) -> bool:
         """Whether replicas' ports are for this machine only."""
-        return self.host in ("127.0.0.1", "localhost", "::1")
-
-
-def decoded(key: str) -> bytes:
-    """A key as bytes.
-
-    Raises:
-        ValueError: it is not base64url.
-    """
-    try:
-        return base64.urlsafe_b64decode(key + "=" * (-len(key) % 4))
-    except (ValueError, binascii.Error):
-        raise ValueError("a house's key is base64url of 16 bytes or more") from None
+        return self.host in LOCAL

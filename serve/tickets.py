@@ -27,6 +27,22 @@ class Refused(ValueError):
     """A ticket that does not open what it is for; the message says why, in one sentence."""
 
 
+class Over(Refused):
+    """One of this house, and of the right kind, whose time is over."""
+
+
+def decoded(key: str) -> bytes:
+    """A key as bytes.
+
+    Raises:
+        ValueError: it is not base64url.
+    """
+    try:
+        return base64.urlsafe_b64decode(key + "=" * (-len(key) % 4))
+    except (ValueError, binascii.Error):
+        raise ValueError("a house's key is base64url of 16 bytes or more") from None
+
+
 def new_key() -> bytes:
     """A key for a house."""
     return secrets.token_bytes(_KEY)
@@ -67,7 +83,7 @@ class Tickets:
         """What a ticket says.
 
         Raises:
-            Refused: it is none of this house, of another kind, or over.
+            Refused: it is none of this house, of another kind, or over (Over).
         """
         if not text:
             raise Refused("A ticket is needed: open the house's own page.")
@@ -87,7 +103,7 @@ class Tickets:
         if not isinstance(until, (int, float)) or not math.isfinite(until):
             raise Refused("This is not a ticket.")
         if until <= self._clock():
-            raise Refused("This ticket is over: open the house's page again.")
+            raise Over("This ticket is over: open the house's page again.")
         return claims
 
     def _signed(self, body: str) -> bytes:

@@ -31,18 +31,18 @@ from fastapi.responses import (
 
 from trust import boundary
 
-from ..settings import Settings, decoded
-from ..tickets import OPERATOR, Refused, Tickets
+from ..access import Door, cookie
+from ..settings import Settings
+from ..tickets import Refused, Tickets, decoded
 from .operators import from_form, operators_page
 from .pages import files, headers
-from .relay import COOKIE, Relay, cookie, refuse
+from .relay import Relay, refuse
 from .visits import LONGEST, TooMuch, Visit, Visits, is_operator
 
 EVERY = 0.25  # seconds between two calls of the lobby
 LATE = 2.0  # seconds in which it answers
 SOCKETS = 4000  # of visitors, of one ingress
 QUEUED = 100  # messages for a page that does not take them
-OPERATOR_S = 12 * 3600.0  # seconds for which an operator's ticket is good
 _REFUSED = 4008
 
 
@@ -57,6 +57,7 @@ class Ingress:
         self._settings = settings
         self._lobby = lobby
         self._tickets = Tickets(decoded(settings.key))
+        self._door = Door(self._tickets, settings.secure)
         self._visits = Visits(self._tickets, settings.title, settings.fps, settings.limit_s,
                               settings.direct, SOCKETS)  # fmt: skip
         self._relay = Relay(self._tickets, self._gate, 2 * SOCKETS)
@@ -105,6 +106,8 @@ class Ingress:
 
         async def asked(scope: Any, receive: Any, send: Any) -> None:
             relayed = scope["type"] != "lifespan" and scope["path"].startswith("/relay/")
+            if scope["type"] == "http":
+                send = self._door.renewing(scope, send)
             await (self._relay if relayed else front)(scope, receive, send)
 
         return asked
@@ -189,30 +192,27 @@ class Ingress:
 
     # operators
 
-    def _operator(self, request: Any) -> str | None:
-        """An operator's ticket that a request came with."""
-        ticket = request.query_params.get("ticket") or cookie(request.scope)
-        try:
-            self._tickets.read(ticket, OPERATOR)
-        except Refused:
-            return None
-        return ticket
+    def _operator(self, request: Any) -> dict[str, Any]:
+        """What the operator's ticket that a request came with says.
 
-    def _refused(self):
-        return PlainTextResponse(
-            "This page is for who has the operator's address: run.py serve prints it.", 403,
-            headers=self._headers,
-        )  # fmt: skip
+        Raises:
+            Refused: there is none that opens this.
+        """
+        return self._door.opened(request.query_params.get("ticket"), cookie(request.scope))
+
+    def _refused(self, reason: object):
+        return PlainTextResponse(str(reason), 403, headers=self._headers)
 
     async def _operators(self, request: Request):
-        ticket = self._operator(request)
-        if ticket is None:
-            return self._refused()
+        try:
+            claims = self._operator(request)
+        except Refused as reason:
+            return self._refused(reason)
         if "ticket" in request.query_params:
             # out of the address, and of whatever remembers addresses
             answer = RedirectResponse("/operator", 303, headers=self._headers)
-            answer.set_cookie(COOKIE, ticket, max_age=int(OPERATOR_S), httponly=True, path="/",
-                              samesite="strict", secure=self._settings.secure)  # fmt: skip
+            answer.headers["Set-Cookie"] = self._door.cookie(claims)
+            answer.headers["Cache-Control"] = "no-store"
             return answer
         try:
             state = await asyncio.wait_for(self._lobby.state.remote(), LATE)
@@ -221,14 +221,20 @@ class Ingress:
         return HTMLResponse(operators_page(state), headers=headers(False, styled=True))
 
     async def _state(self, request: Request):
-        if self._operator(request) is None:
-            return self._refused()
+        try:
+            self._operator(request)
+        except Refused as reason:
+            return self._refused(reason)
         state = await asyncio.wait_for(self._lobby.state.remote(), LATE)
         return JSONResponse(json.loads(json.dumps(state, default=str)), headers=self._headers)
 
     async def _order(self, request: Request):
-        if self._operator(request) is None or boundary.stranger(request.headers) is not None:
-            return self._refused()
+        try:
+            self._operator(request)
+        except Refused as reason:
+            return self._refused(reason)
+        if (reason := boundary.stranger(request.headers)) is not None:
+            return self._refused(reason)
         data = b""
         async for part in request.stream():
             data += part

@@ -17,16 +17,15 @@ import contextlib
 import re
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
-from http.cookies import CookieError, SimpleCookie
 from typing import Any
 from urllib.parse import parse_qs, quote
 
 import aiohttp
 
+from ..access import COOKIE, cookie, words
 from ..closing import GOING_AWAY, passed_on
 from ..tickets import OPERATOR, STREAM, Refused, Tickets
 
-COOKIE = "livediffusion_operator"
 LARGEST = 8 << 20  # bytes of a message; a frame has 4 MiB at most
 BODY = 64 * 1024  # bytes of a visitor's request
 _OPERATORS_BODY = 512 << 20
@@ -109,7 +108,9 @@ class Relay:
         try:
             claims = self._tickets.read(ticket or cookie(scope), OPERATOR)
             operator = True
-        except Refused:
+        except Refused as unopened:
+            if not ticket and cookie(scope):
+                raise Answer(403, words(unopened)) from None
             try:
                 claims, operator = self._tickets.read(ticket, STREAM), False
             except Refused as reason:
@@ -242,17 +243,6 @@ def _as_is(address: str) -> Any:
     from yarl import URL
 
     return URL(address, encoded=True)
-
-
-def cookie(scope: Scope) -> str:
-    """The operator's ticket that a browser keeps, or nothing."""
-    for name, value in scope["headers"]:
-        if name.lower() == b"cookie":
-            with contextlib.suppress(CookieError):
-                held = SimpleCookie(value.decode("latin-1")).get(COOKIE)
-                if held is not None:
-                    return held.value
-    return ""
 
 
 async def refuse(scope: Scope, receive: Receive, send: Send, status: int, reason: str) -> None:

@@ -99,6 +99,19 @@ def test_what_a_ticket_does_not_open_is_not_asked_of_the_gate():
     assert not asked
 
 
+def test_an_operator_whose_cookie_is_over_reads_so():
+    old = tickets.Tickets(b"k" * 32, lambda: 1.0).make(tickets.OPERATOR, DAY, id="operator")
+    head = [(b"cookie", f"{relay.COOKIE}={old}".encode())]
+
+    async def asked():
+        made = relay.Relay(KEYS, {}.get, 9)
+        return await ask(made, "/relay/r1/", headers=head), await ask(made, "/relay/r1/")
+
+    over, nothing = asyncio.run(asked())
+    assert over[0]["status"] == nothing[0]["status"] == 403
+    assert b"over: take the one" in over[1]["body"] and b"needed" in nothing[1]["body"]
+
+
 def test_requests_pass_as_they_are_and_without_what_is_nobody_s_business():
     seen = []
 

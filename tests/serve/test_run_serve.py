@@ -7,12 +7,15 @@ import pathlib
 import signal
 import subprocess
 import sys
+import threading
 import time
+import types
 
 import pytest
 from serving import ROOT, launch, served
 
 options, haproxy, settings = served("options"), served("haproxy"), served("settings")
+main, KEYS = served("main"), served("tickets").Tickets(b"k" * 32)
 WORKFLOW = str(ROOT / "workflows" / "live_webcam.json")
 LINUX = pytest.mark.skipif(sys.platform != "linux", reason="looks at /proc, or runs HAProxy")
 
@@ -72,13 +75,26 @@ def test_every_option_reaches_the_settings_of_the_house():
 
 @pytest.mark.parametrize("replicas,gpus,each,cpu,expected", [
     ("auto", 2, 1.0, False, (1, 2)), ("auto", 2, 0.25, False, (1, 8)),
-    ("auto", 0, 1.0, False, (1, 1)),
+    ("auto", 0, 1.0, False, (1, 1)), ("auto", 2, 0.6, False, (1, 2)),
     ("auto", 2, 1.0, True, (1, 1)), ("3", 2, 1.0, False, (3, 3)), ("1:5", 0, 1.0, True, (1, 5)),
     (2, 0, 0.0, False, (2, 2)),
 ])  # fmt: skip
 def test_how_many_replicas_auto_is(replicas, gpus, each, cpu, expected):
     house = settings.Settings(workflow=WORKFLOW, replicas=replicas, gpus_each=each, cpu=cpu)
     assert house.bounds(gpus) == expected
+
+
+@pytest.mark.parametrize("replicas,gpus,each,cpu,expected", [
+    ("auto", 2, 1.0, False, "2"), ("auto", 1, 1.0, False, "1"), ("auto", 0, 0.0, False, "1"),
+    ("auto", 2, 0.25, False, "2:8"), ("auto", 2, 1.0, True, "1"), ("auto", 0, 1.0, True, "1"),
+    ("auto", 2, 0.6, False, "2"), ("1:2", 2, 1.0, False, "1:2"), ("3", 2, 1.0, False, "3"),
+    ("0:2", 2, 0.5, False, "0:2"),
+])  # fmt: skip
+def test_on_a_machine_of_one_s_own_each_gpu_has_its_comfyui_from_the_start(
+    replicas, gpus, each, cpu, expected
+):
+    house = settings.Settings(workflow=WORKFLOW, replicas=replicas, gpus_each=each, cpu=cpu)
+    assert house.here(gpus) == expected
 
 
 def test_what_only_the_machine_knows_comes_from_its_environment(monkeypatch):
@@ -89,6 +105,56 @@ def test_what_only_the_machine_knows_comes_from_its_environment(monkeypatch):
     for wrong in ({"key": "short"}, {"ports": (9, 3)}, {"other": 1}, {"replicas": "x"}):
         with pytest.raises(ValueError):
             settings.Settings(workflow=WORKFLOW, **wrong)
+
+
+@pytest.mark.parametrize("asked,gpus,joins,expected", [
+    (None, 0, False, 0.0), (0.5, 0, False, 0.0), (1.0, 0, False, 0.0),
+    (None, 2, False, "measured"), (0.5, 2, False, 0.5), (0.5, 0, True, 0.5),
+    (None, 0, True, "measured"), (None, 2, True, "measured"),
+])  # fmt: skip
+def test_no_gpu_is_measured_that_ray_does_not_count(asked, gpus, joins, expected, monkeypatch):
+    """A task for one would wait for ever; a cluster that grows may get one."""
+    monkeypatch.setattr(main, "measured", lambda house, stop: "measured")
+    assert main.part(asked, gpus, joins, None, threading.Event()) == expected
+
+
+def test_what_is_measured_is_not_waited_for_when_the_house_is_to_end(monkeypatch):
+    ray, asked = types.ModuleType("ray"), []
+    ray.remote = lambda **how: lambda function: types.SimpleNamespace(remote=asked.append)
+    ray.wait = lambda tasks, timeout: ([], tasks)  # no machine ever has a GPU for it
+    ray.cancel = lambda task, force: asked.append("cancelled")
+    monkeypatch.setitem(sys.modules, "ray", ray)
+    monkeypatch.setitem(sys.modules, "serve.measuring", types.SimpleNamespace(measure=None))
+    stop = threading.Event()
+    stop.set()
+    with pytest.raises(KeyboardInterrupt):
+        main.measured("house", stop)
+    assert asked == ["house", "cancelled"]
+
+
+@pytest.mark.parametrize("host,own,expected", [
+    ("127.0.0.1", "10.0.0.7", ("http://localhost:80", "", "http://127.0.0.1:80")),
+    ("localhost", "10.0.0.7", ("http://localhost:80", "", "http://127.0.0.1:80")),
+    ("::1", "10.0.0.7", ("http://localhost:80", "", "http://[::1]:80")),
+    ("0.0.0.0", "10.0.0.7", ("http://localhost:80", "http://10.0.0.7:80", "http://127.0.0.1:80")),
+    ("0.0.0.0", None, ("http://localhost:80", "", "http://127.0.0.1:80")),
+    ("::", "10.0.0.7", ("http://localhost:80", "http://10.0.0.7:80", "http://127.0.0.1:80")),
+    ("10.0.0.7", "10.0.0.7", ("http://10.0.0.7:80", "", "http://10.0.0.7:80")),
+    ("fd00::7", None, ("http://[fd00::7]:80", "", "http://[fd00::7]:80")),
+    ("art.example", None, ("http://art.example:80", "", "http://art.example:80")),
+])  # fmt: skip
+def test_each_address_that_is_printed_can_be_opened(host, own, expected, monkeypatch):
+    monkeypatch.setattr(main, "own_address", lambda: own)
+    here, there, looked = expected
+    assert main.addresses(host, 80) == (here, there) and main.reached(host, 80) == looked
+    said = main.told(host, 80, False, KEYS)
+    assert f"\n  {here}/operator?ticket=" in said and (there in said)
+    assert "0.0.0.0" not in said and "//:" not in said
+    assert ("HTTPS" in said) == (host not in options.LOCAL), "elsewhere there is no camera"
+    # behind a proxy that has HTTPS its address is the one to open
+    said = main.told(host, 80, True, KEYS)
+    assert "https://PROXY/operator?ticket=" in said and "proxy" in said
+    assert f"\n  {here}\n" in said and "http://" not in said.partition("operator")[2]
 
 
 @LINUX
@@ -246,6 +312,52 @@ def test_a_second_ctrl_c_leaves_nothing_of_a_house_running(monkeypatch):
         house._end(process, mark)
     assert process.poll() == -signal.SIGKILL and interrupted == [mark]
     assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_a_log_that_nobody_named_is_there_is_found_and_does_not_grow(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(main, "CACHE", tmp_path / "cache")
+    path = pathlib.Path(main.own_log(8000))
+    assert path.is_file() and path.is_relative_to(tmp_path)
+    bounded, logs = served("bounded"), served("logs")
+
+    def lobby():
+        def write(line):
+            with path.open("a", encoding="utf-8") as file:
+                file.write(line + "\n")
+
+        return logs.Log(bounded.Bounded(str(path), 1000, write))
+
+    log = lobby()
+    for number in range(100):
+        if number == 50:
+            log = lobby()  # another lobby goes on where the last one was
+        log.event("start", number=number)
+    both = [path.with_name(path.name + ".1"), path]
+    assert sorted(path.parent.iterdir()) == sorted(both)
+    assert all(one.stat().st_size <= 1100 for one in both)
+    kept = [json.loads(line)["number"] for one in both for line in one.read_text().splitlines()]
+    assert kept == list(range(kept[0], 100)) and len(kept) >= 15, "the latest, none left out"
+    # the next house begins with an empty one
+    assert main.own_log(8000) == str(path) and path.read_bytes() == b""
+    assert [one.name for one in path.parent.iterdir()] == ["8000.jsonl"]
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(main, "CACHE", tmp_path / "file")
+    assert main.own_log(8000) == "" and "--log FILE" in capsys.readouterr().out
+
+
+def test_a_log_that_cannot_begin_anew_goes_on_and_says_its_troubles(tmp_path):
+    lines = []
+
+    class Write:
+        problem = "The disk is full."
+
+        def __call__(self, line):
+            lines.append(line)
+
+    made = served("bounded").Bounded(str(tmp_path / "none" / "x"), 10, Write())
+    for _ in range(5):
+        made("x" * 9)
+    assert len(lines) == 5 and made.problem == "The disk is full."
 
 
 def test_paths_are_meant_where_the_command_was_typed(tmp_path, monkeypatch):
