@@ -8,6 +8,7 @@ over, and who has its key makes one (`run.py serve --operator`).
 
 import argparse
 import contextlib
+import html
 import os
 import sys
 import time
@@ -120,6 +121,21 @@ def cookie(scope: Mapping[str, Any]) -> str:
                 if held is not None:
                     return held.value
     return ""
+
+
+def elsewhere(method: str, headers: Mapping[str, str]) -> bool:
+    """Whether a page of another site led a browser here: a strict cookie does not come along with
+    that, nor with where it is sent on to."""
+    return (
+        method == "GET"
+        and headers.get("sec-fetch-mode") == "navigate"
+        and headers.get("sec-fetch-site") == "cross-site"
+    )
+
+
+def once_more(there: str) -> str:
+    """A page that goes to this path of the same house at once: now with the cookie."""
+    return f'<!doctype html><meta http-equiv="refresh" content="0;url={html.escape(there)}">'
 
 
 def main(arguments: list[str] | None = None) -> int:

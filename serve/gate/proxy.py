@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import html
 from collections.abc import Iterable
 
 import aiohttp
@@ -11,11 +10,10 @@ from yarl import URL
 
 from trust import boundary
 
-from .. import tickets
+from .. import access, tickets
 from ..closing import passed_on
 from .doors import HEADERS, No
 
-COOKIE = "livediffusion_operator"
 _METHODS = {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"}
 _UPLOAD = 2**30  # bytes of a request
 _MESSAGE = 2**26  # bytes of a socket's message
@@ -64,13 +62,13 @@ class Proxy:
         path, _, query = raw.partition("?")
         rest = "&".join(p for p in query.split("&") if p.partition("=")[0] != "ticket")
         asked = request.query.getall("ticket", [])
-        given = asked[0] if len(asked) == 1 else request.cookies.get(COOKIE)
+        given = asked[0] if len(asked) == 1 else request.cookies.get(access.COOKIE)
         try:
             self._house.read(given, tickets.OPERATOR)
         except tickets.Refused as reason:
-            if _from_elsewhere(request) and not asked:
-                # a strict cookie does not come along with another site's link; with ours it does
-                return _once_more(path, rest)
+            if access.elsewhere(request.method, request.headers) and not asked:
+                text = access.once_more(_here(path, rest))
+                return web.Response(text=text, content_type="text/html", headers=HEADERS)
             raise No(403, str(reason)) from None
         socket = request.headers.get("Upgrade", "").lower() == "websocket"
         if asked and request.method == "GET" and not socket:
@@ -149,7 +147,7 @@ def _kept_headers(headers: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
 
 def _others(request: web.BaseRequest) -> str:
     """The cookies without ours: nodes in ComfyUI need not see an operator's ticket."""
-    return "; ".join(f"{k}={v}" for k, v in request.cookies.items() if k != COOKIE)
+    return "; ".join(f"{k}={v}" for k, v in request.cookies.items() if k != access.COOKIE)
 
 
 def _here(path: str, query: str) -> str:
@@ -162,24 +160,10 @@ def _kept(request: web.BaseRequest, ticket: str, there: str) -> web.Response:
     """The ticket as a cookie, and the same page again without it in its address."""
     answer = web.Response(status=303, headers={**HEADERS, "Location": there})
     secure = request.secure or request.headers.get("X-Forwarded-Proto") == "https"
-    answer.set_cookie(COOKIE, ticket, httponly=True, samesite="Strict", path="/", secure=secure)
-    return answer
-
-
-def _from_elsewhere(request: web.BaseRequest) -> bool:
-    """Whether a page of another site led a browser here."""
-    headers = request.headers
-    return (
-        request.method == "GET"
-        and headers.get("Sec-Fetch-Mode") == "navigate"
-        and headers.get("Sec-Fetch-Site") == "cross-site"
+    answer.set_cookie(
+        access.COOKIE, ticket, httponly=True, samesite="Strict", path="/", secure=secure
     )
-
-
-def _once_more(path: str, query: str) -> web.Response:
-    there = html.escape(_here(path, query))
-    text = f'<!doctype html><meta http-equiv="refresh" content="0;url={there}">'
-    return web.Response(text=text, content_type="text/html", headers=HEADERS)
+    return answer
 
 
 def _foreign(request: web.BaseRequest) -> str | None:

@@ -31,7 +31,7 @@ from fastapi.responses import (
 
 from trust import boundary
 
-from ..access import Door, cookie
+from ..access import Door, cookie, elsewhere, once_more
 from ..settings import Settings
 from ..tickets import Refused, Tickets, decoded
 from .operators import from_form, operators_page
@@ -207,6 +207,8 @@ class Ingress:
         try:
             claims = self._operator(request)
         except Refused as reason:
+            if elsewhere(request.method, request.headers) and "ticket" not in request.query_params:
+                return HTMLResponse(once_more("/operator"), headers=self._headers)
             return self._refused(reason)
         if "ticket" in request.query_params:
             # out of the address, and of whatever remembers addresses

@@ -1,6 +1,7 @@
 """The real thing: Ray Serve, two ComfyUIs, four visitors. More of it: benchmarks/serve_bars.py."""
 
 import asyncio
+import http.client
 import pathlib
 
 import pytest
@@ -26,8 +27,27 @@ def test_two_run_and_two_wait_their_turn(comfyui, ray_there, tmp_path, monkeypat
 
     with house.House(tmp_path, "--replicas", "2", "--fps", "10") as there:
         there.wait(2)
+        linked(there)
         asyncio.run(four(there, visitors))
     assert there.left() == {}
+
+
+def linked(there):
+    """Who clicks the operator's address in a mail gets in, though the cookie is a strict one."""
+    link = {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "navigate"}
+    given = f"/operator?ticket={there.operator}"
+    steps = [(given, link), ("/operator", link), ("/operator", {}), ("/operator", link)]
+    name = there.url.removeprefix("http://")
+    cookie, seen = "", []
+    for path, headers in steps:
+        line = http.client.HTTPConnection(name, timeout=10)
+        # strict: not with a link from elsewhere, nor where that is sent on to
+        line.request("GET", path, headers=headers or {"Cookie": cookie})
+        answer = line.getresponse()
+        cookie = answer.getheader("Set-Cookie", cookie).partition(";")[0]
+        seen.append((answer.status, b"url=/operator" in answer.read()))
+        line.close()
+    assert seen == [(303, False), (200, True), (200, False), (200, True)], seen
 
 
 async def four(there, visitors):
