@@ -28,7 +28,8 @@ STARTED = "LIVEDIFFUSION_UNATTENDED"  # live/kept.py has it, too
 _FIRST, _MOST = 1.0, 60.0  # seconds before ComfyUI is started again
 _WELL = 600.0  # seconds up after which the next pause is the first again
 _LOOK = 1.0  # seconds between two looks whether the run goes on
-_UNANSWERED = 300  # looks without an answer after which ComfyUI is taken to hang
+_UNANSWERED = 300.0  # seconds without an answer after which ComfyUI is taken to hang
+_ANSWER = 10.0  # seconds that a look waits for an answer
 _LAST = 10.0  # seconds for ComfyUI to end in order
 _WRITTEN = 10.0  # seconds that the file of kept runs has to say that a run is over, too
 _FINISH = 3.0  # seconds for recordings to be whole and for who asked to be answered
@@ -87,7 +88,7 @@ def live(version: str, rest: list[str], options: tuple[str, ...]) -> int:
                         say("- the live run has ended: it was stopped, or its film is over")
                         return 0
                     if process.poll() is None:
-                        why = f"ComfyUI has not answered for {_UNANSWERED * _LOOK:.0f} s"
+                        why = f"ComfyUI has not answered for {_UNANSWERED:.0f} s"
                 except KeyboardInterrupt:
                     _end(url, process, run)
                     raise
@@ -160,7 +161,7 @@ def _asked(url: str, route: str, body: dict[str, Any] | None = None) -> dict[str
     data = None if body is None else json.dumps(body).encode()
     headers = {"Content-Type": "application/json"}
     request = urllib.request.Request(f"{url}/livediffusion/{route}", data, headers)
-    with urllib.request.urlopen(request, timeout=60 if data else _LAST) as reply:
+    with urllib.request.urlopen(request, timeout=60 if data else _ANSWER) as reply:
         return json.load(reply)
 
 
@@ -181,8 +182,10 @@ def _complaint(reason: urllib.error.HTTPError) -> str:
 
 def _watched(url: str, process: subprocess.Popen, run: str) -> bool:
     """Whether the run has ended; False where ComfyUI has, or answers no more."""
-    silent, gone = 0, None  # since when it is, while the file still has it
+    # seconds so far; since when the run is gone, while the file still has it
+    silent, gone = 0.0, None
     while process.poll() is None and silent < _UNANSWERED:
+        began = time.monotonic()
         try:
             if run in _runs(url):
                 gone = None
@@ -194,9 +197,10 @@ def _watched(url: str, process: subprocess.Popen, run: str) -> bool:
                 say(f"- {heartbeat().with_name('runs.json')} still has the run: it may be there "
                     "again after ComfyUI's restart")  # fmt: skip
                 return True
-            silent = 0
+            silent = 0.0
         except (OSError, ValueError, LookupError):
-            silent += 1
+            # one that hangs lets each look wait; what is longer is a machine that slept
+            silent += min(time.monotonic() - began, _ANSWER) + _LOOK
         time.sleep(_LOOK)
     return False
 

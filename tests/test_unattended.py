@@ -1,5 +1,6 @@
 """`run.py live --unattended`: what it refuses, and what it does when ComfyUI dies."""
 
+import itertools
 import json
 import os
 import signal
@@ -7,6 +8,7 @@ import subprocess
 import sys
 import time
 import urllib.request
+from unittest import mock
 
 import pytest
 from clock import Limit
@@ -220,6 +222,51 @@ def test_what_cannot_be_written_down_is_not_waited_for_without_end(started):
         (started.here / "run").unlink()
         said, _ = process.communicate(timeout=30)
     assert process.returncode == 0 and "still has the run" in said
+
+
+class Clock:
+    """In place of `time`: it goes on when somebody waits. Each look takes one of `seconds`."""
+
+    def __init__(self, seconds):
+        self.now, self.seconds = 0.0, iter(seconds)
+
+    def monotonic(self):
+        return self.now
+
+    def sleep(self, seconds):
+        self.now += seconds
+
+    def looked(self, *_):
+        self.now += next(self.seconds)
+        raise TimeoutError("timed out")
+
+
+@pytest.mark.parametrize("each", [0.0, 0.5, 10.0])
+def test_a_comfyui_that_hangs_is_given_up_after_so_many_seconds_however_a_look_fails(
+    monkeypatch, each
+):
+    """Refused at once, or taken by a process that answers nothing more until the look is over."""
+    clock, alive_ = Clock(itertools.repeat(each)), mock.Mock(poll=lambda: None)
+    monkeypatch.setattr(UNATTENDED, "time", clock)
+    monkeypatch.setattr(UNATTENDED, "_runs", clock.looked)
+    assert UNATTENDED._watched("http://127.0.0.1:1", alive_, "r") is False
+    assert 300 <= clock.now <= 300 + each + 1
+    # as docs/live.md says
+    assert UNATTENDED._UNANSWERED == 5 * 60
+
+
+def test_a_machine_that_slept_is_no_comfyui_that_hangs(monkeypatch):
+    clock, looks = Clock([8 * 3600.0, 8 * 3600.0]), []
+
+    def looked(_):
+        looks.append(1)
+        return {"r"} if len(looks) > 2 else clock.looked()
+
+    states = iter([None] * 4 + [0])
+    monkeypatch.setattr(UNATTENDED, "time", clock)
+    monkeypatch.setattr(UNATTENDED, "_runs", looked)
+    UNATTENDED._watched("http://127.0.0.1:1", mock.Mock(poll=lambda: next(states)), "r")
+    assert len(looks) == 4
 
 
 def test_what_comfyui_refuses_is_said_in_its_words(started):
