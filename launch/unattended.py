@@ -24,7 +24,8 @@ from . import setup
 from .console import Stop, say
 from .server import ROOT, base, server
 
-STARTED = "LIVEDIFFUSION_UNATTENDED"  # live/kept.py has it, too
+STARTED = "LIVEDIFFUSION_UNATTENDED"  # live/kept.py has it, too; the one run that is to go on
+_NONE = "none"  # in it: nothing is to begin by itself, whatever the setting says and a cut has left
 _FIRST, _MOST = 1.0, 60.0  # seconds before ComfyUI is started again
 _WELL = 600.0  # seconds up after which the next pause is the first again
 _LOOK = 1.0  # seconds between two looks whether the run goes on
@@ -69,7 +70,7 @@ def live(version: str, rest: list[str], options: tuple[str, ...]) -> int:
     run, port, deaths, pause = None, own.port, 0, _FIRST
     while True:
         began = time.monotonic()
-        env = {**os.environ, **({STARTED: "1"} if run else {})}
+        env = {**os.environ, STARTED: run or _NONE}
         # Ctrl+C is for this process, which ends the other in order
         how = {"env": env, "start_new_session": os.name != "nt"}
         why = "ComfyUI ended by itself"

@@ -174,7 +174,7 @@ def test_a_comfyui_that_dies_is_started_again_with_the_same_run(started):
         ups = started.notes("up")
         # where pages and players know it, and told to go on with what was kept
         assert len({port for _, port, _ in ups}) == 1
-        assert [kept for *_, kept in ups] == [None, "1", "1", "1"]
+        assert [kept for *_, kept in ups] == ["none", "r", "r", "r"]
         time.sleep(0.5)
         process.send_signal(signal.SIGINT)
         said, _ = process.communicate(timeout=30)
