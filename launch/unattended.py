@@ -21,7 +21,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from . import setup
-from .console import Stop, say
+from .console import Stop, apart, say
 from .server import ROOT, base, server
 
 STARTED = "LIVEDIFFUSION_UNATTENDED"  # live/kept.py has it, too; the one run that is to go on
@@ -71,8 +71,7 @@ def live(version: str, rest: list[str], options: tuple[str, ...]) -> int:
     while True:
         began = time.monotonic()
         env = {**os.environ, STARTED: run or _NONE}
-        # Ctrl+C is for this process, which ends the other in order
-        how = {"env": env, "start_new_session": os.name != "nt"}
+        how = {"env": env, **apart()}
         why = "ComfyUI ended by itself"
         try:
             with contextlib.ExitStack() as up:
