@@ -1,5 +1,6 @@
 """A running ComfyUI with the pack in it, and a port for it. Standard library only."""
 
+import argparse
 import contextlib
 import os
 import pathlib
@@ -83,6 +84,13 @@ def link_pack(base: pathlib.Path) -> None:
         _winapi.CreateJunction(str(ROOT), str(link))
     else:
         link.symlink_to(ROOT, target_is_directory=True)
+
+
+def port(text: str) -> int:
+    """A port's number, for argparse."""
+    if not text.isdecimal() or int(text) > 65535:
+        raise argparse.ArgumentTypeError(f"{text} is no port: 1 to 65535, or 0 for a free one")
+    return int(text)
 
 
 def free_port(wanted: int = 0) -> int:
