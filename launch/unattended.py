@@ -7,6 +7,7 @@ ComfyUI that was started again. This process looks after ComfyUI, and ends when 
 
 import argparse
 import contextlib
+import http.client
 import io
 import json
 import os
@@ -137,8 +138,11 @@ class _ComfyUI(NamedTuple):
         data = None if body is None else json.dumps(body).encode()
         headers = {"Content-Type": "application/json"}
         request = urllib.request.Request(f"{self.url}/{path}", data, headers)
-        with urllib.request.urlopen(request, timeout=seconds, context=self.context) as reply:
-            return reply.read()
+        try:
+            with urllib.request.urlopen(request, timeout=seconds, context=self.context) as reply:
+                return reply.read()
+        except http.client.HTTPException as reason:  # it ended in the middle of its answer
+            raise ConnectionError(str(reason)) from None
 
     def runs(self) -> set[str]:
         """What is kept there."""
@@ -164,7 +168,7 @@ def _told(path: pathlib.Path, url: str, here: lan.Lan | None) -> str:
     if here is None:
         return f"\n  {path.name} runs at {url}\n{how}  Ctrl+C here ends it.\n"
     how += (
-        "  Open the workflow there, and its page comes to this run. With source phone, the Live\n"
+        "  Open the saved workflow there: the page comes to this run. With source phone, the Live\n"
         "  Camera shows a code to scan.\n"
     )
     return f"\n  {path.name} runs at" + here.told(int(url.rpartition(":")[2]), "/", how)

@@ -4,9 +4,11 @@ import itertools
 import json
 import os
 import signal
+import socket
 import ssl
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
 from unittest import mock
@@ -275,6 +277,23 @@ def test_what_cannot_be_written_down_is_not_waited_for_without_end(started):
         (started.here / "run").unlink()
         said, _ = process.communicate(timeout=30)
     assert process.returncode == 0 and "still has the run" in said
+
+
+@pytest.mark.parametrize("answer", ["HTTP/1.1 200 OK\r\nContent-Length: 99\r\n\r\n{", "none\r\n"])
+def test_a_comfyui_that_ends_in_the_middle_of_its_answer_is_one_that_does_not_answer(answer):
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+
+        def half():
+            with listening.accept()[0] as asked:
+                asked.recv(4096)
+                asked.sendall(answer.encode())
+
+        thread = threading.Thread(target=half)
+        thread.start()
+        url = f"http://127.0.0.1:{listening.getsockname()[1]}"
+        with pytest.raises(OSError):
+            UNATTENDED._ComfyUI.at(url, None).runs()
+        thread.join()
 
 
 class Clock:
