@@ -4,7 +4,7 @@
     python run.py                                           the live demo in a real ComfyUI
     python run.py live --lan                                the same for phones in this network
     python run.py live --headless [--video FILE] ...        the same on a file, without a browser
-    python run.py live --unattended WORKFLOW.json           a workflow without a page, for weeks
+    python run.py live --unattended WORKFLOW.json [--lan]   a workflow without a page, for weeks
     python run.py clip [--video FILE] [--prompt TEXT] ...   stylise a clip
     python run.py serve WORKFLOW.json [--replicas N] ...    many streams behind one address
     python run.py engines [--install NAME ...]              which engines work here, and how fast
@@ -29,7 +29,7 @@ from urllib.parse import urlsplit
 
 from launch import house, lan, setup, unattended
 from launch.console import Stop, ended, say, watched
-from launch.server import PACK, base, server
+from launch.server import PACK, base, port, server
 from launch.stages import Stages, compiled_once
 
 ROOT = pathlib.Path(__file__).resolve().parent
@@ -102,7 +102,7 @@ def live(args: argparse.Namespace, rest: list[str]) -> int:
         prog="run.py live", epilog="--headless runs a file without a page and has options of its "
         "own: run.py live --headless --help. So has --unattended WORKFLOW.json.",
     )  # fmt: skip
-    parser.add_argument("--port", type=_port, default=PORT, help=f"default {PORT}, else a free one")
+    parser.add_argument("--port", type=port, default=PORT, help=f"default {PORT}, else a free one")
     parser.add_argument("--no-browser", action="store_true", help="only print the address")
     parser.add_argument(
         "--lan", action="store_true", help="for the phones of this network, too: https, with a "
@@ -121,7 +121,8 @@ def live(args: argparse.Namespace, rest: list[str]) -> int:
         # localhost is a secure context, so the page may use the camera
         url = url.replace("127.0.0.1", "localhost") + DEMO
         if own.lan:
-            say(made.told(urlsplit(url).port, DEMO))
+            how = "  Press Live there. With source phone, the Live Camera shows a code to scan.\n"
+            say(made.told(urlsplit(url).port, DEMO, how))
         else:
             say(f"\n  {url}\n\n  opens the live demo. Press Live there; Ctrl+C here ends it.\n")
         if not own.no_browser and sys.stdout.isatty() and has_desktop():
@@ -134,13 +135,6 @@ def live(args: argparse.Namespace, rest: list[str]) -> int:
 def serve(args: argparse.Namespace, rest: list[str]) -> int:
     """Many streams behind one address, on Ray Serve, which this sets up for itself."""
     return house.serve(args.comfyui, rest)
-
-
-def _port(text: str) -> int:
-    """A port's number, for argparse."""
-    if not text.isdigit() or int(text) > 65535:
-        raise argparse.ArgumentTypeError(f"{text} is no port: 1 to 65535, or 0 for a free one")
-    return int(text)
 
 
 def _megabytes(text: str) -> int:

@@ -1,10 +1,12 @@
 """What the command says while it works, and processes that end with it. Standard library only."""
 
 import contextlib
+import os
 import pathlib
 import subprocess
 import sys
 import time
+from typing import Any
 
 
 class Stop(Exception):
@@ -60,6 +62,13 @@ def watched(command: list[str], what: str, log: pathlib.Path, **kwargs) -> None:
                 out.flush()
                 tail = "".join(log.read_text(encoding="utf-8").splitlines(keepends=True)[-15:])
                 raise Stop(f"{what} failed. The end of {log}:\n{tail}")
+
+
+def apart() -> dict[str, Any]:
+    """For subprocess.Popen: Ctrl+C is for this process only, which ends that one in order."""
+    if os.name == "nt":
+        return {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP}
+    return {"start_new_session": True}
 
 
 @contextlib.contextmanager

@@ -18,7 +18,7 @@ import time
 from collections.abc import Iterator
 
 from . import setup
-from .console import Stop, say, watched
+from .console import Stop, apart, say, watched
 from .server import ROOT, base, has_gpu, link_pack
 
 RAY = ["ray[serve]==2.60.0"]
@@ -95,9 +95,7 @@ def serve(version: str, rest: list[str]) -> int:
     mark = f"{PREFIX}{os.getpid()}"
     process = subprocess.Popen(
         [str(ray), *command, *_absolute(rest), *found], stdin=subprocess.PIPE, cwd=ROOT,
-        env={**own, MARK: mark},
-        # Ctrl+C is for this process, which ends the other in order
-        start_new_session=os.name != "nt",
+        env={**own, MARK: mark}, **apart(),
     )  # fmt: skip
     try:
         return process.wait()

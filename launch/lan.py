@@ -43,13 +43,17 @@ class Lan(NamedTuple):
         files = ["--tls-keyfile", str(self.key), "--tls-certfile", str(self.certificate)]
         return ["--listen", "0.0.0.0", *files]
 
-    def told(self, port: int, path: str) -> str:
-        """What the user reads."""
+    def told(self, port: int, path: str, how: str) -> str:
+        """What the user reads.
+
+        Args:
+            how: what to do there, in lines.
+        """
         return (
             f"\n  https://localhost:{port}{path}\n      on this computer\n"
             f"  https://{self.address}:{port}{path}\n"
             "      on phones and computers in its network\n\n"
-            "  Press Live there. With source phone, the Live Camera shows a code to scan.\n\n"
+            f"{how}\n"
             "  The certificate is this computer's own: each browser warns once. Choose\n"
             "  Advanced and go on (Safari: Show Details, visit this website). Who does not want\n"
             f"  to be asked installs and trusts {self.authority} there.\n\n"

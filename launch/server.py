@@ -1,8 +1,10 @@
 """A running ComfyUI with the pack in it, and a port for it. Standard library only."""
 
+import argparse
 import contextlib
 import os
 import pathlib
+import re
 import socket
 import ssl
 import subprocess
@@ -10,20 +12,60 @@ import time
 import urllib.request
 
 from . import setup
-from .console import Spinner, Stop, ended
+from .console import Spinner, Stop, ended, say
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 PACK = "ComfyUI-LiveDiffusion"
+# by maker: what lists its GPUs, and what a line of one is
+TOOLS = {
+    "NVIDIA": (["nvidia-smi", "-L"], r"^GPU \d+:"),
+    "AMD": (["rocminfo"], r"Device Type:\s+GPU"),
+}
+# empty or -1, they hide GPUs from PyTorch
+HIDING = ["CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES"]
 
 
 def has_gpu(python: pathlib.Path) -> bool:
+    """Whether this environment's PyTorch can use a GPU; where it cannot and one is there, it is
+    said what to do.
+    """
     probe = (
         "import sys, torch; m = getattr(torch.backends, 'mps', None);"
-        "x = getattr(torch, 'xpu', None);"
+        "x = getattr(torch, 'xpu', None); print(torch.__version__);"
         "sys.exit(not (torch.cuda.is_available() or (m and m.is_available())"
         " or (x and x.is_available())))"
     )
-    return subprocess.run([str(python), "-c", probe], stderr=subprocess.DEVNULL).returncode == 0
+    done = subprocess.run(
+        [str(python), "-c", probe], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+    )
+    if done.returncode == 0:
+        return True
+    if maker := gpu_of_the_system():
+        version = done.stdout.decode(errors="replace").strip()
+        say(
+            f"- this computer has an {maker} GPU, but PyTorch {version} as it is installed cannot "
+            "use it: the CPU is\n  used. Set PIP_EXTRA_INDEX_URL, for good, to the index that "
+            "pytorch.org/get-started names for\n  this GPU and its driver, and start again: that "
+            "sets up an environment with that PyTorch."
+        )
+    return False
+
+
+def gpu_of_the_system() -> str | None:
+    """Who made the GPU that the tools of its driver list; None where there is none, or where it is
+    hidden on purpose.
+    """
+    if any(os.environ.get(name) in ("", "-1") for name in HIDING):
+        return None
+    for maker, (command, listed) in TOOLS.items():
+        with contextlib.suppress(OSError, subprocess.SubprocessError):
+            done = subprocess.run(
+                command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+                stdin=subprocess.DEVNULL, timeout=20,
+            )  # fmt: skip
+            if re.search(listed, done.stdout.decode(errors="replace"), re.MULTILINE):
+                return maker
+    return None
 
 
 def link_pack(base: pathlib.Path) -> None:
@@ -42,6 +84,13 @@ def link_pack(base: pathlib.Path) -> None:
         _winapi.CreateJunction(str(ROOT), str(link))
     else:
         link.symlink_to(ROOT, target_is_directory=True)
+
+
+def port(text: str) -> int:
+    """A port's number, for argparse."""
+    if not text.isdecimal() or int(text) > 65535:
+        raise argparse.ArgumentTypeError(f"{text} is no port: 1 to 65535, or 0 for a free one")
+    return int(text)
 
 
 def free_port(wanted: int = 0) -> int:

@@ -20,6 +20,9 @@ REPOSITORY = "https://github.com/comfyanonymous/ComfyUI"
 # one release of the three that belongs together: the newest of each may not; ComfyUI 0.8.0 uses
 # requests without naming it, and 0.38 and later have no torchaudio
 ALWAYS = ["torch==2.14.1", "torchvision==0.29.1", "torchaudio==2.11.0", "requests"]
+# where pip looks: the PyTorch of another index is another environment. Which PyTorch an index has
+# for a GPU is not ours to say
+INDEXES = ["PIP_INDEX_URL", "PIP_EXTRA_INDEX_URL"]
 # glfw is for ComfyUI 0.25.0, which the tests start in this environment too
 TEST = [
     "pytest>=8", "pytest-xdist>=3", "hypothesis>=6.100", "ruff>=0.6", "playwright>=1.45", "onnx",
@@ -138,7 +141,7 @@ def environment(comfyui: pathlib.Path, test: bool) -> pathlib.Path:
     text = requirements.read_text(encoding="utf-8")
     always = beside(text)
     home = CACHE / "venv" / key(
-        platform.python_version(), platform.machine(), sys.platform, *always, text
+        platform.python_version(), platform.machine(), sys.platform, *always, text, *indexes()
     )  # fmt: skip
     python = home / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
     pip = [str(python), "-m", "pip", "install", "--disable-pip-version-check", "--no-input"]
@@ -162,6 +165,11 @@ def environment(comfyui: pathlib.Path, test: bool) -> pathlib.Path:
             for version, package in BINDINGS.items():
                 bindings(pip, version, package, home)
     return python
+
+
+def indexes() -> list[str]:
+    """Where pip is told to look, by name and value; nothing for what is not set."""
+    return [f"{name}={value}" for name in INDEXES if (value := os.environ.get(name, "").strip())]
 
 
 def beside(requirements: str) -> list[str]:

@@ -12,7 +12,7 @@ import folder_paths
 
 from ..trust.schema import BadData, shown
 from .bounds import most
-from .kept import Files, Hush, Kept, Lines, plain
+from .kept import STARTED, Files, Hush, Kept, Lines, plain
 from .session import Session
 from .sessions import Invalid, Sessions
 
@@ -107,7 +107,11 @@ class Keeper:
     # -- its course --------------------------------------------------------------------------
 
     async def begin(self, app: Any = None) -> None:
-        """At ComfyUI's start: start what was kept, if that is wanted."""
+        """At ComfyUI's start: start what was kept, if that is wanted.
+
+        A ComfyUI of the command's begins the command's own run and no other: that one would have
+        the only place.
+        """
         try:
             if not await asyncio.to_thread(self._files.wanted):
                 return
@@ -117,7 +121,10 @@ class Keeper:
         except (OSError, BadData) as reason:
             _log.warning("Live: what was kept running cannot be read: %s", reason)
             return
+        own = os.environ.get(STARTED)
         for one in runs:
+            if own and one["run"] != own:
+                continue
             secret = secrets.token_urlsafe(24)
             what = one["run"], one["name"], one["graph"], one.get("workflow"), one["since"]
             self._add(Kept(*what, secret))

@@ -27,7 +27,8 @@ _HOUR = 3600.0
 _NODE = ("class_type", "inputs", "_meta")
 _RUNS, _HEART, _SETTINGS = "runs.json", "heartbeat.json", "comfy.settings.json"
 _SETTING = "livediffusion.startUnattended"
-STARTED = "LIVEDIFFUSION_UNATTENDED"  # in the environment: `run.py live --unattended` says so, too
+# in the environment, by `run.py live --unattended`: the run that is to go on, else a name of none
+STARTED = "LIVEDIFFUSION_UNATTENDED"
 
 
 class _Growing(Pauses):

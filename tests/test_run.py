@@ -415,6 +415,7 @@ def test_a_signal_ends_what_it_started_too(tmp_path, name):
 @pytest.mark.parametrize(
     "args",
     [("live", "--port", "70000"), ("live", "--port", "-1"), ("live", "--port", "x"),
+     *(("live", "--unattended", "w.json", "--port", port) for port in ("70000", "-1", "x")),
      ("--max-upload-size", "0"), ("--max-upload-size", "much"), ("fly",)],
 )  # fmt: skip
 def test_what_cannot_be_done_is_said_before_anything_starts(args):

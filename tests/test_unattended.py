@@ -1,12 +1,17 @@
 """`run.py live --unattended`: what it refuses, and what it does when ComfyUI dies."""
 
+import itertools
 import json
 import os
 import signal
+import socket
+import ssl
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
+from unittest import mock
 
 import pytest
 from clock import Limit
@@ -28,6 +33,8 @@ unattended.setup.environment = lambda comfyui, test: sys.executable
 unattended._FIRST = unattended._LOOK = 0.1
 unattended._LAST, unattended._FINISH = 3.0, 0.5
 unattended._WRITTEN = 2.0
+addresses = iter(["127.0.0.2", "127.0.0.3"])
+unattended.lan.own_address = lambda: next(addresses)
 sys.modules["launch.server"].has_gpu = lambda python: False
 sys.argv = ["run.py", *sys.argv[1:]]
 sys.exit(run.main())
@@ -35,7 +42,7 @@ sys.exit(run.main())
 # it notes what it is asked, and has a run for as long as the file `run` is there. Where there is a
 # file `slow`, a run that was ended is told of no more at once, written down and answered late.
 STAND_IN = """
-import http.server, json, os, pathlib, sys, time
+import http.server, json, os, pathlib, ssl, sys, time
 here = pathlib.Path(__file__).parent
 port = int(sys.argv[sys.argv.index("--port") + 1])
 
@@ -43,6 +50,7 @@ def note(*what):
     with (here / "notes").open("a") as file:
         file.write(json.dumps(what) + "\\n")
 
+host = sys.argv[len(sys.argv) - sys.argv[::-1].index("--listen")]
 note("up", os.getpid(), port, os.environ.get("LIVEDIFFUSION_UNATTENDED"))
 
 def keep(*runs):
@@ -90,8 +98,12 @@ class Answer(http.server.BaseHTTPRequestHandler):
     def log_message(self, *args):
         pass
 
-server = http.server.ThreadingHTTPServer(("127.0.0.1", port), Answer)
-server.allow_reuse_address = True
+server = http.server.ThreadingHTTPServer((host, port), Answer)
+if "--tls-keyfile" in sys.argv:
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(*(sys.argv[sys.argv.index(name) + 1]
+                              for name in ("--tls-certfile", "--tls-keyfile")))
+    server.socket = context.wrap_socket(server.socket, server_side=True)
 server.serve_forever()
 """
 
@@ -117,8 +129,8 @@ class Started:
         (path,) = self.here.parent.glob("**/livediffusion/runs.json")
         return path
 
-    def begin(self):
-        command = [sys.executable, "-c", STARTED, "live", "--unattended", str(self.file)]
+    def begin(self, *more):
+        command = [sys.executable, "-c", STARTED, "live", "--unattended", str(self.file), *more]
         return subprocess.Popen(
             [*command, "--port", "0"], env=self.env, stdout=subprocess.PIPE,
             stderr=subprocess.PIPE, text=True,
@@ -172,7 +184,7 @@ def test_a_comfyui_that_dies_is_started_again_with_the_same_run(started):
         ups = started.notes("up")
         # where pages and players know it, and told to go on with what was kept
         assert len({port for _, port, _ in ups}) == 1
-        assert [kept for *_, kept in ups] == [None, "1", "1", "1"]
+        assert [kept for *_, kept in ups] == ["none", "r", "r", "r"]
         time.sleep(0.5)
         process.send_signal(signal.SIGINT)
         said, _ = process.communicate(timeout=30)
@@ -182,6 +194,51 @@ def test_a_comfyui_that_dies_is_started_again_with_the_same_run(started):
     assert not any(alive(pid) for pid, *_ in ups)
     assert "(3 times now)" in said and "heartbeat.json" in said
     assert len(said.splitlines()) < 60
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="127.0.0.2 stands for the network's address")
+def test_other_machines_of_the_network_reach_it_and_it_is_looked_after_as_ever(started):
+    """Also where this computer has another address when ComfyUI is started again."""
+    for package in ("trustme", "segno"):
+        pytest.importorskip(package)
+    process = started.begin("--lan")
+    with CONSOLE.ended(process):
+        for i, host in enumerate(["127.0.0.2", "127.0.0.3"], 1):
+            ups = started.wait(process, lambda n=i: len(started.notes("up")) == n
+                               and started.notes("up"))  # fmt: skip
+            started.wait(process, lambda: started.notes("answered"))
+            time.sleep(0.7)  # until it is looked after
+            made = max(started.here.parent.rglob("client.pem"), key=os.path.getmtime)
+            context = ssl.create_default_context(cafile=str(made))
+            url = f"https://{host}:{ups[-1][1]}/livediffusion/runs"
+            with urllib.request.urlopen(url, timeout=10, context=context) as reply:
+                assert json.load(reply) == {"runs": [{"run": "r"}]}
+            os.kill(ups[-1][0], signal.SIGKILL if i == 1 else 0)
+        process.send_signal(signal.SIGINT)
+        said, _ = process.communicate(timeout=30)
+        assert process.returncode == 130
+    assert len(started.notes("start")) == 1 and started.notes("end") == [[{"run": "r"}]]
+    words = " ".join(said.split())
+    assert "display.json runs at https://localhost:" in words and "https://127.0.0.3:" in words
+    assert "warns once" in words and "use this ComfyUI now" in words
+    assert "heartbeat.json" in words and "code to scan" in words and "Press Live" not in words
+
+
+def test_a_restart_does_not_wait_for_a_network(monkeypatch, tmp_path):
+    away = mock.Mock(side_effect=CONSOLE.Stop("no network"))
+    monkeypatch.setattr(UNATTENDED.lan, "prepared", away)
+    before = UNATTENDED.lan.Lan("10.0.0.7", *[tmp_path] * 3)
+    assert UNATTENDED._prepared(tmp_path, before) is before
+
+
+def test_without_a_network_it_is_said_before_comfyui_starts(monkeypatch, tmp_path):
+    for name in ("find_comfyui", "environment"):
+        monkeypatch.setattr(UNATTENDED.setup, name, lambda *_, **__: tmp_path)
+    monkeypatch.setattr(UNATTENDED.lan, "own_address", lambda: None)
+    monkeypatch.setattr(UNATTENDED, "_workflow", lambda *_: b"")
+    monkeypatch.setattr(UNATTENDED, "server", None)
+    with pytest.raises(CONSOLE.Stop, match="--lan: this computer is in no network"):
+        UNATTENDED.live("none", ["--unattended", "w.json", "--lan"], ())
 
 
 def test_it_ends_when_the_run_has_ended(started):
@@ -220,6 +277,66 @@ def test_what_cannot_be_written_down_is_not_waited_for_without_end(started):
         (started.here / "run").unlink()
         said, _ = process.communicate(timeout=30)
     assert process.returncode == 0 and "still has the run" in said
+
+
+@pytest.mark.parametrize("answer", ["HTTP/1.1 200 OK\r\nContent-Length: 99\r\n\r\n{", "none\r\n"])
+def test_a_comfyui_that_ends_in_the_middle_of_its_answer_is_one_that_does_not_answer(answer):
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+
+        def half():
+            with listening.accept()[0] as asked:
+                asked.recv(4096)
+                asked.sendall(answer.encode())
+
+        thread = threading.Thread(target=half)
+        thread.start()
+        url = f"http://127.0.0.1:{listening.getsockname()[1]}"
+        with pytest.raises(OSError):
+            UNATTENDED._ComfyUI.at(url, None).runs()
+        thread.join()
+
+
+class Clock:
+    """In place of `time`: it goes on when somebody waits. Each look takes one of `seconds`."""
+
+    def __init__(self, seconds):
+        self.now, self.seconds = 0.0, iter(seconds)
+
+    def monotonic(self):
+        return self.now
+
+    def sleep(self, seconds):
+        self.now += seconds
+
+    def looked(self):
+        self.now += next(self.seconds)
+        raise TimeoutError("timed out")
+
+
+@pytest.mark.parametrize("each", [0.0, 0.5, 10.0])
+def test_a_comfyui_that_hangs_is_given_up_after_so_many_seconds_however_a_look_fails(
+    monkeypatch, each
+):
+    """Refused at once, or taken by a process that answers nothing more until the look is over."""
+    clock, alive_ = Clock(itertools.repeat(each)), mock.Mock(poll=lambda: None)
+    monkeypatch.setattr(UNATTENDED, "time", clock)
+    assert UNATTENDED._watched(mock.Mock(runs=clock.looked), alive_, "r") is False
+    assert 300 <= clock.now <= 300 + each + 1
+    # as docs/live.md says
+    assert UNATTENDED._UNANSWERED == 5 * 60
+
+
+def test_a_machine_that_slept_is_no_comfyui_that_hangs(monkeypatch):
+    clock, looks = Clock([8 * 3600.0, 8 * 3600.0]), []
+
+    def looked():
+        looks.append(1)
+        return {"r"} if len(looks) > 2 else clock.looked()
+
+    states = iter([None] * 4 + [0])
+    monkeypatch.setattr(UNATTENDED, "time", clock)
+    UNATTENDED._watched(mock.Mock(runs=looked), mock.Mock(poll=lambda: next(states)), "r")
+    assert len(looks) == 4
 
 
 def test_what_comfyui_refuses_is_said_in_its_words(started):

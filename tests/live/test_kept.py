@@ -325,9 +325,16 @@ def test_it_is_there_again_after_comfyuis_restart_where_that_is_wanted(user, mon
             assert inprocess.live(asked) == []
     with again("on", left, **{kept._SETTING: True}) as (comfy, _):
         assert inprocess.live(there) == run
-    monkeypatch.setenv(kept.STARTED, "1")
+    monkeypatch.setenv(kept.STARTED, run)
     with again("command", left) as (comfy, _):
         assert inprocess.live(there) == run
+    # a run of before that was cut off is not in the way of the command's own, whatever is set
+    for name in ("none", "another"):
+        monkeypatch.setenv(kept.STARTED, name)
+        with again(name, left, **{kept._SETTING: True}) as (comfy, _):
+            assert inprocess.live(asked) == []
+            mine = inprocess.live(begun)
+            assert mine != run and [one["run"] for one in inprocess.live(asked)] == [mine]
     # what cannot be read is said, and no reason not to start
     with again("bad", [{"run": "../x"}]) as (comfy, _):
         assert inprocess.live(asked) == []
