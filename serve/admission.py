@@ -37,6 +37,7 @@ class Report:
         streams: the visitors that it has now.
         ready: it may get one.
         draining: it is to go, and so are its streams.
+        busy: it has a stream besides that is over: nobody's, but not gone yet.
     """
 
     replica: str
@@ -47,6 +48,7 @@ class Report:
     streams: frozenset[str] = frozenset()
     ready: bool = True
     draining: bool = False
+    busy: bool = False
 
 
 class Go(NamedTuple):
@@ -337,14 +339,14 @@ class Admission:
         taken: dict[str, list[float]] = {}
         for replica in self._replicas.values():
             report = replica.report
-            if report.streams or replica.expected:
+            if report.streams or report.busy or replica.expected:
                 taken.setdefault(report.device or report.replica, []).append(
                     self.fps * report.tick_s
                 )
         free = [
             (sum(taken.get(r.report.device or name, ())), r.report.tick_s, name)
             for name, r in self._replicas.items()
-            if self._usable(r) and not r.report.streams and not r.expected
+            if self._usable(r) and not (r.report.streams or r.report.busy or r.expected)
         ]
         heapq.heapify(free)
         while free:
@@ -359,6 +361,7 @@ class Admission:
     def _ends(self, now: float) -> list[float]:
         """Seconds until each place that there is, is free: a heap."""
         ends = [0.0 for _ in self._free()]
+        ends += [0.0 for r in self._replicas.values() if self._usable(r) and r.report.busy]
         for known in self._visitors.values():
             if known.replica is None:
                 continue

@@ -98,7 +98,7 @@ class Visits:
         self._limit_s, self._direct, self._most, self._clock = limit_s, direct, most, clock
         self._new: set[Visit] = set()
         self._visits: dict[str, Visit] = {}
-        self._leaves: dict[str, int] = {}
+        self._leaves: dict[tuple[str, float], int] = {}  # visitor and since: still to be said
         self.house: dict[str, Any] = {}
         self.replicas: Mapping[str, tuple[str, str | None]] = {}
 
@@ -149,7 +149,7 @@ class Visits:
             self._renew(visit, now)
         elif kind == "leave":
             if visit.since is not None:
-                self._leaves[visit.id] = 3
+                self._leaves[visit.id, visit.since] = 3
             self._ended(visit, "left", now)
         elif visit.since is not None and visit.had is not None:
             visit.missed = said.get("replica") or visit.had
@@ -174,18 +174,17 @@ class Visits:
 
     # what it hears
 
-    def entries(self) -> tuple[list[tuple[Any, ...]], list[str]]:
-        """Who wants something, for `Lobby.sync`, and who left since; a leave is said three times,
-        as an answer may be lost."""
+    def entries(self) -> tuple[list[tuple[Any, ...]], list[tuple[str, float]]]:
+        """Who wants something, for `Lobby.sync`, and which turns were left; a leave is said three
+        times, as an answer may be lost."""
         here = []
         for visit in self._visits.values():
             if visit.since is not None:
                 here.append((visit.id, visit.since, visit.operator, visit.had, visit.until,
                              visit.missed))  # fmt: skip
                 visit.missed = None
-        wants = {entry[0] for entry in here}
-        leaves = [visitor for visitor in self._leaves if visitor not in wants]
-        self._leaves = {v: n - 1 for v, n in self._leaves.items() if n > 1 and v not in wants}
+        leaves = list(self._leaves)
+        self._leaves = {turn: n - 1 for turn, n in self._leaves.items() if n > 1}
         return here, leaves
 
     def apply(self, answer: Mapping[str, Any], asked: Mapping[str, float]) -> None:

@@ -353,7 +353,8 @@ stream.addEventListener('ended', ({ detail }) => {
     return over(say('visitElsewhere'))
   }
   if (detail.why === 'time' || detail.why === 'operator') {
-    house.over()
+    // said to the house, too: who starts again before it has heard of it means another turn
+    house.leave()
     return over(say(REASONS[detail.why]))
   }
   // whoever ended it tells the house, too, and the house says why, or where it goes on

@@ -19,7 +19,7 @@ class House:
             fps=10.0, limit_s=limit_s, most_waiting=most_waiting, replicas="0:9"
         )  # fmt: skip
         self.now, self.lines, self.woken = 1000.0, [], []
-        self.replicas, self.orders = {}, {}
+        self.replicas, self.orders, self.turns = {}, {}, {}
         self.again()
 
     def again(self):
@@ -28,10 +28,12 @@ class House:
             self.settings, log, wake=self.woken.append, clock=lambda: self.now
         )
 
-    def replica(self, name, *streams, **more):
+    def replica(self, name, *visitors, **more):
+        """It has the streams of these, each of the turn that was asked for last."""
+        streams = {v: {"fps": 9.0, "turn": self.turns.get(v)} for v in visitors}
         self.replicas[name] = {
             "replica": name, "address": f"{name}:1", "direct": None, "device": name, "tick_s": 0.01,
-            "ready": True, "draining": False, "streams": {v: {"fps": 9.0} for v in streams}, **more,
+            "ready": True, "draining": False, "streams": streams, **more,
         }  # fmt: skip
 
     def pass_(self, seconds=0.5):
@@ -46,7 +48,9 @@ class House:
     def ask(self, *visitors, leaves=(), **more):
         entries = [(v, since, False, more.get("had"), more.get("until"), more.get("missed"))
                    for v, since in visitors]  # fmt: skip
-        return self.lobby.sync(entries, leaves, "")["visitors"]
+        left = [(v, self.turns.get(v)) for v in leaves]
+        self.turns.update(visitors)
+        return self.lobby.sync(entries, left, "")["visitors"]
 
     def events(self, kind):
         return [line for line in self.lines if line["event"] == kind]
@@ -96,14 +100,100 @@ def test_a_replica_is_told_to_end_what_is_over_and_is_not_free_before_it_has(rea
     for _ in range(4):
         house.pass_()
         said = house.ask(("a", 1.0), ("b", 2.0))
-        assert house.orders["r1"]["end"] == {"a": reason}
+        assert house.orders["r1"]["end"] == {"a": (1.0, reason)}
         assert said["a"] == ("over", reason)
         assert said["b"][0] == "wait", "its place is not free yet"
     house.replica("r1")
     house.pass_()
     assert house.ask(("a", 1.0), ("b", 2.0))["b"][:2] == ("go", "r1")
     (end,) = [line for line in house.events("end") if line["visitor"] == "a"]
-    assert end["reason"] == reason and end["fps"] == 9.0
+    assert end["reason"] == reason and end["fps"] == 9.0 and "turn" not in end
+
+
+@pytest.mark.parametrize("reason", ["time", "operator", "left"])
+@pytest.mark.parametrize("late", range(4))
+@pytest.mark.parametrize("gone", [True, False])
+def test_who_starts_again_has_a_turn_that_no_word_about_the_last_one_ends(reason, late, gone):
+    """Whatever is still on its way: the page's leave, reports from before, the stream itself."""
+    house = House(limit_s=50)
+    house.replica("r1")
+    house.settle()
+    house.ask(("a", 1.0))
+    house.replica("r1", "a")
+    house.pass_()
+    before = house.replicas["r1"]
+    if reason == "time":
+        house.now += 60
+    elif reason == "operator":
+        house.lobby.order({"end": "a"})
+    if gone:
+        house.replica("r1")
+    for _ in range(late):
+        house.pass_(0.1)
+    again = house.now
+    # one sync has both, the leave is said three times, and a report from before comes late
+    for old in (False, True, False):
+        said = house.lobby.sync([("a", again, False, None, None, None)], [("a", 1.0)], "")
+        assert said["visitors"]["a"][0] in ("go", "wait")
+        house.pass_(0.1)
+        if old:
+            end = house.lobby.report(json.loads(json.dumps(before)))["end"]
+            assert list(end) == ["a"] and end["a"][0] == 1.0
+    house.replica("r1")
+    house.pass_()
+    house.pass_()
+    said = house.ask(("a", again))
+    assert said["a"][:2] == ("go", "r1") and said["a"][2] > house.now + 40
+    house.replica("r1", "a")
+    for _ in range(4):
+        house.pass_()
+        assert house.orders["r1"]["end"] == {}
+        assert house.ask(("a", again))["a"][:2] == ("go", "r1")
+    assert house.lobby.state()["streams"] == 1
+
+
+def test_a_stream_of_a_turn_that_is_over_is_ended_however_late_it_is_heard_of():
+    """As of a page that had its ticket already, or of a turn that a new lobby knows nothing of."""
+    house = House()
+    house.replica("r1")
+    house.settle()
+    house.ask(("a", 1.0))
+    house.lobby.order({"end": "a"})
+    for _ in range(20):
+        house.pass_()
+    house.replica("r1", "a")
+    house.pass_()
+    assert house.orders["r1"]["end"] == {"a": (1.0, "operator")}
+    assert house.lobby.state()["streams"] == 0
+    house.again()
+    house.turns["a"] = 1.0
+    house.replica("r1", "a")
+    house.settle()
+    said = house.ask(("a", 9.0))
+    house.turns["a"] = 1.0
+    house.replica("r1", "a")
+    house.pass_()
+    assert said["a"][0] == "wait" and house.orders["r1"]["end"] == {"a": (1.0, "left")}
+
+
+def test_a_stream_that_is_over_is_nobody_who_waits_or_whose_time_counts():
+    """Also where its replica goes before it does."""
+    house = House(limit_s=50)
+    house.replica("r1")
+    house.settle()
+    house.ask(("a", 1.0), ("b", 2.0))
+    house.replica("r1", "a")
+    for _ in range(80):
+        house.pass_()
+        house.ask(("a", 1.0), ("b", 2.0))
+    house.lobby.order({"end": "a"})
+    house.pass_(0.1)
+    house.replica("r1", "a", draining=True, ready=False)
+    house.replica("r2")
+    house.pass_(0.1)
+    assert house.ask(("b", 2.0), ("c", 3.0))["c"][3] == pytest.approx(40, abs=1)
+    assert house.ask(("b", 2.0))["b"][:2] == ("go", "r2")
+    assert [line["visitor"] for line in house.events("start")] == ["a", "b"]
 
 
 def test_a_draining_replica_s_visitor_moves_before_those_who_wait():
@@ -161,7 +251,7 @@ def test_who_is_away_for_long_is_forgotten():
     house.pass_(0)
     house.ask()
     own = house.lobby
-    kept = (own._turns, own._gone, own._moving, own._last, own._ending, own._over)
+    kept = (own._turns, own._gone, own._moving, own._last, own._over)
     assert not any(kept), kept
 
 

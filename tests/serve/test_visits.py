@@ -180,16 +180,18 @@ def test_an_answer_about_the_turn_before_is_not_for_this_one():
     assert page.since == front.now
 
 
-def test_leaves_are_said_three_times_and_not_of_who_wants_again():
+def test_leaves_are_said_three_times_of_the_turn_that_was_left():
     front = Front()
     page, other = front.page(HELLO, WANT), front.page(HELLO, WANT)
     front.say(page, {"type": "leave"})
     front.say(other, {"type": "leave"})
-    assert sorted(front.visits.entries()[1]) == sorted([page.id, other.id])
+    left = [(page.id, front.now), (other.id, front.now)]
+    assert front.visits.entries()[1] == left
     front.now += 1
-    front.say(other, WANT)
+    front.say(other, WANT)  # another turn
     said = [front.visits.entries()[1] for _ in range(4)]
-    assert said == [[page.id], [page.id], [], []]
+    assert said == [left, left, [], []]
+    assert front.visits.entries()[0][0][:2] == (other.id, front.now)
 
 
 def test_a_new_description_of_the_house_is_a_new_welcome():
