@@ -201,8 +201,11 @@ class Lobby:
         now = self._clock()
         self._decide(now)
         load = self._admission.load()
+        problems = list(self._problems)
+        if self._log.problem:
+            problems.append({"at": now, "event": "problem", "why": self._log.problem})
         return {
-            **load._asdict(), "asked": self._asked, "problems": list(self._problems),
+            **load._asdict(), "asked": self._asked, "problems": problems,
             "replica": {name: {**said, "house": None, "drain": name in self._drain}
                         for name, said in self._said.items()},
             "queue": [{"visitor": v, **p._asdict()}

@@ -1,11 +1,14 @@
 """The lobby: what it tells ingresses and replicas, through losses of itself and of answers."""
 
 import json
+import pathlib
 import random
 import re
+import time
 import types
 
 import pytest
+from clock import Limit
 from serving import ROOT, served
 
 lobby, logs, operators = served("lobby"), served("logs"), served("ingress.operators")
@@ -330,6 +333,103 @@ def test_the_log_has_neither_tickets_nor_what_visitors_write():
     first, second = map(json.loads, lines)
     assert set(first) == {"at", "event", "visitor"}
     assert set(second) == {"at", "event", "visitor", "values", "prompt"}
+
+
+class Unwritable:
+    """A log's way out that fails as long as it is to."""
+
+    def __init__(self):
+        self.fails, self.lines = True, []
+
+    def __call__(self, line):
+        if self.fails:
+            raise OSError(28, "No space left on device")
+        self.lines.append(line)
+
+
+def test_a_log_that_cannot_be_written_changes_nothing_of_what_the_lobby_does():
+    """The same house twice, one with a full disk: a lobby's whole life."""
+    full, well = House(limit_s=20), House(limit_s=20)
+    full.lobby._log = logs.Log(Unwritable(), clock=lambda: full.now)
+    told = []
+    for house in (full, well):
+        said = []
+        event = {"event": "problem", "visitor": "a", "why": object.__doc__, "odd": {1, 2}}
+        for step in range(60):
+            streams = ["a"] if 8 < step < 30 else ["b"] if step > 40 else []
+            house.replica("r1", *streams)
+            house.replicas["r1"]["events"] = [event] if step % 7 == 0 else []
+            house.now += 0.5
+            said.append(house.lobby.report(dict(house.replicas["r1"])))
+            said.append(house.ask(("a", 1.0), ("b", 2.0), ("c", 3.0)))
+            if step == 50:
+                house.lobby.order({"end": "b"})
+                house.lobby.order({"replicas": 3})
+        house.lobby.lost("r1")
+        house.lobby.close()
+        said.append(house.ask(("c", 3.0)))
+        told.append(said)
+    assert told[0] == told[1] and len(well.lines) > 5 and full.lines == []
+    (problem,) = [p for p in full.lobby.state()["problems"] if "lines of the log" in p["why"]]
+    assert "No space left on device" in problem["why"] and well.lobby._log.problem is None
+    # nor does what no JSON can be made of
+    odd = {(): 1}
+    odd[()] = odd
+    well.lobby._log.event("start", visitor=odd)
+
+
+def test_a_log_s_file_that_is_away_for_a_while_has_all_lines_once_and_whole(tmp_path):
+    folder = tmp_path / "away"
+    path = folder / "house.log"
+    write = logs.to_file(str(path), again_s=0.01)
+    log = logs.Log(write)
+    began = time.monotonic()
+    for number in range(2000):
+        log.event("start", number=number)
+        if number == 1000:
+            limit = Limit(5)
+            while write.problem is None:
+                assert not limit.over
+                time.sleep(0.01)
+            assert "tried again" in log.problem and str(path) in log.problem
+            folder.mkdir()
+    assert time.monotonic() - began < 5, "nobody waits for a disk"
+    limit = Limit(5)
+    while not path.exists() or path.read_text("utf-8").count("\n") < 2000:
+        assert not limit.over, write.problem
+        time.sleep(0.01)
+    lines = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+    assert [line["number"] for line in lines] == list(range(2000))
+    limit = Limit(5)
+    while log.problem:
+        assert not limit.over
+        time.sleep(0.01)
+
+
+@pytest.mark.skipif(not pathlib.Path("/dev/full").exists(), reason="a disk that is always full")
+def test_a_disk_that_stays_full_costs_lines_and_neither_time_nor_room(monkeypatch, capfd, tmp_path):
+    monkeypatch.setattr(logs, "_HELD", 100)
+    path = tmp_path / "house.log"
+    path.symlink_to("/dev/full")
+    log = logs.Log(logs.to_file(str(path), again_s=0.01))
+    for number in range(500):
+        log.event("start", number=number)
+    limit = Limit(5)
+    while "tried again" not in log.problem:
+        assert not limit.over
+        time.sleep(0.01)
+    assert "of its lines are lost" in log.problem and "No space left" in log.problem
+    time.sleep(0.05)
+    assert capfd.readouterr().err.count("The log cannot be written") == 1
+    path.unlink()
+    while "tried again" in log.problem:
+        assert not limit.over
+        time.sleep(0.01)
+    lost = int(re.match(r"(\d+) of its lines are lost\.$", log.problem)[1])  # and stays said
+    while path.read_text("utf-8").count("\n") + lost < 500:
+        assert not limit.over
+        time.sleep(0.01)
+    assert path.read_text("utf-8").count("\n") + lost == 500
 
 
 def test_a_fixed_number_of_replicas_is_no_order_to_change():
