@@ -17,6 +17,7 @@ from typing import Any
 from .admission import Admission, Go, Moving, Over, Report
 from .logs import Log
 from .metrics import Nothing
+from .options import bounds
 
 SILENT = 3.0  # seconds without a report after which a replica is lost
 _KEPT = 20_000  # turns whose end is remembered
@@ -33,7 +34,8 @@ _PROBLEMS = frozenset({
 
 class Lobby:
     """Args:
-    settings: fps, limit_s, most_waiting of `Settings`.
+    settings: fps, limit_s, most_waiting of `Settings`; replicas as "N" or "MIN:MAX", what Serve
+        was told.
     log: where sessions' events go.
     figures: the house's gauges.
     wake: called with the number of visitors who wait when no replica is there.
@@ -56,7 +58,7 @@ class Lobby:
         self._said: dict[str, dict[str, Any]] = {}  # each replica's latest report, whole
         self._drain: set[str] = set()
         self._asked: int | None = None
-        self._fixed = settings.replicas.isdecimal()
+        self._low, self._high = bounds(settings.replicas, 1)
         self._closing = False
         self._problems: deque[dict[str, Any]] = deque(maxlen=_SHOWN)
         self._house: dict[str, Any] | None = None
@@ -236,10 +238,17 @@ class Lobby:
             return f"Replica {name} lets its streams go, and starts anew."
         if "replicas" in order:
             asked = order["replicas"]
-            if asked is not None and not (isinstance(asked, int) and 0 <= asked <= 10_000):
-                raise ValueError("The number of replicas is 0 to 10000, or null for as needed.")
-            if self._fixed:
-                raise ValueError("The number of replicas is fixed: start with --replicas MIN:MAX.")
+            if asked is not None and (isinstance(asked, bool) or not isinstance(asked, int)):
+                raise ValueError("The number of replicas is a whole one, or null for as needed.")
+            if self._low == self._high:
+                raise ValueError(
+                    f"The number of replicas is fixed, {self._low}: start with --replicas MIN:MAX."
+                )
+            if asked is not None and not self._low <= asked <= self._high:
+                raise ValueError(
+                    f"The number of replicas is {self._low} to {self._high} here, or null for as "
+                    "needed: start with another --replicas MIN:MAX."
+                )
             self._asked = asked
             return f"Replicas: {'as needed' if asked is None else asked}."
         raise ValueError("An order is end, drain or replicas.")

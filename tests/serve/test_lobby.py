@@ -432,9 +432,26 @@ def test_a_disk_that_stays_full_costs_lines_and_neither_time_nor_room(monkeypatc
     assert path.read_text("utf-8").count("\n") + lost == 500
 
 
-def test_a_fixed_number_of_replicas_is_no_order_to_change():
+@pytest.mark.parametrize("replicas", ["2", "2:2", "1:1", "0:3", "1:4"])
+def test_an_order_is_taken_where_serve_would_follow_it_and_nowhere_else(replicas):
+    """Serve's policy keeps to the fewest and the most, without a word."""
+    scaling = served("scaling")
     house = House()
-    house.settings.replicas = "2"
+    house.settings.replicas = replicas
     house.again()
-    with pytest.raises(ValueError, match="MIN:MAX"):
-        house.lobby.order({"replicas": 3})
+    house.replica("r1")
+    low, high = served("options").bounds(replicas, 1)
+    for asked in range(6):
+        context = types.SimpleNamespace(
+            raw_metrics={scaling.ASKED: {"r1": [types.SimpleNamespace(value=float(asked))]}},
+            running_replicas=["r1"], target_num_replicas=1, policy_state={}, current_time=0.0,
+            capacity_adjusted_min_replicas=low, capacity_adjusted_max_replicas=high,
+        )  # fmt: skip
+        follows = low < high and scaling.Policy()(context)[0] == asked
+        before = house.lobby.state()["asked"]
+        if follows:
+            assert house.lobby.order({"replicas": asked}) == f"Replicas: {asked}."
+        else:
+            with pytest.raises(ValueError, match=rf"{low}.*MIN:MAX\.$"):
+                house.lobby.order({"replicas": asked})
+        assert house.lobby.state()["asked"] == (asked if follows else before)
