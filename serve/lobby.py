@@ -14,7 +14,7 @@ from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from .admission import Admission, Go, Moving, Over, Report
+from .admission import Admission, Away, Go, Moving, Over, Report
 from .logs import Log
 from .metrics import Nothing
 from .options import bounds
@@ -277,6 +277,8 @@ class Lobby:
                 self._log.event("moving", visitor=event.visitor, reason=event.reason)
             elif isinstance(event, Over):
                 self._end(now, event.visitor, event.reason)
+            elif isinstance(event, Away) and event.visitor in self._gone:
+                self._end(now, event.visitor, "absent")  # who was sent and never came
         for name in [n for n in self._said if self._admission.at(n) is None]:
             del self._said[name]
             self._drain.discard(name)

@@ -16,7 +16,8 @@ from ..tickets import OPERATOR, STREAM, VISIT, Refused, Tickets, new_id
 
 HELLO = 10.0  # seconds in which a socket must have said hello
 RENEWED = 30.0  # seconds after which a page gets its tickets anew
-VISIT_S = 120.0  # a visit's ticket: a page that is away longer has lost its place
+KEPT_S = 120.0  # a page that is away longer has lost its place
+VISIT_S = KEPT_S + RENEWED  # a visit's ticket: the last one that its page got may be that old
 STREAM_S = 90.0  # a stream's ticket opens something for so long; what is open stays
 MESSAGES = 20.0  # a second, of one socket
 BURST = 60.0
