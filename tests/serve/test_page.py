@@ -405,6 +405,28 @@ def test_before_the_house_answers_there_is_nothing_to_press(browser):
         one.run()
 
 
+@pytest.mark.parametrize("full, sentence", [(True, "from your network"), (False, "Speak up.")])
+def test_a_page_that_is_refused_says_why_and_comes_in_when_it_may(browser, full, sentence):
+    with House(("red",)) as house, visiting(browser, house, opened=False) as one:
+        house.many = {"reason": "Speak up.", "full": full}
+        one.page.goto(house.url)
+        one.says(sentence, "lead")
+        assert not one.get("document.getElementById('start').checkVisibility()")
+        house.many = None
+        one.phase("idle")
+        one.run()
+        if full:  # who is in already keeps the stream, and the place
+            house.many = {"reason": "x", "full": True}
+            (visitor,) = house.visitors.values()
+            visitor.wire.abort()
+            one.says(sentence)
+            one.more()
+            house.many = None
+            one.wait("document.getElementById('note').hidden")
+            assert len(house.visitors) == 1
+        assert not [text for kind, text in one.noise if "TypeError" in text]
+
+
 # -- sizes --------------------------------------------------------------------------------------
 
 SIZES = [(320, 568), (390, 844), (844, 390), (768, 1024), (1280, 720), (3840, 2160)]

@@ -19,7 +19,9 @@ class Front:
     def __init__(self, most=100):
         self.now = 1000.0
         self.tickets = tickets.Tickets(KEY, lambda: self.now)
-        self.visits = visits.Visits(self.tickets, "", 15.0, 60.0, True, most, lambda: self.now)
+        self.visits = visits.Visits(
+            self.tickets, "", 15.0, 60.0, True, most, clock=lambda: self.now
+        )
 
     def page(self, *said, **more):
         heard = []
@@ -247,6 +249,21 @@ def test_a_page_that_says_too_much_is_let_go():
     for _ in range(1000):
         front.now += 1 / visits.MESSAGES
         front.say(calm, WANT)
+
+
+def test_sockets_of_one_address_are_counted_however_they_end():
+    front = Front()
+    front.visits._most_each = 3
+    for _ in range(3):
+        own = [front.page(HELLO, address="a") for _ in range(3)]
+        for _ in range(5):
+            with pytest.raises(visits.Full, match=r"address.*\.$"):
+                front.page(address="a")
+        front.page(HELLO, address="b")
+        front.page(HELLO)  # this machine's own are not counted
+        for one in own:
+            front.visits.closed(one)
+            front.visits.closed(one)
 
 
 def test_sockets_are_counted_and_those_that_say_nothing_are_closed():
