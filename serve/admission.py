@@ -18,7 +18,8 @@ from typing import NamedTuple
 
 BUSY = 0.9  # of a device's time that streams may take together
 ARRIVES = 15.0  # seconds in which a page that got a place is to be seen there
-ABSENT = 10.0  # seconds without a word after which a visitor who waits is gone
+ABSENT = 10.0  # seconds without a word after which a visitor who waits is left out
+QUIET = 2.0  # the same of one who does not arrive: whose page is there is heard more often
 HUSH = 0.4  # of `lost_s` without a report, after which a replica may be lost
 _REMEMBERED = 20_000  # visitors whose turn was: an old ticket is not the front of the queue again
 _LEARNS = 0.1  # weight of the newest stream in the mean length
@@ -37,6 +38,7 @@ class Report:
         streams: the visitors that it has now.
         ready: it may get one.
         draining: it is to go, and so are its streams.
+        busy: it has a stream besides that is over: nobody's, but not gone yet.
     """
 
     replica: str
@@ -47,6 +49,7 @@ class Report:
     streams: frozenset[str] = frozenset()
     ready: bool = True
     draining: bool = False
+    busy: bool = False
 
 
 class Go(NamedTuple):
@@ -70,6 +73,16 @@ class Over(NamedTuple):
 
     visitor: str
     reason: str
+
+
+class Away(NamedTuple):
+    """A visitor is not heard any more, and left out of the queue.
+
+    Nothing is kept of it: its page's ticket says since when it waited, so if it comes back with
+    that, it is where it would be.
+    """
+
+    visitor: str
 
 
 class Place(NamedTuple):
@@ -134,7 +147,7 @@ class Admission:
         self._replicas: dict[str, _Replica] = {}
         self._visitors: dict[str, _Visitor] = {}
         self._queue: list[tuple[bool, bool, float, str]] = []
-        self._events: list[Go | Moving | Over] = []
+        self._events: list[Go | Moving | Over | Away] = []
         self._had: OrderedDict[str, float] = OrderedDict()
         self._mean: float | None = None
 
@@ -187,8 +200,8 @@ class Admission:
 
         Args:
             since: when that began, of its ticket.
-            had: the replica that it says it has a stream at, and `until` when: a lobby that was
-                lost learns it so.
+            had: the replica that it says it has a stream at, and until when it may have one, if
+                it has had a place: so learns it a lobby that was lost, or has left it out.
 
         Returns:
             False: too many wait already, and it is not taken.
@@ -207,12 +220,15 @@ class Admission:
             if known.until is None and until is not None and not operator:
                 known.until = until
             return True
-        if len(self._queue) >= self.most_waiting and not operator and had is None:
+        placed = had is not None or until is not None
+        # one that was away is no newcomer
+        newest = not self._queue or since >= self._queue[-1][2]
+        if len(self._queue) >= self.most_waiting and newest and not (operator or placed):
             return False
         # a ticket from before its last turn has had its turn
         since = now if since <= self._had.get(visitor, -math.inf) else min(since, now)
-        known = _Visitor(since, operator, now, moved=had is not None)
-        if had is not None and until is not None:
+        known = _Visitor(since, operator, now, moved=placed)
+        if until is not None:
             known.until, known.started = until, now
         self._visitors[visitor] = known
         self._enqueue(visitor)
@@ -241,20 +257,23 @@ class Admission:
 
     # what follows from it
 
-    def decide(self, now: float) -> list[Go | Moving | Over]:
+    def decide(self, now: float) -> list[Go | Moving | Over | Away]:
         """What is to be done now, in order."""
         self._begin(now)
         for name in [n for n, r in self._replicas.items() if now - r.seen > self._lost_s]:
             self.lost(now, name)
         for name, known in list(self._visitors.items()):
-            if known.until is not None and known.until <= now:
+            late = False
+            if known.replica is not None and not known.confirmed:
+                late = now - self._replicas[known.replica].expected.get(name, now) > ARRIVES
+            quiet = now - known.seen
+            if quiet > (QUIET if late else ABSENT) and (late or known.replica is None):
+                self._forget(name)
+                self._events.append(Away(name))
+            elif known.until is not None and known.until <= now:
                 self._finish(now, name, "time")
-            elif known.replica is None and now - known.seen > ABSENT:
-                self._finish(now, name, None)
-            elif known.replica is not None and not known.confirmed:
-                sent = self._replicas[known.replica].expected.get(name, now)
-                if now - sent > ARRIVES:
-                    self.missed(now, name)
+            elif late:
+                self.missed(now, name)
         if now - self._began >= self._settle_s:
             self._admit(now)
         events, self._events = self._events, []
@@ -337,14 +356,14 @@ class Admission:
         taken: dict[str, list[float]] = {}
         for replica in self._replicas.values():
             report = replica.report
-            if report.streams or replica.expected:
+            if report.streams or report.busy or replica.expected:
                 taken.setdefault(report.device or report.replica, []).append(
                     self.fps * report.tick_s
                 )
         free = [
             (sum(taken.get(r.report.device or name, ())), r.report.tick_s, name)
             for name, r in self._replicas.items()
-            if self._usable(r) and not r.report.streams and not r.expected
+            if self._usable(r) and not (r.report.streams or r.report.busy or r.expected)
         ]
         heapq.heapify(free)
         while free:
@@ -359,6 +378,7 @@ class Admission:
     def _ends(self, now: float) -> list[float]:
         """Seconds until each place that there is, is free: a heap."""
         ends = [0.0 for _ in self._free()]
+        ends += [0.0 for r in self._replicas.values() if self._usable(r) and r.report.busy]
         for known in self._visitors.values():
             if known.replica is None:
                 continue
@@ -383,11 +403,9 @@ class Admission:
         self._replicas[replica].expected.clear()
 
     def _finish(self, now: float, visitor: str, reason: str | None) -> None:
-        known = self._visitors.pop(visitor, None)
+        known = self._forget(visitor)
         if known is None:
             return
-        self._forget_expected(visitor, known)
-        self._unqueue(visitor, known)
         self._had[visitor] = now
         self._had.move_to_end(visitor)
         while len(self._had) > _REMEMBERED:
@@ -399,6 +417,13 @@ class Admission:
             )  # fmt: skip
         if reason is not None:
             self._events.append(Over(visitor, reason))
+
+    def _forget(self, visitor: str) -> _Visitor | None:
+        known = self._visitors.pop(visitor, None)
+        if known is not None:
+            self._forget_expected(visitor, known)
+            self._unqueue(visitor, known)
+        return known
 
     def _forget_expected(self, visitor: str, known: _Visitor) -> None:
         if known.replica in self._replicas:

@@ -89,11 +89,12 @@ def build(settings: Settings) -> Application:
         )
     gpus = ray.cluster_resources().get("GPU", 0.0) if ray.is_initialized() else 0.0
     low, high = settings.bounds(gpus)
+    # it takes orders for as many replicas as there can be, which "auto" does not say
     lobby = serve.deployment(HouseLobby).options(
         name=LOBBY, num_replicas=1, max_ongoing_requests=1000,
         graceful_shutdown_wait_loop_s=0.2, graceful_shutdown_timeout_s=2,
         ray_actor_options={"num_cpus": 0}, **_SOON,
-    ).bind(settings)  # fmt: skip
+    ).bind(settings.model_copy(update={"replicas": f"{low}:{high}"}))  # fmt: skip
     each = 0.0 if settings.cpu else settings.gpus_each
     replica = serve.deployment(Replica).options(
         name=REPLICA, max_ongoing_requests=100, **_number(settings, low, high),

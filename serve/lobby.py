@@ -4,6 +4,9 @@ It wraps `Admission` and keeps nothing on disk. If it is lost, the next one is t
 replicas report the streams that they have, ingresses say four times a second who is there, and
 visitors' tickets say since when. Calls are idempotent: an ingress names all its visitors each time
 and gets the state of each, so an answer that was lost is not missed.
+
+A visitor comes again, with another turn, before all that is on its way about the last one is there.
+So whatever ends something names the turn: since when the visitor wanted it, as its ticket says.
 """
 
 import time
@@ -11,13 +14,13 @@ from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from .admission import Admission, Go, Moving, Over, Report
+from .admission import Admission, Away, Go, Moving, Over, Report
 from .logs import Log
 from .metrics import Nothing
+from .options import bounds
 
 SILENT = 3.0  # seconds without a report after which a replica is lost
-_KEPT = 20_000  # visitors whose last turn's end is remembered
-_ENDS = 5.0  # seconds for which a stream that is over is waited for
+_KEPT = 20_000  # turns whose end is remembered
 _WAKES = 5.0  # seconds between two calls for a first replica
 _OFTEN = 0.1  # seconds between two decisions that reports lead to
 _SWEEPS = 30.0  # seconds between two looks for visitors who are gone without a word
@@ -31,7 +34,8 @@ _PROBLEMS = frozenset({
 
 class Lobby:
     """Args:
-    settings: fps, limit_s, most_waiting of `Settings`.
+    settings: fps, limit_s, most_waiting of `Settings`; replicas as "N" or "MIN:MAX", what Serve
+        was told.
     log: where sessions' events go.
     figures: the house's gauges.
     wake: called with the number of visitors who wait when no replica is there.
@@ -49,13 +53,12 @@ class Lobby:
         self._turns: dict[str, float] = {}  # since of the turn that a visitor is in
         self._gone: dict[str, Go] = {}  # where each was sent last
         self._moving: dict[str, str] = {}  # why one who waits had to leave
-        self._over: OrderedDict[str, tuple[float, str]] = OrderedDict()  # turn and why it ended
-        self._ending: dict[tuple[str, str], tuple[str, float]] = {}  # replica, visitor: why, when
+        self._over: OrderedDict[tuple[str, Any], str] = OrderedDict()  # visitor, turn: why it ended
         self._last: dict[str, dict[str, Any]] = {}  # latest figures of each visitor's stream
         self._said: dict[str, dict[str, Any]] = {}  # each replica's latest report, whole
         self._drain: set[str] = set()
         self._asked: int | None = None
-        self._fixed = settings.replicas.isdecimal()
+        self._low, self._high = bounds(settings.replicas, 1)
         self._closing = False
         self._problems: deque[dict[str, Any]] = deque(maxlen=_SHOWN)
         self._house: dict[str, Any] | None = None
@@ -66,15 +69,16 @@ class Lobby:
     # ingresses
 
     def sync(
-        self, visitors: Iterable[Sequence[Any]], leaves: Iterable[str] = (), known: str = ""
-    ) -> dict[str, Any]:
+        self, visitors: Iterable[Sequence[Any]], leaves: Iterable[Sequence[Any]] = (),
+        known: str = "",
+    ) -> dict[str, Any]:  # fmt: skip
         """An ingress says who is there, and is told how it is with each.
 
         Args:
             visitors: of each that wants a stream or has one: id, since, whether an operator, the
                 replica that it says to have, until when it may have it, the replica that it could
                 not reach.
-            leaves: who wants nothing any more.
+            leaves: who wants nothing any more, and since when that had wanted something.
             known: the version of the house's description that the ingress has.
 
         Returns:
@@ -83,12 +87,18 @@ class Lobby:
             direct address of each; `house`: its description if it is not the known one.
         """
         now, here = self._clock(), list(visitors)
-        for visitor in leaves:
-            self._leave(now, visitor, "left")
+        for visitor, turn in leaves:
+            if self._turns.get(visitor) == turn:
+                self._leave(now, visitor, "left")
+            else:
+                # of a turn before this one, or of a stream that this lobby has not heard of yet
+                self._is_over(visitor, turn, "left")
         full = set()
         for visitor, since, operator, had, until, missed in here:
-            if self._over.get(visitor, (None,))[0] == since:
+            if (visitor, since) in self._over:
                 continue
+            if self._turns.get(visitor, since) != since:
+                self._leave(now, visitor, "left")  # whoever wants anew has left before
             self._turns[visitor] = since
             if not self._admission.wants(now, visitor, since, operator, had, until):
                 full.add(visitor)
@@ -99,14 +109,14 @@ class Lobby:
         places = self._admission.places(now)
         answers = {}
         for visitor, since, _, _, until, _ in here:
-            over = self._over.get(visitor)
+            over = self._over.get((visitor, since))
             replica = self._admission.where(visitor)
             if self._closing:
                 answers[visitor] = ("over", "closed")
             elif visitor in full:
                 answers[visitor] = ("full",)
-            elif over is not None and over[0] == since:
-                answers[visitor] = ("over", over[1])
+            elif over is not None:
+                answers[visitor] = ("over", over)
             elif replica is not None:
                 went = self._gone.get(visitor)
                 # after a loss nobody was sent: what the ticket says holds
@@ -124,7 +134,9 @@ class Lobby:
 
     def _leave(self, now: float, visitor: str, reason: str) -> None:
         """A visitor's turn ends because somebody says so."""
-        self._ends_at(now, visitor, reason)
+        went = self._gone.get(visitor)
+        if reason == "left" and went and went.until is not None and went.until <= now:
+            reason = "time"  # its page has heard it first
         self._admission.leaves(now, visitor)
         self._end(now, visitor, reason)
 
@@ -135,13 +147,13 @@ class Lobby:
 
         Args:
             said: `replica`, `address`, `direct`, `device`, `tick_s`, `ready`, `draining`; `streams`
-                with the figures of each visitor's; `events` of its gate; `house`, what visitors may
-                see and change (`version`, `inputs`, `views`, `camera`, `title`).
+                with the figures of each visitor's, and its `turn`; `events` of its gate; `house`,
+                what visitors may see and change (`version`, `inputs`, `views`, `camera`, `title`).
 
         Returns:
-            `end`: reasons by visitor; `drain`; `closing`: the house ends, nothing is waited for;
-            `waiting`: visitors who wait; `asked`: the number of replicas that an operator asked
-            for, or None.
+            `end`: by visitor the turn that is over, and why; `drain`; `closing`: the house ends,
+            nothing is waited for; `waiting`: visitors who wait; `asked`: the number of replicas
+            that an operator asked for, or None.
         """
         now, name = self._clock(), said["replica"]
         for event in said.pop("events", ()):
@@ -150,29 +162,27 @@ class Lobby:
                 self._problems.append({"at": now, "replica": name, **event})
         if said.get("house"):
             self._house = said["house"]
-        streams = set()
-        for visitor, figures in said["streams"].items():
-            ending = self._ending.get((name, visitor))
-            if not ending:
-                self._last[visitor] = figures
-            # one that is over still takes its place until it is gone, but is nobody's
-            streams.add(f"~{visitor}" if ending else visitor)
-        for key in [k for k, (_, at) in self._ending.items() if k[0] == name]:
-            if key[1] not in said["streams"] and now - self._ending[key][1] > _ENDS:
-                del self._ending[key]
+        turns = {visitor: one.get("turn") for visitor, one in said["streams"].items()}
+        for visitor, turn in turns.items():
+            if (visitor, turn) not in self._over and self._turns.setdefault(visitor, turn) != turn:
+                self._is_over(visitor, turn, "left")  # whoever wants anew has left before
+        # one that is over still takes its place until it is gone, but is nobody's
+        streams = frozenset(v for v, turn in turns.items() if (v, turn) not in self._over)
+        for visitor in streams:
+            self._last[visitor] = {k: v for k, v in said["streams"][visitor].items() if k != "turn"}
         self._said[name] = said
         self._admission.report(now, Report(
             name, said["address"], said.get("direct"), said.get("device") or name,
-            float(said.get("tick_s") or 0.0), frozenset(streams), bool(said["ready"]),
-            bool(said["draining"]),
+            float(said.get("tick_s") or 0.0), streams, bool(said["ready"]),
+            bool(said["draining"]), len(streams) < len(turns),
         ))  # fmt: skip
         # hundreds of replicas report twice a second each, and a decision is about everybody
         if now - self._decided >= _OFTEN:
             self._decide(now)
-        ends = {v: why for (n, v), (why, _) in self._ending.items()
-                if n == name and v in said["streams"]}  # fmt: skip
         return {
-            "end": ends, "drain": name in self._drain, "asked": self._asked,
+            "end": {v: (turn, self._over[v, turn]) for v, turn in turns.items()
+                    if (v, turn) in self._over},
+            "drain": name in self._drain, "asked": self._asked,
             "closing": self._closing, "waiting": self._waiting,
         }  # fmt: skip
 
@@ -193,8 +203,11 @@ class Lobby:
         now = self._clock()
         self._decide(now)
         load = self._admission.load()
+        problems = list(self._problems)
+        if self._log.problem:
+            problems.append({"at": now, "event": "problem", "why": self._log.problem})
         return {
-            **load._asdict(), "asked": self._asked, "problems": list(self._problems),
+            **load._asdict(), "asked": self._asked, "problems": problems,
             "replica": {name: {**said, "house": None, "drain": name in self._drain}
                         for name, said in self._said.items()},
             "queue": [{"visitor": v, **p._asdict()}
@@ -225,10 +238,17 @@ class Lobby:
             return f"Replica {name} lets its streams go, and starts anew."
         if "replicas" in order:
             asked = order["replicas"]
-            if asked is not None and not (isinstance(asked, int) and 0 <= asked <= 10_000):
-                raise ValueError("The number of replicas is 0 to 10000, or null for as needed.")
-            if self._fixed:
-                raise ValueError("The number of replicas is fixed: start with --replicas MIN:MAX.")
+            if asked is not None and (isinstance(asked, bool) or not isinstance(asked, int)):
+                raise ValueError("The number of replicas is a whole one, or null for as needed.")
+            if self._low == self._high:
+                raise ValueError(
+                    f"The number of replicas is fixed, {self._low}: start with --replicas MIN:MAX."
+                )
+            if asked is not None and not self._low <= asked <= self._high:
+                raise ValueError(
+                    f"The number of replicas is {self._low} to {self._high} here, or null for as "
+                    "needed: start with another --replicas MIN:MAX."
+                )
             self._asked = asked
             return f"Replicas: {'as needed' if asked is None else asked}."
         raise ValueError("An order is end, drain or replicas.")
@@ -239,8 +259,6 @@ class Lobby:
         """What follows from what was heard."""
         self._decided = now
         for event in self._admission.decide(now):
-            if event.visitor.startswith("~"):
-                continue
             if isinstance(event, Go):
                 # after the loss of a lobby one goes on that this one did not see begin
                 began = event.visitor not in self._gone and not event.moved
@@ -258,8 +276,9 @@ class Lobby:
                 self._moving[event.visitor] = event.reason
                 self._log.event("moving", visitor=event.visitor, reason=event.reason)
             elif isinstance(event, Over):
-                self._ends_at(now, event.visitor, event.reason)
                 self._end(now, event.visitor, event.reason)
+            elif isinstance(event, Away) and event.visitor in self._gone:
+                self._end(now, event.visitor, "absent")  # who was sent and never came
         for name in [n for n in self._said if self._admission.at(n) is None]:
             del self._said[name]
             self._drain.discard(name)
@@ -283,14 +302,12 @@ class Lobby:
         there = {visitor for said in self._said.values() for visitor in said["streams"]}
         for visitor in [v for v in self._last if v not in there and v not in self._gone]:
             del self._last[visitor]
-        for key in [k for k in self._ending if k[0] not in self._said]:
-            del self._ending[key]
 
-    def _ends_at(self, now: float, visitor: str, reason: str) -> None:
-        """The replica that has a visitor's stream is to be told that it is over."""
-        for name, said in self._said.items():
-            if visitor in said["streams"]:
-                self._ending[name, visitor] = reason, now
+    def _is_over(self, visitor: str, turn: Any, reason: str) -> None:
+        """A turn is over: its page is told, and whichever replica says to have its stream."""
+        self._over.setdefault((visitor, turn), reason)
+        while len(self._over) > _KEPT:
+            self._over.popitem(last=False)
 
     def _end(self, now: float, visitor: str, reason: str) -> None:
         turn = self._turns.pop(visitor, None)
@@ -300,10 +317,7 @@ class Lobby:
         if turn is None and went is None:
             return
         if turn is not None and reason != "absent":
-            self._over[visitor] = turn, reason
-            self._over.move_to_end(visitor)
-            while len(self._over) > _KEPT:
-                self._over.popitem(last=False)
+            self._is_over(visitor, turn, reason)
         self._log.event("end", visitor=visitor, reason=reason,
                         replica=went.replica if went else None,
                         since_s=None if turn is None else round(now - turn, 1),

@@ -197,8 +197,8 @@ class Replica:
                 self._told = True
                 self._answer = answer
                 self._closing = bool(answer.get("closing"))
-                for visitor, reason in answer["end"].items():
-                    await self._gate.end(visitor, reason)
+                for visitor, (turn, reason) in answer["end"].items():
+                    await self._gate.end(visitor, turn, reason)
                 if answer["drain"] and not self._draining:
                     self._draining = True
                     self._leaving = asyncio.ensure_future(self._leave())

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from . import capacity, scaling
-from .admission import ABSENT, Admission, Go, Moving, Report
+from .admission import ABSENT, Admission, Go, Moving, Over, Report
 from .arrivals import Trace, Visit, trace
 
 _FIRST = 10_000.0  # the hour that a simulation begins at: seconds since 1970, as admission's times
@@ -304,7 +304,7 @@ class _House:
                 stream.turn += 1
                 self.count["streams"] -= 1
                 self._waits(event.visitor)
-            else:
+            elif isinstance(event, Over):
                 self._left(event.visitor)
 
     def _goes(self, go: Go, stream: _Stream) -> None:

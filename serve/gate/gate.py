@@ -62,8 +62,8 @@ class Gate:
         self._id, self._fps, self._changed, self._log = replica_id, fps, changed, log
         self._stream: Stream | None = None
         self._starting = asyncio.Lock()
-        self._renewing: str | None = None  # the visitor whose stream begins anew
-        self._spent: OrderedDict[Any, float] = OrderedDict()  # turns, and visitors ended by name
+        self._renewing: tuple[str, Any] | None = None  # the visitor whose stream begins anew, turn
+        self._spent: OrderedDict[tuple[str, Any], float] = OrderedDict()  # visitors and turns
         self._tick: float | None = None
         self._doors = Doors(self._answer, self._bug)
         self._http: aiohttp.ClientSession | None = None
@@ -102,11 +102,14 @@ class Gate:
         while self._stream is not None and time.monotonic() < until:
             await asyncio.sleep(_LOOK_S)
 
-    async def end(self, visitor: str, reason: str) -> bool:
-        """End a visitor's stream; their tickets open nothing more. Whether there was one."""
-        self._spend(visitor)
+    async def end(self, visitor: str, turn: Any, reason: str) -> bool:
+        """End the stream of a visitor's turn; its tickets open nothing more.
+
+        Another turn of the same visitor goes on. Returns whether there was a stream.
+        """
+        self._spend((visitor, turn))
         stream = self._stream
-        if stream is None or stream.visitor != visitor:
+        if stream is None or (stream.visitor, stream.turn) != (visitor, turn):
             return False
         stream.end(reason)
         await stream.ended()
@@ -116,7 +119,8 @@ class Gate:
         """How it stands.
 
         Returns:
-            streams: figures of each visitor's stream: fps, tick_s, latency_ms, frames, seconds.
+            streams: of each visitor's stream its turn and its figures: fps, tick_s, latency_ms,
+                frames, seconds.
             tick_s: the last that a stream took, None before the first. ready: a stream can begin.
             draining, restarts (of ComfyUI), failed (why there is no ComfyUI, or None), memory.
         """
@@ -127,7 +131,8 @@ class Gate:
             self._tick = stream.tick_s or self._tick
         if self._renewing is not None:
             # a page that was reloaded: one that is reported to be gone would lose its place
-            streams.setdefault(self._renewing, _NONE)
+            visitor, turn = self._renewing
+            streams.setdefault(visitor, {**_NONE, "turn": turn})
         return {
             "streams": streams, "tick_s": self._tick, "draining": self.draining,
             "ready": self._comfyui.alive and not self.draining,
@@ -138,7 +143,7 @@ class Gate:
     def _figures(self, stream: Stream) -> dict[str, Any]:
         stats = stream.stats
         return {
-            "fps": stats.get("fps", 0.0), "tick_s": stream.tick_s,
+            "turn": stream.turn, "fps": stats.get("fps", 0.0), "tick_s": stream.tick_s,
             "latency_ms": (stats.get("latency_ms") or {}).get("p50"),
             "frames": stats.get("frames", 0), "seconds": time.monotonic() - stream.began,
         }  # fmt: skip
@@ -198,7 +203,7 @@ class Gate:
             if before is not None:
                 if before.visitor != turn[0]:
                     raise No(409, "Somebody else's stream runs here. Ask for another replica.")
-                self._renewing = turn[0]
+                self._renewing = turn
                 before.end("again", tell=False)
             try:
                 return await self._begin(before, turn, values, left)
@@ -284,21 +289,20 @@ class Gate:
             )  # fmt: skip
         self._changed()
 
-    def _spend(self, what: Any) -> None:
+    def _spend(self, turn: tuple[str, Any]) -> None:
         now = time.time()
-        self._spent[what] = now
-        self._spent.move_to_end(what)
+        self._spent[turn] = now
+        self._spent.move_to_end(turn)
         while self._spent and (
             len(self._spent) > _MOST_KEPT or now - next(iter(self._spent.values())) > _KEPT_S
         ):
             self._spent.popitem(last=False)
 
     def _is_spent(self, turn: tuple[Any, Any]) -> bool:
-        visitor, since = turn
+        since = turn[1]
         if since is not None and (isinstance(since, bool) or not isinstance(since, (int, float))):
             return True
-        # who was ended by name has a ticket of a turn that began before
-        return turn in self._spent or (since or 0.0) <= self._spent.get(visitor, -1.0)
+        return turn in self._spent
 
 
 def _read(check: schema.Schema, data: Any) -> Any:

@@ -17,7 +17,6 @@ import functools
 import json
 import time
 import urllib.parse
-from collections import Counter
 from typing import Any
 
 from fastapi import FastAPI, Request, WebSocket, WebSocketDisconnect
@@ -37,7 +36,7 @@ from ..tickets import Refused, Tickets, decoded
 from .operators import from_form, operators_page
 from .pages import files, headers
 from .relay import Relay, refuse
-from .visits import LONGEST, TooMuch, Visit, Visits, is_operator
+from .visits import LONGEST, Full, TooMuch, Visit, Visits, is_operator
 
 EVERY = 0.25  # seconds between two calls of the lobby
 LATE = 2.0  # seconds in which it answers
@@ -59,12 +58,11 @@ class Ingress:
         self._tickets = Tickets(decoded(settings.key))
         self._door = Door(self._tickets, settings.secure)
         self._visits = Visits(self._tickets, settings.title, settings.fps, settings.limit_s,
-                              settings.direct, SOCKETS)  # fmt: skip
+                              settings.direct, SOCKETS, settings.per_address)  # fmt: skip
         self._relay = Relay(self._tickets, self._gate, 2 * SOCKETS)
         self._files = files()
         local = urllib.parse.urlsplit(f"//{settings.host}").hostname if settings.local() else ""
         self._headers = headers(settings.direct and not settings.secure, local or "")
-        self._of: Counter[str] = Counter()
         self._heard = 0.0  # when the lobby answered last
         self._loop = asyncio.ensure_future(self._syncing())
 
@@ -136,20 +134,16 @@ class Ingress:
         if (reason := boundary.stranger(socket.headers)) is not None:
             await refuse(socket.scope, None, socket.send, 403, reason)
             return
-        address = self._address(socket)
-        if address and self._of[address] >= self._settings.per_address:
-            await refuse(socket.scope, None, socket.send, 429,
-                         "There are too many visits from this address already.")  # fmt: skip
-            return
+        # also one too many: a socket that is not accepted tells a browser's page nothing
         await socket.accept()
         queue: asyncio.Queue[dict[str, Any] | tuple[int, str]] = asyncio.Queue(QUEUED)
         visit = Visit(
             functools.partial(_put, queue), lambda code, why: _put(queue, (code, why)),
             socket.headers.get("origin", ""), is_operator(self._tickets, cookie(socket.scope)),
             self._settings.secure or socket.headers.get("origin", "").startswith("https:"),
+            self._address(socket),
         )  # fmt: skip
         writing = asyncio.ensure_future(_written(queue, socket))
-        self._of[address] += 1
         try:
             self._visits.opened(visit)
             reading = asyncio.ensure_future(self._read(socket, visit))
@@ -159,7 +153,8 @@ class Ingress:
             if reading.done() and not reading.cancelled() and (error := reading.exception()):
                 raise error
         except TooMuch as reason:
-            _put(queue, {"type": "refused", "reason": str(reason)})
+            full = isinstance(reason, Full)
+            _put(queue, {"type": "refused", "reason": str(reason), "full": full})
             _put(queue, (_REFUSED, str(reason)))
             with contextlib.suppress(Exception):
                 await asyncio.wait_for(writing, 2)
@@ -168,8 +163,6 @@ class Ingress:
         finally:
             writing.cancel()
             self._visits.closed(visit)
-            self._of[address] -= 1
-            self._of += Counter()
 
     async def _read(self, socket: Any, visit: Visit) -> None:
         while True:

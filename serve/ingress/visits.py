@@ -6,6 +6,7 @@ takes a message, `close` a code. Nothing is kept beyond a socket but the tickets
 """
 
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,7 +17,8 @@ from ..tickets import OPERATOR, STREAM, VISIT, Refused, Tickets, new_id
 
 HELLO = 10.0  # seconds in which a socket must have said hello
 RENEWED = 30.0  # seconds after which a page gets its tickets anew
-VISIT_S = 120.0  # a visit's ticket: a page that is away longer has lost its place
+KEPT_S = 120.0  # a page that is away longer has lost its place
+VISIT_S = KEPT_S + RENEWED  # a visit's ticket: the last one that its page got may be that old
 STREAM_S = 90.0  # a stream's ticket opens something for so long; what is open stays
 MESSAGES = 20.0  # a second, of one socket
 BURST = 60.0
@@ -37,6 +39,10 @@ class TooMuch(ValueError):
     """A message that is not taken, and its socket neither; in one sentence."""
 
 
+class Full(TooMuch):
+    """A socket that is not taken now, and may be later."""
+
+
 @dataclass(eq=False)
 class Visit:
     """A page's socket.
@@ -45,6 +51,7 @@ class Visit:
         send: takes a message for the page.
         close: takes a WebSocket close code and why, in one sentence.
         origin: of the page.
+        address: where it comes from, for counting; empty: not counted.
         operator: whether it came with an operator's ticket.
         secure: whether the page came by HTTPS.
         id, since: the visitor's, from its ticket; since is None while it wants nothing.
@@ -57,6 +64,7 @@ class Visit:
     origin: str
     operator: bool = False
     secure: bool = False
+    address: str = ""
     id: str | None = None
     since: float | None = None
     had: str | None = None
@@ -86,19 +94,22 @@ class Visits:
     """Args:
     tickets: of the house.
     title, fps, limit_s, direct: of its settings.
-    most: sockets that may be open.
+    most, most_each: sockets that may be open, altogether and from one address.
     clock: seconds since 1970.
     """
 
     def __init__(
         self, tickets: Tickets, title: str, fps: float, limit_s: float | None, direct: bool,
-        most: int, clock: Callable[[], float] = time.time,
+        most: int, most_each: int = 64, clock: Callable[[], float] = time.time,
     ):  # fmt: skip
         self._tickets, self._title, self._fps = tickets, title, fps
         self._limit_s, self._direct, self._most, self._clock = limit_s, direct, most, clock
+        self._most_each = most_each
+        self._open: dict[Visit, str] = {}  # with its address
+        self._of: Counter[str] = Counter()
         self._new: set[Visit] = set()
         self._visits: dict[str, Visit] = {}
-        self._leaves: dict[str, int] = {}
+        self._leaves: dict[tuple[str, float], int] = {}  # visitor and since: still to be said
         self.house: dict[str, Any] = {}
         self.replicas: Mapping[str, tuple[str, str | None]] = {}
 
@@ -111,16 +122,23 @@ class Visits:
         """A socket is there.
 
         Raises:
-            TooMuch: too many are.
+            Full: too many are.
         """
         if len(self) >= self._most:
-            raise TooMuch("The house has as many visitors as it can hear: try again later.")
+            raise Full("The house has as many visitors as it can hear: try again later.")
+        if visit.address and self._of[visit.address] >= self._most_each:
+            raise Full("There are too many visits from this address already.")
+        self._open[visit] = visit.address
+        self._of[visit.address] += 1
         visit.began = visit._spent = self._clock()
         self._new.add(visit)
 
     def closed(self, visit: Visit) -> None:
         """A socket is gone; its page may come back with its ticket."""
         self._new.discard(visit)
+        if (address := self._open.pop(visit, None)) is not None:
+            self._of[address] -= 1
+            self._of += Counter()
         if visit.id is not None and self._visits.get(visit.id) is visit:
             del self._visits[visit.id]
 
@@ -149,7 +167,7 @@ class Visits:
             self._renew(visit, now)
         elif kind == "leave":
             if visit.since is not None:
-                self._leaves[visit.id] = 3
+                self._leaves[visit.id, visit.since] = 3
             self._ended(visit, "left", now)
         elif visit.since is not None and visit.had is not None:
             visit.missed = said.get("replica") or visit.had
@@ -174,18 +192,17 @@ class Visits:
 
     # what it hears
 
-    def entries(self) -> tuple[list[tuple[Any, ...]], list[str]]:
-        """Who wants something, for `Lobby.sync`, and who left since; a leave is said three times,
-        as an answer may be lost."""
+    def entries(self) -> tuple[list[tuple[Any, ...]], list[tuple[str, float]]]:
+        """Who wants something, for `Lobby.sync`, and which turns were left; a leave is said three
+        times, as an answer may be lost."""
         here = []
         for visit in self._visits.values():
             if visit.since is not None:
                 here.append((visit.id, visit.since, visit.operator, visit.had, visit.until,
                              visit.missed))  # fmt: skip
                 visit.missed = None
-        wants = {entry[0] for entry in here}
-        leaves = [visitor for visitor in self._leaves if visitor not in wants]
-        self._leaves = {v: n - 1 for v, n in self._leaves.items() if n > 1 and v not in wants}
+        leaves = list(self._leaves)
+        self._leaves = {turn: n - 1 for turn, n in self._leaves.items() if n > 1}
         return here, leaves
 
     def apply(self, answer: Mapping[str, Any], asked: Mapping[str, float]) -> None:

@@ -34,7 +34,7 @@ export class Kept {
 
 /**
  * Events: what the house says, by its type (welcome, ticket, place, go, moving, over, refused), the
- * message as detail; down and up when the socket broke and is back; elsewhere when another page has the place.
+ * message as detail; down {detail: {full}} and up when the socket broke, or is one too many, and is back; elsewhere when another page has the place.
  */
 export class House extends EventTarget {
   #url
@@ -43,6 +43,7 @@ export class House extends EventTarget {
   #tries = 0
   #timer = 0
   #down = false
+  #full = false // it is refused only because there are too many
   #final = false
   #greeted = false
   #leaving = 0
@@ -116,6 +117,7 @@ export class House extends EventTarget {
   #hear(message) {
     if (message.type === 'welcome') {
       this.#greeted = true
+      this.#full = false
       this.#tries = 0
       this.#kept.set('ticket', message.ticket)
       if (this.wanting) this.#send({ type: 'want' })
@@ -128,6 +130,12 @@ export class House extends EventTarget {
       return
     }
     if (message.type === 'ticket') this.#kept.set('ticket', message.ticket)
+    // it is tried again, with the ticket: whoever has a place keeps it
+    if (message.type === 'refused' && message.full) {
+      if (!this.#full) this.#down = false
+      this.#full = true
+      return
+    }
     // a ticket of a house that is no more: this page comes as a new one
     if (message.type === 'refused' && !this.#greeted) {
       const had = this.#kept.get('ticket')
@@ -147,7 +155,7 @@ export class House extends EventTarget {
       this.over()
       return this.#tell('elsewhere')
     }
-    if (!this.#down) this.#tell('down')
+    if (!this.#down) this.#tell('down', { full: this.#full })
     this.#down = true
     // all pages of a house that went down would come back in the same moment
     const wait = Math.min(LONGEST, FIRST * 2 ** this.#tries++)

@@ -202,6 +202,7 @@ function preview() {
 }
 
 function over(sentence) {
+  if (!welcome) return show('offline', { lead: sentence }) // nothing to start yet; it is tried again
   clearTimeout(deciding)
   failure = queued = ''
   reason = null
@@ -276,9 +277,10 @@ house.addEventListener('elsewhere', () => {
   if (phase === 'idle') return
   over(say('visitElsewhere'))
 })
-house.addEventListener('down', () => {
-  const text = say(navigator.onLine === false ? 'visitOffline' : 'visitHouseAway')
-  if (phase === 'loading') return show('offline', { lead: text })
+house.addEventListener('down', ({ detail }) => {
+  const away = detail.full ? 'visitHouseMany' : 'visitHouseAway'
+  const text = say(navigator.onLine === false ? 'visitOffline' : away)
+  if (phase === 'loading' || phase === 'offline') return show('offline', { lead: text })
   if (phase === 'running' || phase === 'moving') return note('house', text)
   if (phase === 'waiting') show('waiting', { lead: text })
 })
@@ -353,7 +355,8 @@ stream.addEventListener('ended', ({ detail }) => {
     return over(say('visitElsewhere'))
   }
   if (detail.why === 'time' || detail.why === 'operator') {
-    house.over()
+    // said to the house, too: who starts again before it has heard of it means another turn
+    house.leave()
     return over(say(REASONS[detail.why]))
   }
   // whoever ended it tells the house, too, and the house says why, or where it goes on

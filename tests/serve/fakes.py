@@ -87,6 +87,7 @@ class House:
         self.visitors: dict[str, Visitor] = {}
         self.warming = self.away = self.full = False
         self.refuses = False  # sockets of pages
+        self.many: dict | None = None  # what a page that is one too many is told
         self.notice_s = 1.0  # until a gate that is dead is known to be
         self.ahead = 0  # more of them in the line than there are pages
         self.requests: list[str] = []
@@ -155,6 +156,10 @@ class House:
     async def _visit(self, request: web.Request) -> web.WebSocketResponse:
         socket = web.WebSocketResponse(max_msg_size=1 << 16)
         await socket.prepare(request)
+        if self.many:
+            await socket.send_json({"type": "refused", **self.many})
+            await socket.close(code=4008)
+            return socket
         visitor = None
         async for message in socket:
             data = json.loads(message.data)

@@ -44,7 +44,7 @@ class House:
                 self.went.setdefault(event.visitor, []).append(event)
             elif isinstance(event, a.Moving):
                 self.moving.append(event)
-            else:
+            elif isinstance(event, a.Over):
                 self.over[event.visitor] = event.reason
                 self.since.pop(event.visitor, None)
                 for streams in self.streams.values():

@@ -364,18 +364,22 @@ def test_one_visitor_at_a_time_who_may_begin_anew():
 def test_a_turn_that_is_over_opens_nothing_more():
     async def test(house):
         page = await house.page()
-        assert await house.gate.end("v1", "operator")
+        assert await house.gate.end("v1", 1.0, "operator")
         await until(lambda: page.closed)
         assert page.closed == stream.OVER
         assert page.heard("over") == [{"type": "over", "reason": "operator"}]
-        for ticket in (page.ticket, house.ticket(), house.ticket(turn=0.5)):
+        for ticket in (page.ticket, house.ticket()):
             status, _ = await house.post("start", {"prompt": {"values": {}}}, ticket)
             assert status == 403
         assert house.comfyui.stopped == 1
-        # a later turn of the same visitor is another
-        await house.page(turn=time.time() + 1)
+        # another turn of the same visitor is not meant, whatever the clock that it was made by
+        again = await house.page(turn=2.0)
+        assert not await house.gate.end("v1", 1.0, "operator")
+        await again.send()
+        await until(lambda: again.pictures)
+        assert house.gate.report()["streams"]["v1"]["turn"] == 2.0
         # who had none is ended as well: a ticket may be on its way
-        assert not await house.gate.end("v7", "operator")
+        assert not await house.gate.end("v7", 1.0, "operator")
         status, _ = await house.post("start", {"prompt": {"values": {}}}, house.ticket(id="v7"))
         assert status == 403
 

@@ -370,6 +370,9 @@ def test_a_gates_last_word_is_believed_where_the_house_says_nothing(browser, rea
         house.call(house.gates["r0red"].end(run, reason))
         one.says(sentence, "lead")
         assert one.get("window.seen.lit()") == 0
+        # the house is told, so that whoever starts again now has another turn, not the rest of it
+        until(house, lambda: not next(iter(house.visitors.values())).wants)
+        one.run()
 
 
 def test_nothing_of_the_house_is_taken_for_markup(browser):
@@ -400,6 +403,28 @@ def test_before_the_house_answers_there_is_nothing_to_press(browser):
         house.refuses = False
         one.phase("idle")
         one.run()
+
+
+@pytest.mark.parametrize("full, sentence", [(True, "from your network"), (False, "Speak up.")])
+def test_a_page_that_is_refused_says_why_and_comes_in_when_it_may(browser, full, sentence):
+    with House(("red",)) as house, visiting(browser, house, opened=False) as one:
+        house.many = {"reason": "Speak up.", "full": full}
+        one.page.goto(house.url)
+        one.says(sentence, "lead")
+        assert not one.get("document.getElementById('start').checkVisibility()")
+        house.many = None
+        one.phase("idle")
+        one.run()
+        if full:  # who is in already keeps the stream, and the place
+            house.many = {"reason": "x", "full": True}
+            (visitor,) = house.visitors.values()
+            visitor.wire.abort()
+            one.says(sentence)
+            one.more()
+            house.many = None
+            one.wait("document.getElementById('note').hidden")
+            assert len(house.visitors) == 1
+        assert not [text for kind, text in one.noise if "TypeError" in text]
 
 
 # -- sizes --------------------------------------------------------------------------------------

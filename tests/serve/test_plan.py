@@ -158,15 +158,15 @@ def log_of(visits, slots):
             number, visit = todo.popleft()
             here[f"v{number}"] = now, visit
             until[f"v{number}"] = now + visit.patience
-        left = [visitor for visitor in here if until[visitor] <= now]
-        for visitor in left:
+        left = [(v, since) for v, (since, _) in here.items() if until[v] <= now]
+        for visitor, _ in left:
             del here[visitor]
             for one in streams.values():
                 one.pop(visitor, None)
         asked = [(v, since, False, None, None, None) for v, (since, _) in here.items()]
         for visitor, answer in house.sync(asked, left)["visitors"].items():
             if answer[0] == "go" and visitor not in streams[answer[1]]:
-                streams[answer[1]][visitor] = {"fps": 10.0}
+                streams[answer[1]][visitor] = {"fps": 10.0, "turn": here[visitor][0]}
                 until[visitor] = now + here[visitor][1].seconds
         for name, running in streams.items():
             house.report({

@@ -19,7 +19,9 @@ class Front:
     def __init__(self, most=100):
         self.now = 1000.0
         self.tickets = tickets.Tickets(KEY, lambda: self.now)
-        self.visits = visits.Visits(self.tickets, "", 15.0, 60.0, True, most, lambda: self.now)
+        self.visits = visits.Visits(
+            self.tickets, "", 15.0, 60.0, True, most, clock=lambda: self.now
+        )
 
     def page(self, *said, **more):
         heard = []
@@ -91,10 +93,15 @@ def test_a_page_that_comes_back_has_its_place_and_its_stream():
     assert len(of(again, "go")) == 1
 
 
-@pytest.mark.parametrize("after,same", [(60, True), (119, True), (121, False), (9999, False)])
-def test_a_place_is_kept_for_two_minutes(after, same):
+@pytest.mark.parametrize("after,same", [(60, True), (120, True), (151, False), (9999, False)])
+@pytest.mark.parametrize("waits", [0, 29, 31])
+def test_a_place_is_kept_for_two_minutes(after, same, waits):
+    """However long ago its page got its last ticket. With the lobby: test_places.py."""
     front = Front()
     page = front.page(HELLO, WANT)
+    for _ in range(waits):
+        front.now += 1
+        front.visits.tick()
     held = of(page, "ticket")[-1]["ticket"]
     front.visits.closed(page)
     front.now += after
@@ -180,16 +187,18 @@ def test_an_answer_about_the_turn_before_is_not_for_this_one():
     assert page.since == front.now
 
 
-def test_leaves_are_said_three_times_and_not_of_who_wants_again():
+def test_leaves_are_said_three_times_of_the_turn_that_was_left():
     front = Front()
     page, other = front.page(HELLO, WANT), front.page(HELLO, WANT)
     front.say(page, {"type": "leave"})
     front.say(other, {"type": "leave"})
-    assert sorted(front.visits.entries()[1]) == sorted([page.id, other.id])
+    left = [(page.id, front.now), (other.id, front.now)]
+    assert front.visits.entries()[1] == left
     front.now += 1
-    front.say(other, WANT)
+    front.say(other, WANT)  # another turn
     said = [front.visits.entries()[1] for _ in range(4)]
-    assert said == [[page.id], [page.id], [], []]
+    assert said == [left, left, [], []]
+    assert front.visits.entries()[0][0][:2] == (other.id, front.now)
 
 
 def test_a_new_description_of_the_house_is_a_new_welcome():
@@ -240,6 +249,21 @@ def test_a_page_that_says_too_much_is_let_go():
     for _ in range(1000):
         front.now += 1 / visits.MESSAGES
         front.say(calm, WANT)
+
+
+def test_sockets_of_one_address_are_counted_however_they_end():
+    front = Front()
+    front.visits._most_each = 3
+    for _ in range(3):
+        own = [front.page(HELLO, address="a") for _ in range(3)]
+        for _ in range(5):
+            with pytest.raises(visits.Full, match=r"address.*\.$"):
+                front.page(address="a")
+        front.page(HELLO, address="b")
+        front.page(HELLO)  # this machine's own are not counted
+        for one in own:
+            front.visits.closed(one)
+            front.visits.closed(one)
 
 
 def test_sockets_are_counted_and_those_that_say_nothing_are_closed():

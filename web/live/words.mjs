@@ -116,6 +116,7 @@ const ENGLISH = {
   "visitLost": "The machine is gone. Looking for another one; your settings are kept.",
   "visitOffline": "You are offline. It goes on when the network is back.",
   "visitHouseAway": "The server does not answer. Trying again.",
+  "visitHouseMany": "There are too many visitors from your network right now. Trying again.",
   "visitOverTime": "Your time is up. Thank you for being here.",
   "visitOverOperator": "The operator has ended this.",
   "visitOverFull": "There are too many people here now. Try again in a few minutes.",
