@@ -146,7 +146,7 @@ class Known:
         slots: of one frame, [n, C, H, W].
     """
 
-    scenes, entry = (), None
+    entry = None
 
     def __init__(self, slots: Tensor):
         self._slots = slots
@@ -156,6 +156,10 @@ class Known:
         from livediffusion.engine.noise import FrameNoise
 
         return FrameNoise([self._slots], fixed)
+
+    def met(self, at: slice) -> list:
+        """It moves with no scene."""
+        return []
 
 
 def keep(share: float):

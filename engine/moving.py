@@ -1,5 +1,6 @@
 """Noise that goes with the pictures of a stream, from one frame to the next."""
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -35,8 +36,12 @@ class Scene:
     field: Field
 
 
-def follow(before: Scene | None, pictures: Pictures, noise: SlotNoise, slots: int) -> list[Scene]:
-    """The scene of every frame. Nothing is remembered here: ask again, and it is the same.
+def follow(
+    before: Scene | None, pictures: Pictures, noise: SlotNoise, slots: int
+) -> Iterator[Scene]:
+    """The scene of every frame, made when it is asked for: of a long clip only the newest is held.
+
+    Nothing is remembered here: ask again, and it is the same.
 
     Args:
         before: of the frame before them; None begins with the noise as it is, and so does one of
@@ -44,34 +49,67 @@ def follow(before: Scene | None, pictures: Pictures, noise: SlotNoise, slots: in
         noise: of a scene's first frame; (C, H, W) and device are its.
         slots: how many of the first ones are wanted.
     """
-    views = [_sent(view(each[None]), noise.device) for each in pictures.frames]
-    if before is not None and not _goes_on(before, views[0], noise):
-        before = None
-    # a frame with a bad value is taken for the one before it
-    last = before and before.view
-    for i, frame in enumerate(pictures.frames):
-        if last is not None:
-            sound = _sent(frame.sum().isfinite(), noise.device)
-            views[i] = torch.where(sound, views[i], last)
-        last = views[i]
-    olds = [before.view if before else views[0], *views[:-1]]
-    motions: list[Motion] = []
-    for i in range(0, len(views), _AT_ONCE):
+    for i in range(0, len(pictures.frames), _AT_ONCE):
         part = slice(i, i + _AT_ONCE)
+        frames = pictures.frames[part]
+        views = [_sent(view(each[None]), noise.device) for each in frames]
+        if i == 0 and before is not None and not _goes_on(before, views[0], noise):
+            before = None
+        # a frame with a bad value is taken for the one before it
+        last = before and before.view
+        for j, frame in enumerate(frames):
+            if last is not None:
+                sound = _sent(frame.sum().isfinite(), noise.device)
+                views[j] = torch.where(sound, views[j], last)
+            last = views[j]
+        olds = [before.view if before else views[0], *views[:-1]]
         if pictures.flow is None:
-            found = match(torch.cat(views[part]), torch.cat(olds[part]))
+            found = match(torch.cat(views), torch.cat(olds))
         else:
             found = _given(_sent(pictures.flow[part], noise.device))
-        motions += map(Motion, found.flow.split(1), found.confidence.split(1))
-    scenes: list[Scene] = []
-    for i, (seen, motion) in enumerate(zip(views, motions, strict=True)):
-        if i == 0 and before is None:
-            field = begun(noise, slots, _ratio(pictures.frames, noise))
-        else:
-            last_field = scenes[-1].field if scenes else before.field
-            field = moved(grown(last_field, noise, slots), motion)
-        scenes.append(Scene(seen, field))
-    return scenes
+        motions = map(Motion, found.flow.split(1), found.confidence.split(1))
+        for seen, motion in zip(views, motions, strict=True):
+            if before is None:
+                field = begun(noise, slots, _ratio(pictures.frames, noise))
+            else:
+                field = moved(grown(before.field, noise, slots), motion)
+            before = Scene(seen, field)
+            yield before
+
+
+class Scenes:
+    """The scenes of a run's frames. Of frames before those asked for last none is held.
+
+    Args:
+        make: begins with the first one's.
+        count: frames.
+    """
+
+    def __init__(self, make: Callable[[], Iterator[Scene]], count: int):
+        self._make, self._count = make, count
+        self._first = 0  # the frame of the first of those that are held
+        self._held: list[Scene] = []
+        self._coming = make()
+
+    def at(self, part: slice) -> list[Scene]:
+        """Of some frames; of earlier ones than before they are made anew, the same."""
+        start, stop, _ = part.indices(self._count)
+        if start >= stop:
+            return []
+        if start < self._first:
+            self._first, self._held, self._coming = 0, [], self._make()
+        while self._first + len(self._held) < stop or self._first < start:
+            if self._first < start and self._held:
+                del self._held[0]
+                self._first += 1
+            else:
+                self._held.append(next(self._coming))
+        return self._held[: stop - start]
+
+    def entry(self) -> Tensor:
+        """What all frames enter with, [B, C, H, W], in a pass of its own if they are several."""
+        made = self.at(slice(None)) if self._count == 1 else self._make()
+        return torch.cat([scene.field.pixels[:1] for scene in made])
 
 
 def _goes_on(before: Scene, seen: Tensor, noise: SlotNoise) -> bool:

@@ -196,25 +196,28 @@ class Ring:
         if denoised is not None:
             furthest = max(range(len(places)), key=lambda i: (places[i].k / places[i].course.n, -i))
             tick.estimate = denoised[plan.spans[furthest]]
-        left: list[tuple[Place, Tensor, slice]] = []
+        left: list[tuple[Place, slice]] = []
         for at, place, span in zip(plan.places, places, plan.spans, strict=True):
             place.k += 1
             if place.k == place.course.n:
                 self._places[at] = None
-                out, unmix = after[span], place.course.unmix
-                # the next tick writes over the rows
-                left.append((place, out.clone() if unmix == 1 else out * unmix, span))
+                left.append((place, span))
+        if not left:
+            return tick
         left.sort(key=lambda one: one[0].age)
-        tick.finished = [(place.payloads, out) for place, out, _ in left]
+        # a stream never shows an older frame after a newer one
+        newest = left[-1][0].age
+        for at, place in enumerate(self._places):
+            if place and place.age < newest:
+                self._places[at] = None
+                self.overtaken += place.count
+        # behind all that moves: here memory may be short, which costs these frames only
+        for place, span in left:
+            out, unmix = after[span], place.course.unmix
+            # the next tick writes over the rows
+            tick.finished.append((place.payloads, out.clone() if unmix == 1 else out * unmix))
         if self._predictions:
-            tick.predictions = [denoised[span] for *_, span in left]
-        if left:
-            if tick.estimate is None:
-                tick.estimate = left[-1][1]
-            # a stream never shows an older frame after a newer one
-            newest = left[-1][0].age
-            for at, place in enumerate(self._places):
-                if place and place.age < newest:
-                    self._places[at] = None
-                    self.overtaken += place.count
+            tick.predictions = [denoised[span] for _, span in left]
+        if tick.estimate is None:
+            tick.estimate = tick.finished[-1][1]
         return tick

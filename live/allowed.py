@@ -50,8 +50,9 @@ class Allowed:
         self._rules = _Rules()
 
     def address(
-        self, address: addresses.Address, what: str = ADDRESS, shown: addresses.Address = None
-    ) -> None:
+        self, address: addresses.Address, what: str = ADDRESS,
+        shown: addresses.Address | None = None,
+    ) -> None:  # fmt: skip
         """Raises NotAllowed.
 
         Args:

@@ -45,17 +45,17 @@ def checked_shape(width: Any, height: Any, fit: Any, mirror: Any) -> Shape:
         number = isinstance(side, int | float) and LEAST_SIDE <= side <= MOST_SIDE
         if not number or side != int(side):
             raise Refused(
-                f"{name}: {_short(side)} pixels cannot be. Give a whole number from {LEAST_SIDE} "
+                f"{name}: {short(side)} pixels cannot be. Give a whole number from {LEAST_SIDE} "
                 f"to {MOST_SIDE}."
             )
     if fit not in FITS:
-        raise Refused(f"fit: {_short(fit)} is not known. Choose one of {', '.join(FITS)}.")
+        raise Refused(f"fit: {short(fit)} is not known. Choose one of {', '.join(FITS)}.")
     if not isinstance(mirror, bool):
-        raise Refused(f"mirror: {_short(mirror)} is neither on nor off. Connect a BOOLEAN.")
+        raise Refused(f"mirror: {short(mirror)} is neither on nor off. Connect a BOOLEAN.")
     return Shape(int(width), int(height), fit, mirror)
 
 
-def _short(value: Any) -> str:
+def short(value: Any) -> str:
     try:
         text = repr(value)
     except Exception:  # as of a number of thousands of digits

@@ -92,7 +92,7 @@ def _failed(frames: Frames, executor: FrameExecutor, node: str, reason: BaseExce
             frames.server.problem("edit", str(reason), node)
             executor.adopt(frames.go_back())
         case Fate.ON:
-            frames.shared.faults.refuse("picture", node, reason)
+            frames.left_out(node, reason)
 
 
 def _blame(dynprompt: Any, node: str, failed: str, split: Split) -> None:

@@ -16,6 +16,7 @@ class LiveDiffusionExtension(ComfyExtension):
         from .live import LiveCamera, LiveRun, LiveView, connect
         from .models import LiveDemoModel
         from .patchwork import LivePatchwork
+        from .ranges import checked
         from .reuse import LiveReuse
         from .sampling import LivePFDiff, LiveRCFGGuider, LiveStreamBatch, LiveStreamSampler
         from .schedules import LiveOptimizedSteps, LiveStrength, LiveTimesteps
@@ -54,4 +55,4 @@ class LiveDiffusionExtension(ComfyExtension):
             LiveTensorRTLoader,
             LiveRun,
         ]
-        return [quick(node) for node in nodes]
+        return [quick(checked(node)) for node in nodes]

@@ -46,7 +46,7 @@ def _films() -> list[str]:
 
 
 class LiveCamera(io.ComfyNode):
-    LIVE_SOURCE = True
+    LIVE_SOURCE = LIVE_CHECKS = True  # while live a setting that cannot be leaves the one before
 
     @classmethod
     def define_schema(cls):

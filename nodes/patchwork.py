@@ -1,7 +1,5 @@
 """Only what has changed, as a node."""
 
-import math
-
 from ..engine.patchwork.mask import Patchwork
 from ..host.models.coherence import attach
 from .compat import io, newer
@@ -48,8 +46,6 @@ class LivePatchwork(io.ComfyNode):
 
     @classmethod
     def execute(cls, model, threshold, grow) -> io.NodeOutput:
-        if not math.isfinite(threshold):
-            raise ValueError("threshold: it is no number. Set it from 0 to 1.")
         tell = teller(cls.hidden.unique_id)
         patchwork = Patchwork(threshold, grow)
         return io.NodeOutput(attach(model, patchwork=patchwork, tell_patchwork=tell))

@@ -1,7 +1,5 @@
 """The inside of the network now and then, as a node."""
 
-import math
-
 from ..engine.blocks.schedule import DEPTHS, Reuse
 from ..host.models.coherence import attach
 from .compat import io, newer
@@ -56,8 +54,6 @@ class LiveReuse(io.ComfyNode):
     @classmethod
     def execute(cls, model, interval, depth, awake) -> io.NodeOutput:
         tell = teller(cls.hidden.unique_id)
-        if not math.isfinite(awake):
-            raise ValueError("awake: it is no number. Set it from 0 to 1.")
         if interval == 1:
             tell("off: the model as it is")
             return io.NodeOutput(model)

@@ -7,6 +7,7 @@ from .compat import io, newer
 
 class LiveSend(io.ComfyNode):
     LIVE_VIEW = LIVE_SENDS = True
+    LIVE_CHECKS = True  # while live a setting that cannot be leaves the one before
 
     @classmethod
     def define_schema(cls):

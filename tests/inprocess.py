@@ -325,13 +325,14 @@ def comfy():
     """A running Comfy with the test nodes and the pack's; yields (comfy, world)."""
     from livediffusion.nodes import compiled, flow, frames, models, sampling, schedules, send
     from livediffusion.nodes.compat import quick
+    from livediffusion.nodes.ranges import checked
 
     before = dict(CLASSES)
     world = nodes_for_tests()
     for module in (live_nodes, send, compiled, flow, frames, models, sampling, schedules):
         for name in dir(module):
             if name.startswith("Live") and hasattr(getattr(module, name), "define_schema"):
-                CLASSES[name] = quick(getattr(module, name))
+                CLASSES[name] = quick(checked(getattr(module, name)))
     try:
         with Comfy() as running:
             yield running, world

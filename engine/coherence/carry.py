@@ -181,7 +181,7 @@ class Carried:
     def __call__(self, plan: Plan, denoised: Tensor) -> Tensor:
         """The predictions of a tick with what is carried to them, [R, C, H, W]; remembers them.
 
-        Non-finite ones stay as they are, and are not remembered.
+        Non-finite ones stay as they are, and are not remembered; none becomes so here.
         """
         if not self._counts:
             return denoised
@@ -221,6 +221,8 @@ class Carried:
         if self._patch > 1:
             weight = F.interpolate(weight, scale_factor=self._patch, mode="bilinear")
         new = torch.addcmul(d, off, weight)
+        # behind this nothing looks any more: what spoils a prediction is not carried to it
+        new = torch.where(new.isfinite(), new, d)
         return new, torch.where(new.isfinite(), new, moved)
 
     def _unlike(self, off: Tensor) -> Tensor:

@@ -299,14 +299,28 @@ class Neighbours:
         return out
 
     def finish(self) -> None:
-        """The tick is done."""
+        """The tick is done.
+
+        Raises:
+            Whatever keeps it from being remembered, as too little memory for a keyframe; the bank
+            is empty then, and nothing of inner blocks is kept.
+        """
         pending, self._pending, self._told, self._among = self._pending, [], None, None
-        for call in pending:
-            if call.places:
-                self.bank.put([*call.places], call.staged())
-                self._newest.update(call.places)
-        if self.reusing is not None:
-            self.reusing.finish()
+        try:
+            for call in pending:
+                if call.places:
+                    self.bank.put([*call.places], call.staged())
+                    self._newest.update(call.places)
+            if self.reusing is not None:
+                self.reusing.finish()
+        except BaseException:
+            # half of it may be there
+            self._newest.clear()
+            if self.bank is not None:
+                self.bank.clear()
+            if self.reusing is not None:
+                self.reusing.forget()
+            raise
 
     # -- rows -------------------------------------------------------------------------------------
 

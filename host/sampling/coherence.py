@@ -1,5 +1,6 @@
 """What a stream tells of its rows where nodes let frames help each other, and its bank."""
 
+import logging
 import weakref
 from collections.abc import Sequence
 from typing import Any
@@ -10,6 +11,7 @@ from ...engine.coherence.neighbours import Neighbours, Row
 from ...engine.plan import Place
 from ...engine.work import Guide, Way, Work
 from ..models.coherence import Coherence, coherence_of, depth_of
+from ..models.engines import reason_of
 from ..models.looks import NEIGHBOURS
 from ..models.unet import inference_dtype
 from ..models.walk import is_inner
@@ -71,6 +73,7 @@ class Coherent:
         self._wanted: Coherence | None = None
         self._why = ""
         self._line = ""
+        self._lost = ""  # why the newest keyframe is not remembered
 
     def forget(self) -> None:
         """The frames that come next do not go on with those before."""
@@ -127,20 +130,39 @@ class Coherent:
             self.carrying.begin(work)
             self.looking.begin(neighbours, work, self._alone)
             done = work(guide) if road is None else road(work, guide)
-            # an interrupt or an error above leaves everything as it was
-            neighbours.finish()
-            self.carrying.done(work)
-            line = self.looking.done(neighbours)
-            if line and self._wanted.tell_reuse is not None:
-                self._wanted.tell_reuse(line)
-            line = self.patched.done(neighbours)
-            if line and self._wanted.tell_patchwork is not None:
-                self._wanted.tell_patchwork(line)
+            # an interrupt or an error above leaves everything as it was; below the rows have taken
+            # their step, and whatever fails must not have them take it again
             self.number += 0 if work.source is None else work.source.shape[0]
-            self._tell(neighbours)
+            self.carrying.done(work)
+            self._remember(neighbours)
+            try:
+                self._tell_all(neighbours)
+            except Exception:
+                logging.debug("LiveDiffusion: nothing is told of a tick", exc_info=True)
             return done
 
         return go
+
+    def _remember(self, neighbours: Neighbours) -> None:
+        before = self._lost
+        try:
+            neighbours.finish()
+        except Exception as reason:
+            self._lost = reason_of(reason)
+            if self._lost != before:
+                logging.warning("LiveDiffusion: a frame is not remembered: %s", self._lost)
+        else:
+            if neighbours.bank is None or neighbours.bank.size:
+                self._lost = ""
+
+    def _tell_all(self, neighbours: Neighbours) -> None:
+        line = self.looking.done(neighbours)
+        if line and self._wanted.tell_reuse is not None:
+            self._wanted.tell_reuse(line)
+        line = self.patched.done(neighbours)
+        if line and self._wanted.tell_patchwork is not None:
+            self._wanted.tell_patchwork(line)
+        self._tell(neighbours)
 
     def stats(self) -> dict[str, Any]:
         """For the stream's; empty without."""
@@ -155,6 +177,8 @@ class Coherent:
                 told["future_attention"] += f", without neighbours: {self._why}"
         if known.bank is not None:
             told["memory"] = f"{len(behind)} layers, {known.bank.size / 2**20:.1f} MB"
+            if self._lost:
+                told["memory"] += f", forgotten: {self._lost}"
             told["memory_mb"] = round(known.bank.size / 2**20, 3)
         carried = self.carrying.carried
         if carried is not None:
@@ -180,6 +204,8 @@ class Coherent:
         line = f"memory: {sum(kept) / 2**20:.1f} MB"
         if neighbours.why:
             line += f"; features are not in use: {neighbours.why}"
+        if self._lost:
+            line += f"; forgotten, since it could not be kept: {self._lost}"
         if line != self._line:
             self._line = line
             tell(line)

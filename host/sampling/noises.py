@@ -1,5 +1,6 @@
 """The noise of a stream, and what a NOISE brings into it."""
 
+import functools
 import operator
 from dataclasses import dataclass
 from typing import Any
@@ -7,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...engine.moving import Pictures, Scene, follow
+from ...engine.moving import Pictures, Scene, Scenes, follow
 from ...engine.noise import FrameNoise, Noise, SlotNoise
 from . import alone
 from .settings import Settings
@@ -96,24 +97,34 @@ class RunNoise:
         drawn: see Payload, of the first frame.
     """
 
-    scenes: tuple[Scene, ...] = ()
+    scenes: Scenes | None = None
     entry: Tensor | None = None
     drawn: int | None = None
 
     def of(self, at: slice, fixed: SlotNoise) -> Noise:
         """The noise of some frames; where they have none of their own, the fixed one."""
-        own = [scene.field.pixels for scene in self.scenes[at]]
+        own = [scene.field.pixels for scene in self.met(at)]
         return FrameNoise(own, fixed) if own else fixed
+
+    def met(self, at: slice) -> list[Scene]:
+        """The scenes of some frames, if there are any."""
+        return [] if self.scenes is None else self.scenes.at(at)
+
+    def entry_of_all(self, fixed: SlotNoise) -> Tensor:
+        """What all frames enter with, [B or 1, C, H, W], where no NOISE gives it."""
+        return fixed.slot(0) if self.scenes is None else self.scenes.entry()
 
     def only(self, index: int) -> "RunNoise":
         """That of one frame, which brings what it enters with itself."""
         drawn = None if self.entry is None else index
-        return RunNoise(self.scenes[index : index + 1], drawn=drawn)
+        own = self.met(slice(index, index + 1))
+        return RunNoise(Scenes(lambda: iter(own), 1) if own else None, drawn=drawn)
 
     def entered(self, index: int, latents: Tensor, settings: Settings) -> Tensor:
         """What a frame that is sampled alone enters with, [1, C, H, W] as its latents."""
-        if settings.add_noise and self.scenes:
-            return self.scenes[index].field.pixels[:1].to(latents.device)
+        if settings.add_noise and self.scenes is not None:
+            (scene,) = self.met(slice(index, index + 1))
+            return scene.field.pixels[:1].to(latents.device)
         if settings.add_noise and self.entry is not None:
             return self.entry[index : index + 1]
         return alone.noise_of(latents, settings.seed, settings.add_noise)
@@ -139,14 +150,16 @@ class Noises:
         """What the frames of a run meet, after those that were taken in before."""
         if brought is None or brought.pictures is None:
             self._scene = None
-            return RunNoise() if brought is None else RunNoise((), brought.entry, 0)
+            return RunNoise() if brought is None else RunNoise(None, brought.entry, 0)
         fixed = self.fixed(settings.seed, tuple(latents.shape[1:]), device)
-        return RunNoise(tuple(follow(self._scene, brought.pictures, fixed, settings.slots)))
+        make = functools.partial(follow, self._scene, brought.pictures, fixed, settings.slots)
+        return RunNoise(Scenes(make, len(brought.pictures.frames)))
 
     def taken(self, met: RunNoise, at: slice) -> None:
         """These frames are in the ring: the next one moves on from them."""
-        if met.scenes[at]:
-            self._scene = met.scenes[at][-1]
+        scenes = met.met(at)
+        if scenes:
+            self._scene = scenes[-1]
 
 
 def fitting(pictures: Pictures, samples: Tensor) -> None:

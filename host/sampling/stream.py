@@ -208,7 +208,7 @@ class Stream:
         self.coherent.settle(visit, clean, course.n, f)
         own = None
         if mask is not None:
-            own = met.of(slice(None), slots).slot(0).expand_as(clean) if noise is None else noise
+            own = met.entry_of_all(slots).expand_as(clean) if noise is None else noise
             if not settings.add_noise and noise is None:
                 own = torch.zeros_like(clean)
         first = self.coherent.number

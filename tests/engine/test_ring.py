@@ -366,3 +366,27 @@ def test_a_failed_model_call_costs_its_own_frame_only(at):
     for i, got in out.items():
         want = alone(inputs[i], 0.01 * i, c, noise, guidance)
         assert torch.allclose(got, want, atol=1e-5), f"frame {i}"
+
+
+def test_memory_that_is_short_for_what_leaves_costs_that_only(monkeypatch):
+    """The step is taken: no row takes it again."""
+    c, noise, inputs = course("dpmpp_2m", 4), SlotNoise(1, SHAPE), frames(12)
+    guidance, ring, out, model = Guidance("off", 1.0), Ring(1), {}, Model()
+
+    def short(tensor):
+        raise torch.OutOfMemoryError
+
+    for i, source in enumerate(inputs):
+        given = model.guide(guidance), source[None], [0.01 * i], c, noise
+        with monkeypatch.context() as patch:
+            if i in (5, 6):
+                patch.setattr(torch.Tensor, "clone", short)
+                with pytest.raises(torch.OutOfMemoryError):
+                    ring.tick(*given)
+                continue
+            tick = ring.tick(*given)
+        out |= {round(p[0] / 0.01): latents[0] for p, latents in tick.finished}
+    assert sorted(out) == [0, 1, 4, 5, 6, 7, 8]
+    for i, got in out.items():
+        want = alone(inputs[i], 0.01 * i, c, noise, guidance)
+        assert torch.allclose(got, want, atol=1e-5), f"frame {i}"

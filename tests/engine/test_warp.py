@@ -2,13 +2,14 @@
 
 import math
 import os
+import weakref
 
 import pytest
 import torch
 import torch.nn.functional as F
 from livediffusion.engine import warp as warping
 from livediffusion.engine.flow import Motion, places
-from livediffusion.engine.moving import Pictures, follow
+from livediffusion.engine.moving import Pictures, Scenes, follow
 from livediffusion.engine.noise import FrameNoise, SlotNoise
 from livediffusion.engine.warp import begun, gathered, grown, moved
 
@@ -270,10 +271,10 @@ def test_a_device_is_not_waited_for(monkeypatch):
     for shape in ((4, 8, 8), (48, 16, 16)):
         noise = SlotNoise(0, shape, "meta")
         frames = torch.empty(3, 64, 64, 3, device="meta")
-        first = follow(None, Pictures(frames), noise, 2)
-        later = follow(first[-1], Pictures(frames), noise, 3)
+        first = list(follow(None, Pictures(frames), noise, 2))
+        later = list(follow(first[-1], Pictures(frames), noise, 3))
         flow = torch.empty(3, 32, 32, 2, device="meta")
-        given = follow(later[-1], Pictures(frames, flow), noise, 1)
+        given = list(follow(later[-1], Pictures(frames, flow), noise, 1))
         for scenes, slots in ((first, 2), (later, 3), (given, 1)):
             assert [scene.field.pixels.shape for scene in scenes] == [(slots, *shape)] * 3
         assert given[-1].field.number == 8
@@ -308,6 +309,30 @@ def test_noise_of_patches_moves_by_their_pixels():
     ],
 )  # fmt: skip
 def test_which_latents_are_patches(shape, size, patch):
-    scenes = follow(None, Pictures(torch.rand(2, *size, 3)), SlotNoise(0, shape), 1)
+    scenes = list(follow(None, Pictures(torch.rand(2, *size, 3)), SlotNoise(0, shape), 1))
     assert [scene.field.patch for scene in scenes] == [patch] * 2
     assert scenes[1].field.pixels.shape == (1, *shape)
+
+
+def test_of_a_long_clip_the_newest_scenes_alone_are_held():
+    """As frames enter, each the same as if all had been made at once, and what was is let go."""
+    noise, frames = SlotNoise(3, (4, 8, 8)), torch.rand(37, 16, 16, 3)
+    frames[20, 3, 4] = float("nan")
+    whole = list(follow(None, Pictures(frames), noise, 2))
+    made = []
+
+    def make():
+        for scene in follow(None, Pictures(frames), noise, 2):
+            made.append(weakref.ref(scene))
+            yield scene
+
+    scenes = Scenes(make, 37)
+    for first in [*range(0, 37, 2), 37, 5, 36]:  # one run, its end, and two of another
+        got = scenes.at(slice(first, first + 2))
+        assert len(got) == len(whole[first : first + 2])
+        for one, wanted in zip(got, whole[first : first + 2], strict=True):
+            assert torch.equal(one.field.pixels, wanted.field.pixels)
+            assert torch.equal(one.field.cells, wanted.field.cells)
+        assert sum(ref() is not None for ref in made) <= 3
+    entry = torch.cat([scene.field.pixels[:1] for scene in whole])
+    assert torch.equal(scenes.entry(), entry)

@@ -207,6 +207,18 @@ def test_a_broken_frame_is_not_remembered(road, model, taken):
     assert stream.coherent.carrying.carried._bank.isfinite().all()
 
 
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+@pytest.mark.parametrize("road", ["direct", "guider"])
+def test_what_is_carried_breaks_no_prediction(road, bad, model, taken):
+    """Nothing looks at predictions behind it: where it would spoil one, that one stays as it is."""
+    taken(road)
+    latents = film(8)
+    out, stream = run(with_carry(model, early=bad, moving=bad, still=bad), latents, 3, 1, "off")
+    assert torch.equal(out, run(model, latents, 3, 1, "off")[0])
+    carried = stream.coherent.carrying.carried
+    assert carried._bank.isfinite().all() and stream.stats()["dropped"] == 0
+
+
 def test_another_size_and_another_number_of_steps_begin_anew(model):
     import pairs
     import tiny

@@ -212,6 +212,60 @@ def test_an_interrupt_in_a_tick_changes_nothing(monkeypatch, road):
     assert torch.equal(live.runs(5, 6), other.runs(5, 6))
 
 
+@pytest.mark.parametrize("road", ["DIRECT", "GUIDER", "PER_LEVEL"])
+def test_memory_that_is_short_has_no_frame_take_its_step_twice(monkeypatch, road):
+    """No keyframe can be put, half of each is there: the pictures are those of a stream that
+    remembers nothing. When there is room again frames are remembered; the node says both."""
+    from livediffusion.engine.coherence import bank
+    from livediffusion.host.models.coherence import attach
+    from livediffusion.host.sampling.route import Road
+
+    on_road(monkeypatch, Road[road])
+    said = []
+    model = attach(helped(tiny_model(), future=False, interval=1), said.append)
+    live, plain = Live(model), Live(tiny_model())
+
+    def short(norms):
+        raise torch.OutOfMemoryError("no more memory")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(bank, "unit", short)  # behind what is made room for
+        assert near(live.runs(7), plain.runs(7))
+    assert said and all("forgotten" in line and "no more memory" in line for line in said)
+    assert not live.bank.size and "no more memory" in live.stream.stats()["memory"]
+    live.runs(6, 7)
+    assert live.bank.size and said[-1] == f"memory: {live.bank.size / 2**20:.1f} MB"
+    assert "forgotten" not in live.stream.stats()["memory"]
+    assert live.stream.coherent.number == 13
+
+
+@pytest.mark.parametrize("what", ["finish", "looked", "tell"])
+def test_whatever_fails_behind_the_step_leaves_the_step_taken(monkeypatch, what):
+    from livediffusion.engine.blocks.reuse import Reusing
+    from livediffusion.engine.blocks.schedule import DEPTHS, Reuse
+    from livediffusion.host.models.coherence import attach
+
+    broken = []
+
+    def fails(*args):
+        broken.append(1)
+        raise RuntimeError("it broke")
+
+    asked = {"memory": None, "reuse": Reuse(2, DEPTHS[1], 0.0), "tell_reuse": lambda line: None}
+    live, other = (Live(attach(helped(tiny_model()), **asked)) for _ in range(2))
+    if what == "tell":
+        live.use(attach(helped(tiny_model()), **asked | {"tell_reuse": fails}))
+    with monkeypatch.context() as patch:
+        if what != "tell":
+            patch.setattr(Reusing, what, fails)
+        outs = live.runs(40)
+    assert broken and live.stream.coherent.number == live.stream.ticks == 40
+    if what == "finish":  # nothing is kept, so all is computed
+        asked = {"memory": None}
+        other = Live(attach(helped(tiny_model()), **asked))
+    assert near(outs, other.runs(40))
+
+
 def test_two_streams_share_nothing():
     model = helped(tiny_model())
     apart = [Live(model).runs(10, first) for first in (0, 50)]

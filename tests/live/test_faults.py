@@ -247,6 +247,43 @@ def test_a_camera_whose_wired_size_goes_bad_keeps_the_one_before(running):
     assert client.state == "ended"
 
 
+@pytest.mark.parametrize("late", [False, True])
+def test_a_bad_number_by_a_wire_goes_back_or_leaves_frames_out(running, late):
+    """The nodes' own door (nodes/ranges.py): at an edit, and of a number that changes later."""
+    comfy, world = running
+    world.gives["now"] = 80
+    members = {
+        "INPUT_TYPES": classmethod(lambda cls: {"required": {"image": ("IMAGE", {})}}),
+        "RETURN_TYPES": ("INT",), "FUNCTION": "go", "CATEGORY": "test",
+        "go": lambda self, image: (world.gives["now"],),
+    }  # fmt: skip
+    inprocess.CLASSES["TestMoving"] = type("TestMoving", (), members)
+    wired = giving()
+    wired["8"] = {"class_type": "TestMoving", "inputs": {"image": ["3", 0]}}
+    wired["5"]["inputs"]["quality"] = ["8", 0]
+    bad = [float("nan"), float("inf"), 0, 101, 50.5, "wide", None]
+
+    async def work(http):
+        client = await Client.start(http, comfy.url, wired if late else giving())
+        await feed(client, lambda: len(client.views) >= 3)
+        for i, value in enumerate(bad):
+            world.gives["now"] = value
+            if not late:
+                await client.post("update", prompt=wired, workflow={})
+            await feed(client, lambda n=i: len(client.problems) > n)
+            world.gives["now"] = 80
+            seen = len(client.views)
+            await feed(client, lambda n=seen: len(client.views) >= n + 2)
+        await client.stop()
+        return client
+
+    client = inprocess.live(work)
+    told = {(p["kind"], p["node"]) for p in client.problems}
+    assert told == {("picture" if late else "edit", "5")} and len(client.problems) == len(bad)
+    assert all(p["reason"].startswith("quality: ") for p in client.problems)
+    assert client.state == "ended" and client.states[-1]["reason"] is None
+
+
 def edits(dice, made):
     """A graph with one thing changed: what a user, or a script, may do to it."""
     made = {name: {**node, "inputs": {**node["inputs"]}} for name, node in made.items()}

@@ -205,9 +205,13 @@ SEEDS = {"None": None, "float": 1.5, "text": "7", "list": [1], "too much": 2**64
 
 @pytest.mark.parametrize("kind", SEEDS)
 def test_a_seed_that_is_none_is_said(world, kind):
+    """Of another pack's NOISE, and of ours as it is below its node, which refuses such itself."""
+    from livediffusion.engine.moving import Pictures
+    from livediffusion.host.sampling.noises import FlowNoise
+
     odd = Odd()
     odd.seed = SEEDS[kind]
-    for noise in (odd, flow_noise(world, camera(1), SEEDS[kind])):
+    for noise in (odd, FlowNoise(SEEDS[kind], Pictures(camera(1)))):
         with pytest.raises(ValueError, match=r"^noise: the seed of .*\. Wire Live Flow Noise"):
             sample(world, noise=noise)
 
