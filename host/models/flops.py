@@ -1,6 +1,5 @@
 """The FLOPs of a UNet's parts, counted once for a size on tensors that hold nothing."""
 
-import copy
 import weakref
 from collections.abc import Sequence
 from typing import Any
@@ -11,6 +10,7 @@ from comfy.ldm.modules.diffusionmodules.openaimodel import ResBlock, UNetModel
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
+from ...compiled.copies import emptied
 from ...engine.blocks.cost import Cost
 from .unet import plain_attention
 from .walk import blocks, bodies
@@ -69,19 +69,12 @@ def _counted(unet: UNetModel, shape: tuple[int, ...], tokens: int) -> Cost:
 
 def _emptied(unet: UNetModel) -> UNetModel:
     """A copy whose weights hold nothing."""
-    instead: dict[int, Any] = {}
-    for part in unet.modules():
-        for name in ("weight_function", "bias_function"):
-            if name in vars(part):  # a LoRA beside its weight, which costs nothing worth counting
-                instead[id(vars(part)[name])] = []
-    for weight in unet.parameters():
-        empty = torch.empty(weight.shape, dtype=torch.float32, device="meta")
-        instead[id(weight)] = torch.nn.Parameter(empty, requires_grad=False)
-    for buffer in unet.buffers():
-        instead[id(buffer)] = torch.empty_like(buffer, device="meta")
-    out = copy.deepcopy(unet, instead)
+    out = emptied(unet)
     vars(out).pop("forward", None)  # of a pack, which would call the network that was copied
     for part in out.modules():
+        for name in ("weight_function", "bias_function"):
+            if name in vars(part):  # a LoRA beside its weight, which costs nothing worth counting
+                vars(part)[name] = []
         if hasattr(part, "comfy_cast_weights"):
             part.comfy_cast_weights = False
     return out.train(False)
