@@ -8,6 +8,10 @@ from torch import Tensor, nn
 
 from .engine import WeightsAway
 
+# what ComfyUI's dynamic VRAM lays on a part of which the weights come page by page: where the pages
+# are, and the patches that are put in when they come
+PAGED = ("_v", "weight_lowvram_function", "bias_lowvram_function")
+
 _layouts: weakref.WeakKeyDictionary[nn.Module, "_Layout"] = weakref.WeakKeyDictionary()
 
 
@@ -83,9 +87,15 @@ def whole(module: nn.Module) -> None:
     """Weights that are what is computed with.
 
     Raises:
-        WeightsAway: some are patched call by call, so they lie there without their patches.
+        WeightsAway: some are patched call by call, so they lie there without their patches, or come
+            page by page.
     """
     for name, part in module.named_modules():
+        if any(vars(part).get(paged) is not None for paged in PAGED):
+            raise WeightsAway(
+                f"{name}: its weights come page by page. Load the model with a stock loader, or "
+                "start ComfyUI with --disable-dynamic-vram"
+            )
         if getattr(part, "weight_function", None) or getattr(part, "bias_function", None):
             raise WeightsAway(
                 f"{name}: some weights are not on the device and are patched call by call, for "

@@ -37,6 +37,20 @@ STDLIB = {"trust"}  # reads what strangers send, with nothing but Python's own
 # scipy is ComfyUI's own; these are imported where they are used
 LATE = {"triton", "tensorrt", "tensorrt_rtx", "onnx", "onnxruntime", "openvino", "segno"}
 OPTIONAL = {*LATE, "scipy"}
+# who copies what by Python's copy, one level deep; compiled/copies.py alone copies networks
+COPIES = {
+    "host/frames/compiled_vae.py": "a VAE around its network",
+    "host/frames/vae.py": "a VAE around its network",
+    "host/models/time_shift.py": "the model's sampling, whose tables it shares",
+    "host/sampling/rows.py": "rows of a batch",
+    "host/sampling/sampler.py": "a guider around its model",
+}
+COPIER = "compiled/copies.py"
+# names by which a module is made anew from another, or from what was written of it
+DEEP = {
+    "deepcopy", "__deepcopy__", "__copy__", "__reduce__", "__reduce_ex__", "__new__",
+    "deepclone_multigpu", "force_deepcopy", "get_non_dynamic_delegate",
+}
 # words that the registry's scanner flags, wherever they stand
 FLAGGED = ("sub" + "process", r"os\.sys" + "tem", "pick" + "le", r"__imp" + "ort__", "ctyp" + "es",
            r"\bev" + r"al\(", r"\bex" + r"ec\(")  # fmt: skip
@@ -138,6 +152,45 @@ def test_the_reader_of_files_needs_neither_comfyui_nor_torch(path):
         if isinstance(node, ast.Import)
         for alias in node.names
     )
+
+
+def copiers(path: pathlib.Path) -> tuple[bool, set[str]]:
+    """Whether a file takes Python's copy, and the names of deeper ones that it says."""
+    said: set[str] = set()
+    for node in ast.walk(tree(path)):
+        if isinstance(node, ast.Attribute):
+            said |= {node.attr}
+        elif isinstance(node, ast.Name):
+            said |= {node.id}
+        elif isinstance(node, ast.ImportFrom):
+            said |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.keyword) and node.arg:
+            said |= {node.arg}
+        elif isinstance(node, ast.FunctionDef):
+            said |= {node.name}
+    return "copy" in imports(path)[0], said & DEEP
+
+
+@pytest.mark.parametrize("path", [p for p in PACK if not ignored(p)], ids=str)
+def test_networks_are_copied_in_one_place(path):
+    """ComfyUI's dynamic VRAM lays on a network what owns memory: a copy of that owns it, too, and
+    frees it under the network (compiled/copies.py, tests/host/test_copies.py)."""
+    shallow, deep = copiers(path)
+    assert shallow == (path.as_posix() in COPIES), f"{path}: list what it copies, one level deep"
+    assert deep == ({"__new__"} if path.as_posix() == COPIER else set()), f"{path}: use {COPIER}"
+
+
+def test_a_second_copier_would_be_seen(tmp_path, monkeypatch):
+    monkeypatch.setitem(globals(), "ROOT", tmp_path)
+    for i, (line, shallow, deep) in enumerate((
+        ("import copy\ncopy.deepcopy(m)\n", True, {"deepcopy"}),
+        ("import copy as c\nc.copy(m)\n", True, set()),
+        ("from copy import deepcopy as d\nd(m)\n", True, {"deepcopy"}),
+        ("type(m).__new__(type(m))\n", False, {"__new__"}),
+        ("p.clone(force_deepcopy=True)\n", False, {"force_deepcopy"}),
+    )):  # fmt: skip
+        (tmp_path / f"{i}.py").write_text(line, encoding="utf-8")
+        assert copiers(pathlib.Path(f"{i}.py")) == (shallow, deep)
 
 
 @pytest.mark.parametrize("path", PACK, ids=str)

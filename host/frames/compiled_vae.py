@@ -6,11 +6,13 @@ from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
 
+import comfy.utils
 import torch
 from comfy.pixel_space_convert import PixelspaceConversionVAE
 from comfy.taesd.taesd import TAESD
 from torch import Tensor
 
+from ...compiled.copies import cloned, copied
 from ...compiled.engine import Refused
 from ...compiled.half import Half
 from ...compiled.precision import relative
@@ -40,7 +42,11 @@ def compiled(vae, make: Callable[[], Half], tell: Callable[[str], None]):
         tell: called with a line for people whenever there is something new to say.
     """
     clone = without(vae)
-    clone.first_stage_model = CompiledStage(clone.first_stage_model, make, tell)
+    before = clone.first_stage_model, clone.patcher
+    if getattr(clone.patcher, "is_dynamic", lambda: False)():
+        clone.patcher = _fixed(clone)
+        clone.first_stage_model = clone.patcher.model
+    clone.first_stage_model = CompiledStage(clone.first_stage_model, make, tell, before)
     return clone
 
 
@@ -48,7 +54,26 @@ def without(vae):
     """A copy of a VAE without engines."""
     clone = copy.copy(vae)
     if isinstance(clone.first_stage_model, CompiledStage):
-        clone.first_stage_model = clone.first_stage_model.inner
+        clone.first_stage_model, clone.patcher = clone.first_stage_model.before
+    return clone
+
+
+def _fixed(vae):
+    """A patcher of the same weights that stay where they are loaded, as host.models.engines.fixed.
+
+    Paged ones (ComfyUI's dynamic VRAM) are somewhere else at each call. No loader of a TAESD can
+    give it once more without pages, but it is small, so it is copied.
+    """
+    paged = vae.patcher
+    with torch.inference_mode(False), torch.no_grad():
+        network = copied(vae.first_stage_model)
+        for key, kept in paged.backup.items():  # what ComfyUI has patched, as it was before
+            comfy.utils.set_attr_param(network, key, cloned(kept.weight))
+        network = network.to(paged.offload_device, vae.vae_dtype)
+        for part in network.modules():
+            vars(part).pop("comfy_cast_weights", None)
+    clone = paged.clone(disable_dynamic=True, model_override=(network, ({}, {}, {}, set())))
+    clone.parent = None  # which ComfyUI would take for the same network
     return clone
 
 
@@ -58,6 +83,7 @@ class CompiledStage:
     Args:
         inner: the network.
         make, tell: see compiled.
+        before: the VAE's own network and patcher.
 
     Attributes:
         ran, fell_back: calls by the engines, and by the network because they could not.
@@ -66,9 +92,10 @@ class CompiledStage:
     """
 
     def __init__(
-        self, inner: torch.nn.Module, make: Callable[[], Half], tell: Callable[[str], None]
-    ):
-        self.inner = inner
+        self, inner: torch.nn.Module, make: Callable[[], Half], tell: Callable[[str], None],
+        before: tuple[torch.nn.Module, Any],
+    ):  # fmt: skip
+        self.inner, self.before = inner, before
         self.ran = self.fell_back = 0
         self.errors: dict[str, float] = {}
         self.reason: str | None = None
@@ -165,7 +192,7 @@ class _Side(torch.nn.Module):
         super().__init__()
         # an exporter cannot trace what inference mode made
         with torch.inference_mode(False), torch.no_grad():
-            self.module = copy.deepcopy(inner).float().train(False)
+            self.module = copied(inner).float().train(False)
         self._side = side
 
     def forward(self, x: Tensor) -> Tensor:

@@ -1,6 +1,5 @@
 """The FLOPs of a UNet's parts, counted once for a size on tensors that hold nothing."""
 
-import copy
 import weakref
 from collections.abc import Sequence
 from typing import Any
@@ -11,12 +10,18 @@ from comfy.ldm.modules.diffusionmodules.openaimodel import ResBlock, UNetModel
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
+from ...compiled.copies import emptied
 from ...engine.blocks.cost import Cost
 from .unet import plain_attention
 from .walk import blocks, bodies
 
 _SIZES = 8  # of a network that are kept
-_known: weakref.WeakKeyDictionary[UNetModel, dict[tuple, Cost]] = weakref.WeakKeyDictionary()
+_known: weakref.WeakKeyDictionary[UNetModel, dict[tuple, "Cost | Uncountable"]]
+_known = weakref.WeakKeyDictionary()
+
+
+class Uncountable(ValueError):
+    """Why a network's operations cannot be counted, for people."""
 
 
 def cost_of(unet: UNetModel, shape: Sequence[int], tokens: int) -> Cost:
@@ -26,6 +31,9 @@ def cost_of(unet: UNetModel, shape: Sequence[int], tokens: int) -> Cost:
         unet: one that can be run by a plan (walk.why_not).
         shape: of a latent with whatever is concatenated to it, (C, H, W).
         tokens: of the prompt.
+
+    Raises:
+        Uncountable: the network runs code of its own that wants real weights; found out once.
     """
     known = _known.setdefault(unet, {})
     key = (*shape, tokens)
@@ -33,8 +41,23 @@ def cost_of(unet: UNetModel, shape: Sequence[int], tokens: int) -> Cost:
         while len(known) >= _SIZES:
             known.pop(next(iter(known)))
         with torch.inference_mode(False):
-            known[key] = _counted(unet, tuple(shape), tokens)
-    return known[key]
+            known[key] = _tried(unet, tuple(shape), tokens)
+    cost = known[key]
+    if isinstance(cost, Uncountable):
+        raise Uncountable(str(cost))
+    return cost
+
+
+def _tried(unet: UNetModel, shape: tuple[int, ...], tokens: int) -> "Cost | Uncountable":
+    try:
+        return _counted(unet, shape, tokens)
+    # whatever a pack's code or a quantised layer's makes of weights that hold nothing
+    except Exception as error:
+        first = (str(error).splitlines() or [""])[0][:200]
+        return Uncountable(
+            f"the operations of {type(unet).__name__} cannot be counted "
+            f"({type(error).__name__}: {first})"
+        )
 
 
 def _counted(unet: UNetModel, shape: tuple[int, ...], tokens: int) -> Cost:
@@ -69,19 +92,12 @@ def _counted(unet: UNetModel, shape: tuple[int, ...], tokens: int) -> Cost:
 
 def _emptied(unet: UNetModel) -> UNetModel:
     """A copy whose weights hold nothing."""
-    instead: dict[int, Any] = {}
-    for part in unet.modules():
-        for name in ("weight_function", "bias_function"):
-            if name in vars(part):  # a LoRA beside its weight, which costs nothing worth counting
-                instead[id(vars(part)[name])] = []
-    for weight in unet.parameters():
-        empty = torch.empty(weight.shape, dtype=torch.float32, device="meta")
-        instead[id(weight)] = torch.nn.Parameter(empty, requires_grad=False)
-    for buffer in unet.buffers():
-        instead[id(buffer)] = torch.empty_like(buffer, device="meta")
-    out = copy.deepcopy(unet, instead)
+    out = emptied(unet)
     vars(out).pop("forward", None)  # of a pack, which would call the network that was copied
     for part in out.modules():
+        for name in ("weight_function", "bias_function"):
+            if name in vars(part):  # a LoRA beside its weight, which costs nothing worth counting
+                vars(part)[name] = []
         if hasattr(part, "comfy_cast_weights"):
             part.comfy_cast_weights = False
     return out.train(False)

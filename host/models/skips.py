@@ -10,7 +10,7 @@ from collections.abc import Collection, Sequence
 from ...engine.blocks.cost import Cost
 from ...engine.blocks.skips import Choice, Rule
 from .coherence import attach
-from .flops import cost_of
+from .flops import Uncountable, cost_of
 from .walk import bodies, why_not
 
 
@@ -65,12 +65,8 @@ def cost(patcher, size: Sequence[int], tokens: int) -> Cost:
     channels = next(unet.input_blocks[0].parameters()).shape[1]
     try:
         return cost_of(unet, (channels, *size), tokens)
-    except (RuntimeError, TypeError, NotImplementedError) as error:
-        # quantised layers run by code of their own, which may want real weights
-        raise ValueError(
-            f"skip_up_to: the operations of {type(unet).__name__} cannot be counted "
-            f"({type(error).__name__}: {str(error).splitlines()[0][:200]}). Set it to 0."
-        ) from error
+    except Uncountable as error:
+        raise ValueError(f"skip_up_to: {error}. Set it to 0.") from error
 
 
 def _walkable(patcher):

@@ -1,12 +1,12 @@
 """ComfyUI's UNet as compiled/ takes it."""
 
-import copy
 from typing import Any
 
 import torch
 from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel, timestep_embedding
 from torch import Tensor
 
+from ...compiled.copies import copied
 from ...compiled.engine import Call, Refused
 from ...compiled.remembered import INNER, Fed
 from ...compiled.weights import whole
@@ -63,7 +63,7 @@ class ComfyUNet:
         if self._is_plain(dtype):
             return self.bare()
         with torch.inference_mode(False), torch.no_grad():
-            module = copy.deepcopy(self.module).to("cpu", dtype)
+            module = copied(self.module).to("cpu", dtype)
         module.dtype = dtype
         for part in module.modules():
             if hasattr(part, "comfy_cast_weights"):
@@ -78,7 +78,7 @@ class ComfyUNet:
         """
         self._exportable()
         with torch.inference_mode(False), torch.no_grad():
-            return ComfyUNet(copy.deepcopy(self.module), self._options)
+            return ComfyUNet(copied(self.module), self._options)
 
     def _exportable(self) -> None:
         if not isinstance(self.module, UNetModel):

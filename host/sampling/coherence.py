@@ -184,7 +184,7 @@ class Coherent:
         if carried is not None:
             told["carried_mb"] = round(carried.size / 2**20, 3)
         if known.reusing is not None:
-            told["reuse"] = f"{self.looking.share:.0%} of the network"
+            told["reuse"] = self.looking.told
             if known.reusing.why or known.why:
                 told["reuse"] += f", {known.reusing.why or known.why}"
             told["kept_mb"] = round(known.reusing.size / 2**20, 3)

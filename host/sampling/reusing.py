@@ -12,7 +12,7 @@ from ...engine.coherence.neighbours import Neighbours
 from ...engine.plan import Place
 from ...engine.similarity import Sketch, sketch
 from ...engine.work import Work
-from ..models.flops import cost_of
+from ..models.flops import Uncountable, cost_of
 from ..models.walk import is_inner, why_not
 from .carry import colours
 
@@ -24,16 +24,19 @@ class Looking:
     """Of one stream: the pictures of its frames in flight, and the share of the network that runs.
 
     Attributes:
-        share: of the network's floating point operations, what ran in the newest ticks, 0 to 1.
+        share: of the network's floating point operations, what ran in the newest ticks, 0 to 1; 1
+            where they cannot be counted.
+        told: the same in words, or for what share of the rows all of it ran.
     """
 
     def __init__(self) -> None:
-        self.share = 1.0
+        self.share, self.told = 1.0, "100% of the network"
         self._reuse: Reuse | None = None
         self._format: Any = None
         self._sketches: dict[int, Sketch | None] = {}  # by the frames' numbers
         self._under: dict[int, tuple] = {}  # the same: the prompts of their steps so far
         self._inner: tuple[Any, float] = (None, 0.0)  # the share of the inner blocks, and of what
+        self._uncounted = False
         self._ticks = 0
 
     def settle(self, reuse: Reuse | None, latent_format: Any) -> None:
@@ -78,7 +81,10 @@ class Looking:
         known = neighbours.reusing
         rows, whole = known.ran if self._ticks % _TOLD else known.looked()
         self.share = 1 - self._inner[1] * (1 - whole / rows) if rows else 1.0
-        line, why = f"{self.share:.0%} of the network runs", known.why or neighbours.why
+        self.told = f"{self.share:.0%} of the network"
+        if self._uncounted:
+            self.told = f"all of the network for {whole / rows if rows else 1:.0%} of the rows"
+        line, why = f"{self.told} runs", known.why or neighbours.why
         return f"{line}: {why}" if why else line
 
     def _share_of_inner(self, neighbours: Neighbours, work: Work) -> None:
@@ -86,12 +92,16 @@ class Looking:
         key = weakref.ref(unet), depth, tuple(work.buffers.shape[1:])
         if key == self._inner[0]:
             return
-        share = 0.0
+        share, self._uncounted = 0.0, False
         if not why_not(unet):
             shape = unet.in_channels, *key[2]
-            cost = cost_of(unet, shape, work.places[0].payloads[0].conditioning.batch.tokens)
-            parts = [flops for name, flops in cost.parts.items() if is_inner(name, depth, unet)]
-            share = sum(parts) / cost.whole
+            tokens = work.places[0].payloads[0].conditioning.batch.tokens
+            try:
+                cost = cost_of(unet, shape, tokens)
+                parts = [flops for name, flops in cost.parts.items() if is_inner(name, depth, unet)]
+                share = sum(parts) / cost.whole
+            except Uncountable:  # it is for a word on the node only
+                self._uncounted = True
         self._inner = key, share
 
 

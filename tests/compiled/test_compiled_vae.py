@@ -5,6 +5,7 @@ import logging
 import pytest
 import tiny
 import torch
+import vaes
 
 pytestmark = pytest.mark.comfy
 pytest.importorskip("onnx")
@@ -33,25 +34,11 @@ def node(monkeypatch, tmp_path):
 
 @pytest.fixture(scope="module")
 def taesd(comfyui):
-    """A TAESD of random weights."""
-    import comfy.sd
-    from comfy.taesd.taesd import TAESD
-
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        network = TAESD()
-        for weight in network.parameters():
-            if weight.ndim == 4:
-                torch.nn.init.normal_(weight, std=(1.5 / weight[0].numel()) ** 0.5)
-            elif weight.ndim == 1:
-                torch.nn.init.normal_(weight, std=0.1)
-    state = {name: t.detach().clone() for name, t in network.state_dict().items()}
-    state["vae_scale"] = torch.tensor(0.18215)
-    return comfy.sd.VAE(sd=state)
+    return vaes.taesd()
 
 
 def test_stock_nodes_and_ours_see_the_same_vae(taesd, node):
-    from livediffusion.host.frames import vae as vaes
+    from livediffusion.host.frames import vae as frames
 
     import nodes
 
@@ -61,10 +48,10 @@ def test_stock_nodes_and_ours_see_the_same_vae(taesd, node):
     latent = nodes.VAEEncode().encode(taesd, image)[0]["samples"]
     picture = nodes.VAEDecode().decode(taesd, {"samples": latent})[0]
     assert picture.std() > 0.01
-    for encoded in (nodes.VAEEncode().encode(vae, image)[0]["samples"], vaes.encode(vae, image)):
+    for encoded in (nodes.VAEEncode().encode(vae, image)[0]["samples"], frames.encode(vae, image)):
         assert tiny.rms(encoded, latent) <= 1e-5
     for decoded in (
-        nodes.VAEDecode().decode(vae, {"samples": latent})[0], vaes.decode(vae, latent)
+        nodes.VAEDecode().decode(vae, {"samples": latent})[0], frames.decode(vae, latent)
     ):  # fmt: skip
         assert tiny.rms(decoded, picture) <= 1e-5
     stage = vae.first_stage_model

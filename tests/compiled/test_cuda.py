@@ -7,40 +7,24 @@ CUDA graphs, so that the tests themselves are known to work.
 import contextlib
 import copy
 import gc
-import os
 
 import pytest
 import replaying
 import tiny
 import torch
 from compiled_models import patched, sampled_once
+from on_cuda import CLOSE, DEVICE, REHEARSED, latents, model
 from pairs import SIGMAS, Pair, settings
 
 pytestmark = [pytest.mark.comfy, pytest.mark.cuda, pytest.mark.usefixtures("at_once")]
 
-REHEARSED = os.environ.get("LIVEDIFFUSION_CUDA") == "rehearse"
-DEVICE = "cpu" if REHEARSED else "cuda"
-# float16 rounding, grown over the steps of a stream
-CLOSE = 1e-6 if REHEARSED else 2e-2
 MODES = ("off", "self-negative", "onetime-negative", "full")
-
-
-def model(seed=0):
-    """A tiny model on the device, in float16 on a GPU."""
-    patcher = tiny.model(seed=seed, prompt=1.0, device=DEVICE)
-    if not REHEARSED:
-        patcher.model.diffusion_model.half().dtype = torch.float16
-    return patcher
 
 
 def pair(**more):
     from livediffusion.compiled.graph import CudaRecording
 
     return Pair(model(), recording=replaying.Replaying if REHEARSED else CudaRecording, **more)
-
-
-def latents(i, size=8, n=1):
-    return tiny.latents(n, i, size).to(DEVICE)
 
 
 def void(_):

@@ -62,3 +62,53 @@ def test_the_flops_of_any_plan_are_those_of_its_call(layout, comfyui):
             told = cost.of(plan, rows, lambda name: is_inner(name, 1, unet))
             assert call(plan, rows, size, tokens) == told
             assert 0 < told < cost.whole * rows
+
+
+def on_real_weights(part, put):
+    """As a layer of quantised weights, whose code wants them."""
+    layer, run = part.emb_layers[1], torch.nn.functional.linear
+    weight, bias = layer.weight.detach().clone(), layer.bias.detach().clone()
+    put(layer, "forward", lambda x: run(x, weight, bias))
+
+
+def a_closure(part, put):
+    old = part.forward
+    put(part, "forward", lambda *args: old(*args))
+
+
+def an_odd_error(part, put):
+    old = part.forward
+
+    def forward(x, emb):
+        if x.is_meta:
+            raise KeyError(None)
+        return old(x, emb)
+
+    put(part, "forward", forward)
+
+
+@pytest.mark.parametrize("change", [on_real_weights, a_closure, an_odd_error])
+def test_what_cannot_be_counted_runs_all_the_same(change, comfyui, monkeypatch):
+    """Live Reuse counts for a word on its node only, and tries it once."""
+    import pairs
+    import tiny
+    from helping import helping
+    from livediffusion.host.models import flops, skips
+    from livediffusion.host.models.coherence import attach
+    from livediffusion.host.sampling.stream import Stream
+
+    said, tried, counting = [], [], flops._counted
+    monkeypatch.setattr(flops, "_counted", lambda *args: tried.append(args) or counting(*args))
+    base = tiny.model()
+    change(base.model.diffusion_model.output_blocks[0][0], monkeypatch.setattr)
+    model = helping(base, reuse={"interval": 2})
+    model = attach(model, tell_reuse=said.append)
+    stream, guider = Stream(1), pairs.guider(model, "off")
+    with torch.inference_mode():
+        for i in range(12):
+            out = stream.run(guider, tiny.latents(1, i), pairs.settings())
+    assert out.isfinite().all() and len(tried) == 1
+    assert set(said) == {"all of the network for 50% of the rows runs"}
+    assert stream.stats()["reuse"] == "all of the network for 50% of the rows"
+    with pytest.raises(ValueError, match=r"skip_up_to: .* cannot be counted .* Set it to 0"):
+        skips.cost(base, (8, 8), 8)

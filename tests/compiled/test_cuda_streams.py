@@ -1,0 +1,117 @@
+"""Streams on a GPU whose network something else copies, counts or stands in front of, while its
+weights are ComfyUI's: by pages under dynamic VRAM. Run as test_cuda.py is."""
+
+import gc
+
+import pytest
+import replaying
+import tiny
+import torch
+from helping import helping
+from on_cuda import CLOSE, DEVICE, REHEARSED, latents, model
+from pairs import guider, settings
+
+NEAR = 1e-5 if REHEARSED else 5e-2  # bfloat16, in channels_last
+pytestmark = [pytest.mark.comfy, pytest.mark.cuda, pytest.mark.usefixtures("at_once")]
+
+
+@pytest.fixture(scope="module")
+def paged():
+    """The embedded model and its prompts, as its node loads it."""
+    from livediffusion.demo import loader
+
+    base, clip, _ = loader.load()
+    return base, [clip.encode_from_tokens_scheduled(clip.tokenize(t)) for t in ("neon", "ink")]
+
+
+def dynamic():
+    import comfy.memory_management
+
+    return getattr(comfy.memory_management, "aimdo_enabled", False)
+
+
+def collected():
+    """What nobody holds any more is gone, and the device has said so if it was not its own."""
+    gc.collect()
+    if not REHEARSED:
+        torch.cuda.synchronize()
+        torch.cuda.empty_cache()
+
+
+def once(base, prompts, size=32):
+    """One picture by a stock sampler."""
+    import comfy.samplers
+
+    made = comfy.samplers.CFGGuider(base)
+    made.set_conds(*prompts)
+    made.set_cfg(1.0)
+    channels = base.model.latent_format.latent_channels
+    noise = torch.randn(1, channels, size, size, generator=torch.Generator().manual_seed(0))
+    return made.sample(
+        noise, torch.zeros_like(noise), comfy.samplers.ksampler("euler"),
+        torch.tensor((10.0, 0.0)), disable_pbar=True,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("looks", ["reuse", "skips"])
+def test_a_network_that_was_counted_is_as_it_was(paged, looks):
+    """Live Reuse without an engine, and Live Searched Steps."""
+    from livediffusion.host.models import skips
+    from livediffusion.host.sampling.stream import Stream
+
+    base, prompts = paged
+    assert base.is_dynamic() or not dynamic()
+    before = once(base, prompts)
+    if looks == "skips":
+        assert skips.cost(base, (32, 32), 77).whole > 0
+    else:
+        stream, made = Stream(1), guider(helping(base, reuse={}))
+        made.set_conds(*prompts)
+        shape = 1, base.model.latent_format.latent_channels, 32, 32
+        for i in range(40):
+            given = torch.randn(shape, generator=torch.Generator().manual_seed(i)).to(DEVICE)
+            out = stream.run(made, given, settings())
+        assert out.isfinite().all() and 0 < stream.coherent.looking.share < 1
+    for _ in range(3):
+        collected()
+        assert tiny.rms(once(base, prompts), before) <= CLOSE
+
+
+def test_a_compiled_vae_that_was_let_go_leaves_the_vae_as_it_was():
+    import vaes
+    from livediffusion.compiled.cuda_half import CudaHalf
+    from livediffusion.compiled.graph import CudaRecording
+    from livediffusion.host.frames.compiled_vae import compiled
+
+    recording = replaying.Replaying if REHEARSED else CudaRecording
+    vae = vaes.taesd()
+    latent = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(0))
+    before = vae.decode(latent)
+    for _ in range(3):
+        own = compiled(vae, lambda: CudaHalf(recording), lambda text: None)
+        assert not getattr(own.patcher, "is_dynamic", lambda: False)()
+        for i in range(20):
+            if i % 5 == 4:
+                vae.decode(latent)  # which loads the other one
+            assert tiny.rms(own.decode(latent), before) <= NEAR
+            own.encode(before)
+        stage = own.first_stage_model
+        assert stage.fell_back == 0, stage.reason
+        assert len(stage._halves) == 2, "made once each"
+        del own, stage
+        collected()
+        assert tiny.rms(vae.decode(latent), before) <= CLOSE
+
+
+def test_a_network_that_cannot_be_counted_runs_all_the_same(monkeypatch):
+    """A pack's closure around a part, which meets weights that hold nothing."""
+    from livediffusion.host.sampling.stream import Stream
+
+    base = model()
+    part = base.model.diffusion_model.output_blocks[0][0]
+    old = part.forward
+    monkeypatch.setattr(part, "forward", lambda *args: old(*args))
+    stream, made = Stream(1), guider(helping(base, reuse={"interval": 2}))
+    for i in range(12):
+        assert stream.run(made, latents(i), settings()).isfinite().all()
+    assert "of the rows" in stream.stats()["reuse"]
