@@ -15,6 +15,7 @@ from ..live.pictures import short
 from .compat import io
 
 _ENTRANCES = ("execute", "check_lazy_status")
+_HAIR = 1e-6  # of a range
 
 
 class Range(NamedTuple):
@@ -76,6 +77,11 @@ def number(name: str, value: Any, allowed: Range) -> int | float:
         Refused: it is none, not finite, out of its range or no whole one; names the input.
     """
     found = _plain(value)
+    if found is not None and not allowed.whole:
+        # what comes out of arithmetic lies a hair beyond the end that is meant
+        near = min(max(found, allowed.least), allowed.most)
+        if abs(found - near) <= _HAIR * (allowed.most - allowed.least):
+            found = near
     # NaN and infinity are in no range
     fine = found is not None and allowed.least <= found <= allowed.most
     if not fine or (allowed.whole and found != int(found)):

@@ -81,6 +81,17 @@ def test_numbers_of_the_range_arrive_as_pythons_own(comfyui):
     assert number("x", np.uint64(2**64 - 1), seed) == 2**64 - 1, "to the last digit"
 
 
+def test_a_hair_beyond_an_end_is_that_end(comfyui):
+    """What comes out of arithmetic: 0.1 * 3 / 0.3 is more than 1."""
+    from livediffusion.nodes import ranges
+
+    allowed = ranges.Range(0.0, 1.0, False)
+    assert 0.1 * 3 / 0.3 > 1.0
+    assert ranges.number("share", 0.1 * 3 / 0.3, allowed) == 1.0
+    assert ranges.number("share", -1e-9, allowed) == 0.0
+    assert ranges.number("share", 0.9999999, allowed) == 0.9999999
+
+
 def test_who_looks_at_numbers_himself_does_so_while_live_only(comfyui, monkeypatch):
     from livediffusion.live import frames
 
