@@ -15,7 +15,7 @@ from ..live.pictures import short
 from .compat import io
 
 _ENTRANCES = ("execute", "check_lazy_status")
-_HAIR = 1e-6  # of a range
+_HAIR = 1e-5
 
 
 class Range(NamedTuple):
@@ -80,7 +80,7 @@ def number(name: str, value: Any, allowed: Range) -> int | float:
     if found is not None and not allowed.whole:
         # what comes out of arithmetic lies a hair beyond the end that is meant
         near = min(max(found, allowed.least), allowed.most)
-        if abs(found - near) <= _HAIR * (allowed.most - allowed.least):
+        if abs(found - near) <= _HAIR:
             found = near
     # NaN and infinity are in no range
     fine = found is not None and allowed.least <= found <= allowed.most

@@ -88,7 +88,7 @@ def test_a_hair_beyond_an_end_is_that_end(comfyui):
     allowed = ranges.Range(0.0, 1.0, False)
     assert 0.1 * 3 / 0.3 > 1.0
     assert ranges.number("share", 0.1 * 3 / 0.3, allowed) == 1.0
-    assert ranges.number("share", -1e-9, allowed) == 0.0
+    assert ranges.number("share", -1e-9, allowed) == 0.0 == ranges.number("share", -1e-5, allowed)
     assert ranges.number("share", 0.9999999, allowed) == 0.9999999
 
 
