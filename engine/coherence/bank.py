@@ -1,5 +1,6 @@
 """What is remembered: keys, values and outputs of attention layers, from keyframes of before."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -51,8 +52,50 @@ class Layer:
         return [t for t in (self.k, self.v, self.unit, self.norm) if t is not None]
 
 
+class Banks:
+    """A bank for each shape that layers have had: calls of a tick may differ in it (a node that
+    makes pictures smaller at some noise levels). A place is in one of them, that of its newest
+    keyframe; a bank that has none left is gone.
+
+    Args:
+        frames, kind: see Bank.
+    """
+
+    def __init__(self, frames: int, kind: str):
+        self._asked = frames, kind
+        self._banks = [Bank(*self._asked)]  # the one that was put into last is the last
+        self._home: dict[int, Bank] = {}
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+        return sum(bank.size for bank in self._banks)
+
+    def of(self, places: Sequence[int]) -> "Bank":
+        """That in which most of these places are."""
+        homes = Counter(id(self._home[p]) for p in places if p in self._home)
+        ((most, _),) = homes.most_common(1) or [(id(self._banks[-1]), 0)]
+        return next(bank for bank in self._banks if id(bank) == most)
+
+    def put(self, places: Sequence[int], staged: dict[str, Staged]) -> None:
+        """See Bank.put."""
+        if not places or not staged:
+            return
+        bank = next((b for b in self._banks if b.alike(staged)), None) or Bank(*self._asked)
+        bank.put(places, staged)
+        for place in places:
+            before = self._home.get(place)
+            if bank.count(place) and before is not bank:
+                self._home[place] = bank
+                if before is not None:
+                    before.leave(place)
+        there = {id(home) for home in self._home.values()} | {id(bank)}
+        self._banks = [b for b in self._banks if id(b) in there and b is not bank] + [bank]
+
+
 class Bank:
-    """The newest keyframes of every place, or one frame into which they are merged.
+    """The newest keyframes of every place, or one frame into which they are merged; all of one
+    shape.
 
     A place is a slot and a side. What a place has not had yet is not read (Read.known).
 
@@ -115,11 +158,7 @@ class Bank:
         While a place is filled for the first time this waits for the device, to know which it is;
         never after that.
         """
-        if not places or not staged:
-            return
         new = {name: _first(len(places), one) for name, one in staged.items()}
-        if self.layers and not self._alike(new):
-            self.clear()  # a node has changed what layers attend to
         self._fit(max(places) + 1, new)
         fine = torch.stack([one.finite() for one in new.values()]).all(0)
         index = uploaded(torch.tensor(places), fine.device)
@@ -144,12 +183,16 @@ class Bank:
             for place, good in zip(places, fine.tolist(), strict=True):
                 self.filled[place] = min(self.frames, self.filled[place] + good)
 
-    def clear(self) -> None:
-        """Forget everything."""
-        self.layers, self.filled, self._at, self._had = {}, [], None, None
+    def leave(self, place: int) -> None:
+        """Forget what a place had."""
+        self.filled[place] = 0
+        self._at[place] = 0
+        self._had[place] = False
 
-    def _alike(self, new: dict[str, Staged]) -> bool:
-        """Whether these are of the layers and shapes that are remembered."""
+    def alike(self, new: dict[str, Staged]) -> bool:
+        """Whether these are of the layers and shapes that are remembered, if any are."""
+        if not self.layers:
+            return True
         if new.keys() != self.layers.keys():
             return False
         for name, one in new.items():

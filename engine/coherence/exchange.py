@@ -57,7 +57,7 @@ class Remembering(Exchange):
     """Of a stream's own bank.
 
     Args:
-        bank: None without memory.
+        bank: that its rows read from; None without memory.
         dial: amount and threshold, where features are fused.
         index: each row's place in the bank, int64 [R]; None where nothing is remembered for any.
         known, frames: see Bank.read.
@@ -71,7 +71,7 @@ class Remembering(Exchange):
         places: Mapping[int, int] | None = None, writing: Tensor | None = None,
     ):  # fmt: skip
         super().__init__(rows, groups, *dial)
-        self._bank, self._index, self._known = bank, index, known
+        self.bank, self._index, self._known = bank, index, known
         self._frames = frames
         self.places, self._writing = places or {}, writing
         self._staged: dict[str, Staged] = {}
@@ -80,7 +80,7 @@ class Remembering(Exchange):
     def read(self, layer: str) -> Read | None:
         if self._index is None:
             return None
-        return self._bank.read(layer, self._index, self._known, self._frames)
+        return self.bank.read(layer, self._index, self._known, self._frames)
 
     def write(self, layer: str, k: Tensor, v: Tensor) -> None:
         if self._writing is None:

@@ -18,7 +18,7 @@ from ..patchwork.mask import Patchwork
 from ..patchwork.patching import Patching
 from ..upload import uploaded
 from .attention import Group, grouped
-from .bank import Bank, Staged
+from .bank import Banks, Staged
 from .exchange import Exchange, Remembering
 
 LEVELS = ("all but the finest", "all", "deepest")
@@ -102,7 +102,7 @@ class Neighbours:
         self.shape: tuple[int, ...] = ()
         self.future: Future | None = None
         self.memory: Memory | None = None
-        self.bank: Bank | None = None
+        self.bank: Banks | None = None
         self.reusing: Reusing | None = None
         self.skips: Choice | None = None
         self.patching: Patching | None = None
@@ -149,7 +149,7 @@ class Neighbours:
         if self._key != now:
             self._key, self._origin = now, frame
             self._newest.clear()
-            self.bank = Bank(memory.frames, memory.bank)
+            self.bank = Banks(memory.frames, memory.bank)
             self._staged.clear()
         dial = memory.fuse, memory.threshold
         if dial != self._dialled:
@@ -229,14 +229,15 @@ class Neighbours:
             kept = kept, self._splits.key
         if self.bank is None:
             return self._layout(rows), self.future, kept
-        at = [t.data_ptr() for layer in self.bank.layers.values() for t in layer.all()]
+        at = [t.data_ptr() for layer in call.bank.layers.values() for t in layer.all()]
         at += [*call.addresses(), *[t.data_ptr() for t in self.dial]]
         memory = self._key, self.memory.fuse > 0, tuple(at)
         return self._layout(rows), self.future, kept, memory
 
     def replayed(self) -> None:
         """The call that was told has been made, without Python."""
-        self._told.wrote = dict.fromkeys(self.bank.layers if self.bank is not None else ())
+        bank = self._told.bank
+        self._told.wrote = dict.fromkeys(bank.layers if bank is not None else ())
         if self.reusing is not None:
             self.reusing.replayed()
 
@@ -420,9 +421,10 @@ class Neighbours:
         if memory is None:
             return Remembering(None, (), len(rows), groups)
         own = [row.slot + self._n * row.side if row.steps == self._n else -1 for row in rows]
-        self._steady &= -1 not in own and self.bank.full(own)
+        bank = self.bank.of(own)
+        self._steady &= -1 not in own and bank.full(own)
         index = known = writing = None
-        had = [self.bank.count(p) for p in own]
+        had = [bank.count(p) for p in own]
         most = max(had)
         if most:
             reads = [p if n else 0 for p, n in zip(own, had, strict=True)]
@@ -435,9 +437,7 @@ class Neighbours:
             writing = self._placed(f"write {use}", at + [0] * (width - len(at)))
         dial = self.dial if memory.fuse > 0 else ()
         places = {place: rows[r].frame for place, r in writers.items()}
-        return Remembering(
-            self.bank, dial, len(rows), groups, index, known, most, places, writing
-        )
+        return Remembering(bank, dial, len(rows), groups, index, known, most, places, writing)
 
     def _writers(self, rows: Sequence[Row], whole: list[int] | None) -> dict[int, int]:
         """The last keyframe of each place's frames.

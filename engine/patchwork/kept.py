@@ -18,10 +18,11 @@ class Kept:
     Attributes:
         places: P.
         size: bytes.
+        beside: bytes that are kept elsewhere and count towards MOST, too.
     """
 
     def __init__(self) -> None:
-        self.places, self.size = 0, 0
+        self.places, self.size, self.beside = 0, 0, 0
         self._of: dict[str, Tensor] = {}
 
     def __getitem__(self, name: str) -> Tensor:
@@ -62,6 +63,6 @@ class Kept:
         return self._of[name]
 
     def _room(self, more: int) -> None:
-        if self.size + more > MOST:
+        if self.beside + self.size + more > MOST:
             raise Full
         self.size += more

@@ -36,8 +36,27 @@ class Network(Protocol):
         Timestep, prompt and statistics are those of the last whole pass."""
 
 
+class Store:
+    """What is kept of rows whose calls are of one form: all that their network is given has the
+    same shapes.
+
+    Attributes:
+        places: of spots, in `kept`.
+        known: places whose features are of a frame.
+        owed: by how much, and for how long, places have been astray.
+    """
+
+    def __init__(self) -> None:
+        self.kept = Kept()
+        self.places: dict[Hashable, int] = {}
+        self.known: set[int] = set()
+        self.owed: dict[int, float] = {}
+
+
 class Patching:
     """Of one stream. One stream, one thread.
+
+    Calls of a tick may differ in form (prompts of unequal lengths): each has a store of its own.
 
     Attributes:
         settings: what is asked for.
@@ -52,16 +71,15 @@ class Patching:
         self._clear()
 
     def _clear(self) -> None:
-        self._kept, self._full = Kept(), False
-        self._places: dict[Hashable, int] = {}
-        self._known: set[int] = set()  # places whose features are of a frame
-        self._owed: dict[int, float] = {}  # by how much, and for how long, places have been astray
+        self._full = False
+        self._stores: dict[Hashable, Store] = {}  # by the form of a call
+        self._form: dict[Hashable, Hashable] = {}  # that each spot's newest call had
         self._ran = [0.0, 0.0]
 
     @property
     def size(self) -> int:
         """Bytes."""
-        return self._kept.size
+        return sum(store.kept.size for store in self._stores.values())
 
     def settle(self, settings: Patchwork, key: Hashable, off: str = "") -> None:
         """What holds from now on.
@@ -77,7 +95,8 @@ class Patching:
 
     def forget(self) -> None:
         """What comes next has nothing to do with what is kept."""
-        self._known.clear()
+        for store in self._stores.values():
+            store.known.clear()
 
     @property
     def share(self) -> float:
@@ -123,7 +142,7 @@ class Patching:
         asked = [timesteps, context.expand(rows, -1, -1)]
         asked += [] if y is None else [y.expand(rows, -1)]
         try:
-            return self._call(network, spots, x, asked)
+            return self._fitting(network, spots, x, asked)
         except Full:
             self._clear()
             self._full = True
@@ -134,11 +153,32 @@ class Patching:
             self.forget()
             raise
 
+    def _fitting(
+        self, network: Network, spots: Sequence[Hashable], x: Tensor, asked: list[Tensor]
+    ) -> Tensor | None:
+        """The call; what spots have left behind in other forms makes room where there is none.
+
+        Raises:
+            Full: even so.
+        """
+        try:
+            return self._call(network, spots, x, asked)
+        except Full:
+            if not any(
+                self._form[spot] != form
+                for form, store in self._stores.items()
+                for spot in store.places
+            ):
+                raise
+        self._clear()
+        return self._call(network, spots, x, asked)
+
     def _call(
         self, network: Network, spots: Sequence[Hashable], x: Tensor, asked: list[Tensor]
     ) -> Tensor | None:
-        rows, places = x.shape[0], self._placed(spots)
-        kept = self._kept
+        rows, form = x.shape[0], tuple((t.shape[1:], t.dtype) for t in (x, *asked))
+        store = self._store(form, spots)
+        kept, places = store.kept, [store.places[spot] for spot in spots]
         at = torch.tensor(places, device=x.device)
         before = kept.room("x", x.shape[1:], x)
         same = torch.ones(rows, dtype=torch.bool, device=x.device)
@@ -159,41 +199,41 @@ class Patching:
         if not all(finite):
             self.skipped("a frame is not finite", rows)
             return None
-        renewed = self._renewed(places, [s + _APART * a for s, a in zip(stale, apart, strict=True)])
+        astray = [s + _APART * a for s, a in zip(stale, apart, strict=True)]
+        renewed = self._renewed(store, places, astray)
         whole, some = [], []
         for r, place in enumerate(places):
-            known = place in self._known and stands[r] and place != renewed
+            known = place in store.known and stands[r] and place != renewed
             if not known or max(share[r], stale[r]) > self.settings.most:
                 whole.append(r)
             elif share[r]:
                 some.append(r)
         # what breaks off on the way has left these half written
-        self._known.difference_update(places[r] for r in whole)
+        store.known.difference_update(places[r] for r in whole)
         out = None
         if whole:
             index = torch.tensor(whole, device=x.device)
             args = [t.index_select(0, index) for t in (x, *asked)]
             own = at.index_select(0, index)
             out = network.whole(kept, own, *args, *[None] * (4 - len(args)))
-            self._out(out).index_copy_(0, own, out.permute(0, 2, 3, 1))
+            _out(kept, out).index_copy_(0, own, out.permute(0, 2, 3, 1))
             for name, value in zip(("x", *_ASKED), args, strict=False):
                 kept[name].index_copy_(0, own, value)
             kept["whole"].index_copy_(0, own, args[0])
             for r in whole:
-                self._owed.pop(places[r], None)
+                store.owed.pop(places[r], None)
             fine = out.flatten(1).isfinite().all(1).tolist()
-            self._known.update(places[r] for r, good in zip(whole, fine, strict=True) if good)
+            store.known.update(places[r] for r, good in zip(whole, fine, strict=True) if good)
         if some:
             index = torch.tensor(some, device=x.device)
-            self._some(network, at.index_select(0, index), x.index_select(0, index),
-                       mask.index_select(0, index))  # fmt: skip
+            self._some(network, kept, *[t.index_select(0, index) for t in (at, x, mask)])
         self._ran[0] += rows
         self._ran[1] += len(whole) + sum(share[r] for r in some)
         if len(whole) == rows:
             return out
         return kept["out"].index_select(0, at).permute(0, 3, 1, 2)
 
-    def _renewed(self, places: list[int], astray: list[float]) -> int | None:
+    def _renewed(self, store: Store, places: list[int], astray: list[float]) -> int | None:
         """The place whose statistics are made anew in this call, if one is due: never two, so that
         no tick is much longer than others.
 
@@ -201,35 +241,42 @@ class Patching:
             astray: how far each is from its last whole pass.
         """
         for place, far in zip(places, astray, strict=True):
-            self._owed[place] = self._owed.get(place, 0.0) + far
-        most = max(places, key=self._owed.__getitem__)
-        return most if self._owed[most] >= self.settings.astray else None
+            store.owed[place] = store.owed.get(place, 0.0) + far
+        most = max(places, key=store.owed.__getitem__)
+        return most if store.owed[most] >= self.settings.astray else None
 
-    def _some(self, network: Network, at: Tensor, x: Tensor, mask: Tensor) -> None:
+    def _some(self, network: Network, kept: Kept, at: Tensor, x: Tensor, mask: Tensor) -> None:
         """Tiles of rows anew."""
-        before = self._kept["x"]
+        before = kept["x"]
         new = torch.where(spread(mask), x, before.index_select(0, at))
         before.index_copy_(0, at, new)
         tiles = Tiles(mask, at, SIDE)
-        out = network.some(self._kept, tiles, x)
-        kept = self._kept["out"]
-        kept.view(-1, kept.shape[-1]).index_copy_(0, tiles.tokens, out)
+        out = network.some(kept, tiles, x)
+        had = kept["out"]
+        had.view(-1, had.shape[-1]).index_copy_(0, tiles.tokens, out)
         if not out.isfinite().all():
             self.forget()
 
-    def _out(self, like: Tensor) -> Tensor:
-        """Outputs by position, [P, H, W, C']."""
-        _, channels, height, width = like.shape
-        return self._kept.room("out", (height, width, channels), like)
-
-    def _placed(self, spots: Sequence[Hashable]) -> list[int]:
-        """The places of rows; new ones are made for those that have none."""
-        fresh = [spot for spot in spots if spot not in self._places]
-        if len(self._places) + len(fresh) > PLACES:
+    def _store(self, form: Hashable, spots: Sequence[Hashable]) -> Store:
+        """Of a form, with places for these spots."""
+        store = self._stores.get(form, Store())
+        fresh = sum(spot not in store.places for spot in spots)
+        if sum(len(known.places) for known in self._stores.values()) + fresh > PLACES:
+            # what is not asked any more (another number of steps) makes room
             self._clear()
-            fresh = list(spots)
-        # what is not asked any more (another number of steps) makes room
-        self._kept.grow(len(self._places) + len(fresh))
+        self._form.update(dict.fromkeys(spots, form))
+        left = set(self._form.values())
+        self._stores = {of: known for of, known in self._stores.items() if of in left}
+        store = self._stores.setdefault(form, Store())
+        store.kept.beside = self.size - store.kept.size
+        fresh = [spot for spot in spots if spot not in store.places]
+        store.kept.grow(len(store.places) + len(fresh))
         for spot in fresh:
-            self._places[spot] = len(self._places)
-        return [self._places[spot] for spot in spots]
+            store.places[spot] = len(store.places)
+        return store
+
+
+def _out(kept: Kept, like: Tensor) -> Tensor:
+    """Outputs by position, [P, H, W, C']."""
+    _, channels, height, width = like.shape
+    return kept.room("out", (height, width, channels), like)

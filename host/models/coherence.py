@@ -204,6 +204,8 @@ class Coherence:
         replaced = options.get("patches_replace", {}).get("attn1", {})
         if exchange is not None and exchange.plan.kept and any(map(_counts, replaced.values())):
             why = "a node takes down the attention of every row"
+        if options.get("patches", {}).get("middle_patch"):
+            why = "GLIGEN is given for every row of a call"
         if inner:
             why = f"another node has wrapped the UNet ({looks.named(inner[0])})"
         elif exchange is not None and (exchange.groups is not None or self.memory is not None):

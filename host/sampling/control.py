@@ -9,6 +9,8 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 _MODELS = ("control_model", "t2i_model")
 _SETTINGS = ("strength", "timestep_percent_range", "strength_type", "global_average_pooling")
+# what of a control, besides its network, is not a frame's own picture or made for a call
+ASKS = (*_SETTINGS, "concat_mask", "vae", "extra_args", "extra_hooks")
 # what AnimateDiff-Evolved, too, knows a control by that picks its own pictures by the place of a
 # frame (alone.tell_place); and its pack may know it by identity
 _PLACED = "sub_idxs"
@@ -24,6 +26,14 @@ def chain(control) -> list:
         out.append(control)
         control = control.previous_controlnet
     return out
+
+
+def network(control) -> object:
+    """The same object for all controls that run the same weights; None where nobody knows."""
+    weights = getattr(control, "control_weights", None)
+    if weights:
+        return next(iter(weights.values()))  # of a ControlLora, which makes its network anew
+    return next((n for m in _MODELS if (n := getattr(control, m, None)) is not None), None)
 
 
 def same_for_every_frame(control) -> bool:

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from ..models import looks
 from . import control as controls
+from . import told
 
 Entries = list[dict[str, Any]]
 Sides = dict[str, Entries]  # as guiders keep them
@@ -93,9 +94,9 @@ class Batch:
     def _prompts(self) -> tuple:
         """Of all entries, and of how many frames they are."""
         sides = sorted(self._sides.items())
-        own = [_prompt(entry) for _, entries in sides for entry in entries]
-        lengths = [len(value.of) for one in own for _, value in one if isinstance(value, _Is)]
-        return (tuple(side for side, _ in sides), *own), max(lengths, default=1)
+        entries = [entry for _, entries in sides for entry in entries]
+        own = tuple((side, *map(told.asked, entries)) for side, entries in sides)
+        return own, max(map(told.rows, entries), default=1)
 
     @property
     def tokens(self) -> int:
@@ -126,7 +127,7 @@ class Conditioning:
 
     @property
     def prompt(self) -> tuple:
-        """Tells its prompts and numbers from others, whatever pictures are beside them."""
+        """Tells what it asks of the network from others, but for pictures of its frame (told)."""
         own, count = self.batch._prompts
         return own, self.index % count
 
@@ -144,32 +145,6 @@ class Conditioning:
     def gate(self, sigma: float) -> tuple:
         """Rows whose gates are equal may share one ComfyUI call, which looks at its first row."""
         return tuple(end <= sigma <= start for start, end in self.batch.ranges)
-
-
-class _Is:
-    """Equal to what holds the same object."""
-
-    __slots__ = ("of",)
-
-    def __init__(self, of: Any):
-        self.of = of
-
-    def __eq__(self, other: Any) -> bool:
-        return isinstance(other, _Is) and self.of is other.of
-
-    def __hash__(self) -> int:
-        return id(self.of)
-
-
-def _prompt(entry: dict[str, Any]) -> tuple:
-    """What an entry asks for in words and numbers."""
-    out = [
-        (name, _Is(value) if isinstance(value, Tensor) else value)
-        for name, value in entry.items()
-        if name in ("cross_attn", "pooled_output") or isinstance(value, str | int | float)
-    ]
-    chain = [(type(c), c.strength) for c in controls.chain(entry.get("control"))]
-    return (*sorted(out, key=lambda one: one[0]), ("controls", tuple(chain)))
 
 
 @dataclass(eq=False)

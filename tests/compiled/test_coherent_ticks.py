@@ -116,7 +116,7 @@ def test_a_steady_stream_makes_no_buffers():
     neighbours = pair.graph.coherent.neighbours
 
     def where():
-        layers = neighbours.bank.layers.values()
+        layers = neighbours.bank.of([0]).layers.values()
         staged = [t for one in neighbours._staged.values() for s in one.values()
                   for t in (s.k, s.v, s.o) if t is not None]  # fmt: skip
         return [t.data_ptr() for t in [*[t for layer in layers for t in layer.all()],

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from livediffusion.engine.coherence.attention import Read, attend, grouped
-from livediffusion.engine.coherence.bank import Bank, Staged
+from livediffusion.engine.coherence.bank import Bank, Banks, Staged
 from livediffusion.engine.coherence.fusion import fuse, unit
 from livediffusion.engine.coherence.merge import dealt, merged
 
@@ -139,10 +139,49 @@ def test_addresses_stay_once_there_is_room(kind):
     assert bank.size == 4 * bank.frames * 4 * (3 * 8 + 1) * 4
 
 
-def test_layers_of_another_shape_begin_anew():
-    bank = Bank(2, "queue")
-    bank.put([0, 1], staged(2, 0))
-    bank.put([0, 1], staged(2, 5))
-    bank.put([0], staged(1, 9, tokens=6))
-    assert bank.filled == [1]
-    assert bank.read("a", torch.tensor([0]), None).k.shape == (1, 12, 8)
+@pytest.mark.parametrize("kind", ["queue", "merged"])
+def test_calls_of_other_shapes_leave_each_other_what_they_have(kind):
+    """As each alone, at addresses that stay, whichever shapes the calls of a tick have."""
+    banks, alone = Banks(2, kind), [Bank(2, kind) for _ in range(3)]
+    calls = [([0, 4], 4), ([1, 2], 6), ([3], 4)]
+    at = None
+    for i in range(6):
+        for own, (places, tokens) in zip(alone, calls, strict=True):
+            given = staged(len(places), 10 * i + places[0], tokens)
+            banks.put(places, given)
+            own.put(places, given)
+        if i == 1:
+            at = [t.data_ptr() for b in banks._banks for t in b.layers["a"].all()]
+    assert sorted(at) == sorted(t.data_ptr() for b in banks._banks for t in b.layers["a"].all())
+    for own, (places, tokens) in zip(alone, calls, strict=True):
+        bank, index = banks.of(places), torch.tensor(places)
+        assert bank.full(places) and not bank.full([p for p in range(5) if p not in places][:3])
+        held, wanted = bank.read("a", index), own.read("a", index)
+        assert held.k.shape[1] == tokens * bank.frames
+        if kind == "queue":
+            assert all(torch.equal(a, b) for a, b in zip(held[:4], wanted[:4], strict=True))
+    assert banks.size == sum(bank.size for bank in banks._banks) and len(banks._banks) == 2
+
+
+def test_a_place_of_another_shape_begins_anew_and_takes_nothing_with_it():
+    banks = Banks(2, "queue")
+    for i in range(3):
+        banks.put([0, 1], staged(2, i))
+    size = banks.size
+    bad = staged(1, 9, tokens=6)
+    bad["a"].k[0] = float("nan")
+    banks.put([0], bad)
+    assert banks.of([0]).filled == [2, 2], "a bad frame changes nothing"
+    given = [staged(1, 10 + i, tokens=6) for i in range(3)]
+    banks.put([0], given[0])
+    assert banks.of([0]).filled == [1] and banks.of([1]).filled == [0, 2]
+    assert banks.of([0, 1]).count(0) + banks.of([0, 1]).count(1) in (1, 2)
+    for i in range(2):
+        banks.put([0], staged(1, 20 + i))
+        assert banks.of([0]).filled == [i + 1, 2]
+        held = banks.of([0]).read("a", torch.tensor([0]), frames=i + 1).k[0, -4:]
+        assert torch.equal(held, staged(1, 20 + i)["a"].k[0])
+    for i in range(5):
+        for place in (0, 1):
+            banks.put([place], staged(1, i, tokens=5 + i))
+    assert len(banks._banks) == 1 and banks.size < 3 * size

@@ -207,17 +207,20 @@ def test_what_breaks_off_leaves_nothing_behind(net):
         assert torch.equal(run(x), 10 * x) and net.rows == [[0, 1, 2]]
 
 
+def bytes_kept(patching):
+    return [t.nbytes for store in patching._stores.values() for t in store.kept._of.values()]
+
+
 def test_what_is_kept_is_bounded(net, monkeypatch):
     run, x = Stream(net), frames()
     run(x)
-    assert run.patching.size == run.patching._kept.size > 0
-    sizes = [t.nbytes for t in run.patching._kept._of.values()]
-    assert run.patching.size == sum(sizes)
+    sizes = bytes_kept(run.patching)
+    assert run.patching.size == sum(sizes) > 0
     for i in range(3 * PLACES):
         run.spots = [3 * i, 3 * i + 1, 3 * i + 2]
         run(x)
     assert run.patching.size <= PLACES * (sum(sizes) / ROWS)
-    assert sum(t.nbytes for t in run.patching._kept._of.values()) == run.patching.size
+    assert sum(bytes_kept(run.patching)) == run.patching.size
     monkeypatch.setattr(keeping, "MOST", 100)
     run = Stream(net)
     assert run(x) is None and "would have to be kept" in run.patching.why
@@ -225,6 +228,55 @@ def test_what_is_kept_is_bounded(net, monkeypatch):
     run.patching.settle(Patchwork(), "a smaller model")
     monkeypatch.undo()
     assert torch.equal(run(x), 10 * x)
+
+
+@settings(max_examples=12, deadline=None)
+@given(st.lists(st.integers(0, 2), min_size=4, max_size=4), st.integers(0, 2))
+def test_calls_of_other_shapes_leave_each_other_what_they_have(tokens, pooled):
+    """Prompts of a tick may have unequal lengths, and each is in a call of its own. One that is
+    all zeros is no sign that something was kept."""
+    net = Counting()
+    run, x = Stream(net), frames()
+    asked = [
+        {"context": torch.zeros(1, 2 + t, 3), "y": torch.zeros(1, 4) if i < pooled else None}
+        for i, t in enumerate(tokens)
+    ]
+
+    def tick(first):
+        for call, what in enumerate(asked):
+            run.spots = [(call, r) for r in range(ROWS)]
+            assert torch.equal(run(x + call, **what), 10 * (x + call))
+            assert bool(net.rows) == first and not net.tokens and run.patching.why == ""
+
+    tick(first=True)
+    size = run.patching.size
+    assert size == sum(bytes_kept(run.patching)) > 0
+    for _ in range(3):
+        tick(first=False)
+    assert run.patching.size == size
+    # a prompt of another length: what was kept of the one before goes with its last row
+    asked = [{**what, "context": torch.zeros(1, 9, 3)} for what in asked]
+    tick(first=True)
+    assert run.patching.size == sum(bytes_kept(run.patching)) <= 2 * size
+    tick(first=False)
+
+
+def test_what_a_prompt_has_left_behind_makes_room(monkeypatch):
+    """A prompt of another length comes to slot after slot: what it needs is no more than before."""
+    net = Counting()
+    run, x, long = Stream(net), frames(), torch.ones(1, 2, 3)
+    run(x)
+    monkeypatch.setattr(keeping, "MOST", run.patching.size + 8)
+    other = torch.ones(1, 1, 3)
+    for last in range(ROWS):
+        for spots, context in ((range(last + 1), other), (range(last + 1, ROWS), long)):
+            run.spots = [*spots]
+            if run.spots:
+                now = x[run.spots]
+                assert torch.equal(run(now, context), 10 * now) and run.patching.why == ""
+    assert run.patching.size == sum(bytes_kept(run.patching)) <= keeping.MOST
+    run.spots = range(ROWS)
+    assert torch.equal(run(x, other), 10 * x) and not net.rows
 
 
 def test_kept_grows_and_counts():

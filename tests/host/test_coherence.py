@@ -71,7 +71,7 @@ def on_road(monkeypatch, road):
 
 def remembered(live):
     """All that a bank holds."""
-    return [t.clone() for layer in live.bank.layers.values() for t in layer.all()]
+    return [t.clone() for layer in live.bank.of([0]).layers.values() for t in layer.all()]
 
 
 # -- off is off ---------------------------------------------------------------------------------
@@ -360,7 +360,7 @@ def test_what_a_bank_outlives(name):
     out = live.runs(6, 8, **more)
     assert out.isfinite().all()
     assert (live.bank is bank) == (name in KEEPS)
-    assert live.bank.full(range(3 if name != "steps" else 2))
+    assert live.bank.of([0]).full(range(3 if name != "steps" else 2))
 
 
 # -- other nodes and other models ------------------------------------------------------------------
@@ -422,7 +422,7 @@ def test_nodes_that_look_at_attention(node):
         patched = getattr(kind(), kind.FUNCTION)(tiny_model(), *given)[0]
     live = Live(helped(patched), mode="full", cfg=2.0)
     assert live.runs(8).isfinite().all()
-    assert live.bank.filled[0] == 2
+    assert live.bank.of([0]).filled[0] == 2
 
 
 @pytest.mark.parametrize("layout", ["SD2.1", "SDXL"])
@@ -434,7 +434,7 @@ def test_layouts(layout):
     live, plain = Live(helped(model)), Live(model)
     out = live.runs(10)
     unet = model.model.diffusion_model
-    assert set(live.bank.layers) == {place.name for place in places(unet)}
+    assert set(live.bank.of([0]).layers) == {place.name for place in places(unet)}
     assert len(places(unet)) == {"SD2.1": 3, "SDXL": 8}[layout]
     assert not near(out, plain.runs(10))
 

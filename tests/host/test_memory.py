@@ -131,6 +131,31 @@ def test_every_interval(bank, interval):
     both = Both(tiny_model())
     for i in range(interval + 6):
         check(both, i, tiny.latents(1, i), sigmas=SIGMAS[2:], bank=bank, interval=interval)
-    written = -(-(interval + 5) // interval)
-    assert max(both.stream.coherent.neighbours.bank.filled) == min(2 if bank == "queue" else 1,
-                                                                   written)
+    written, bank_of = -(-(interval + 5) // interval), both.stream.coherent.neighbours.bank.of
+    assert max(bank_of([0]).filled) == min(2 if bank == "queue" else 1, written)
+
+
+@pytest.mark.parametrize("bank", ["queue", "merged"])
+def test_slots_whose_pictures_are_smaller_inside_have_a_memory_of_their_own(bank):
+    """Deep Shrink, at the first level only."""
+    import pairs
+    import tiny
+    from comfy_extras.nodes_model_downscale import PatchModelAddDownscale
+    from livediffusion.engine.coherence.neighbours import Memory
+    from livediffusion.host.models.coherence import attach
+    from livediffusion.host.sampling.stream import Stream
+
+    given = (tiny_model(), 1, 2.0, 0.0, 0.35, True, "bicubic", "bicubic")
+    if hasattr(PatchModelAddDownscale, "execute"):
+        shrunk = PatchModelAddDownscale.execute(*given).args[0]
+    else:
+        shrunk = PatchModelAddDownscale().patch(*given)[0]
+    memory = Memory(levels="all", **{**DEFAULT, "bank": bank})
+    stream, guider = Stream(1), pairs.guider(attach(shrunk, memory=memory), "off")
+    sizes = []
+    for i in range(14):
+        stream.run(guider, tiny.latents(1, i, 16), pairs.settings(SIGMAS))
+        sizes.append(stream.stats()["memory_mb"])
+    banks = stream.coherent.neighbours.bank
+    assert all(banks.of([slot]).full([slot]) for slot in range(4))
+    assert banks.of([0]) is not banks.of([3]) and sizes[-1] == sizes[-6] > 0

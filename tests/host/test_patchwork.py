@@ -241,6 +241,29 @@ def test_a_scene_that_stands_still_costs_nothing(mode):
     assert both.streams[1].stats()["patchwork_mb"] > 0
 
 
+def test_prompts_of_unequal_lengths_cost_nothing_either():
+    """Each side has a call of its own."""
+    import pairs
+
+    both = Beside(frames=2)
+
+    def run():
+        guiders = [pairs.guider(own, "full") for own in both.models]
+        for guider in guiders:
+            guider.set_conds(tiny.conditioning(1), tiny.conditioning(2, tokens=13))
+        return [
+            stream.run(guider, both.still, pairs.settings())
+            for stream, guider in zip(both.streams, guiders, strict=True)
+        ]
+
+    for _ in range(6):
+        near(*run())
+    both.patching.looked()
+    for _ in range(3):
+        near(*run())
+    assert both.patching.share == 0 and both.patching.why == ""
+
+
 def test_what_moves_everywhere_is_computed_everywhere():
     both = Beside(threshold=0.0)
     for tick in range(8):
