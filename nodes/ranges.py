@@ -77,11 +77,10 @@ def number(name: str, value: Any, allowed: Range) -> int | float:
         Refused: it is none, not finite, out of its range or no whole one; names the input.
     """
     found = _plain(value)
-    if found is not None and not allowed.whole:
-        # what comes out of arithmetic lies a hair beyond the end that is meant
-        near = min(max(found, allowed.least), allowed.most)
-        if abs(found - near) <= _HAIR:
-            found = near
+    # what comes out of arithmetic lies a hair beyond the end that is meant
+    hair = 0 if allowed.whole else _HAIR
+    if found is not None and allowed.least - hair <= found <= allowed.most + hair:
+        found = min(max(found, allowed.least), allowed.most)
     # NaN and infinity are in no range
     fine = found is not None and allowed.least <= found <= allowed.most
     if not fine or (allowed.whole and found != int(found)):
