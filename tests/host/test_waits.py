@@ -36,7 +36,8 @@ class Live:
 
     @property
     def reusing(self):
-        return self.stream.coherent.neighbours.reusing
+        known = self.stream.coherent.neighbours
+        return None if known is None else known.reusing
 
 
 def sources(count, i, scene=0):
@@ -93,3 +94,25 @@ def test_a_bad_frame_poisons_nobody_there(device):
         bank = live.reusing.bank
         assert bank is None or bank.isfinite().all(), i
     assert live.stream.stats()["dropped"] > 0
+
+
+@pytest.mark.parametrize("asked", ["memory", "calm", "future", "reuse"])
+def test_a_steady_stream_waits_for_nothing(device, monkeypatch, asked):
+    """Frames that see each other; and the colours of a format are sent once."""
+    from livediffusion.engine.coherence.carry import Carry
+    from livediffusion.host.models.coherence import attach
+    from livediffusion.host.sampling import carry
+
+    sent = []
+    monkeypatch.setattr(carry, "uploaded", lambda values, _: sent.append(values) or values)
+    carry._weights.cache_clear()
+    live = Live(**{
+        "memory": {"memory": {"bank": "merged"}}, "calm": {}, "future": {"future": {}},
+        "reuse": {"reuse": reuse(2)},
+    }[asked])  # fmt: skip
+    if asked == "calm":
+        live.guider = pairs.guider(attach(tiny_model(), carry=Carry()))
+    for i in range(16):
+        with device.ticking(waits=i < 10):
+            live.run(i)
+    assert len(sent) == (asked in ("calm", "reuse"))
