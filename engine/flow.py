@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .devices import pooled, sampled
+
 LONGEST = 128  # pixels along the longer side of what is compared
 _CELL = 4  # pixels of each level between patches, whose sides are three times as long
 _STEPS = (3, 3, 2)  # of refinement at each level, coarsest first
@@ -54,7 +56,7 @@ def view(frames: Tensor, longest: int = LONGEST, finest: float = 0.5) -> Tensor:
     h, w = grey.shape[1:]
     scale = min(finest, longest / max(h, w))
     size = [max(2 * _UNIT, round(side * scale / _UNIT) * _UNIT) for side in (h, w)]
-    return F.adaptive_avg_pool2d(grey[:, None], size)
+    return pooled(grey[:, None], size)
 
 
 def match(new: Tensor, old: Tensor) -> Motion:
@@ -113,9 +115,8 @@ def resized(motion: Motion, height: int, width: int) -> Motion:
     size = height, width
     if height < h or width < w:
         known = confidence + 1e-3
-        flow = F.interpolate(flow * known, size, mode="area")
-        flow = flow / F.interpolate(known, size, mode="area")
-        confidence = F.interpolate(confidence, size, mode="area")
+        flow = pooled(flow * known, size) / pooled(known, size)
+        confidence = pooled(confidence, size)
     else:
         flow = F.interpolate(flow, size, mode="bilinear")
         confidence = F.interpolate(confidence, size, mode="bilinear")
@@ -128,9 +129,9 @@ def warped(pictures: Tensor, flow: Tensor, mode: str = "bilinear") -> Tensor:
     Args:
         pictures: [B, C, h, w].
         flow: [B, 2, h, w], pixels of this grid.
-        mode: of F.grid_sample. Beyond the border it goes on.
+        mode: see sampled. Beyond the border it goes on.
     """
-    return F.grid_sample(pictures, grid(flow), mode, "border", align_corners=False)
+    return sampled(pictures, grid(flow), mode)
 
 
 def grid(flow: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..kernels import likeness, picture_out
+from .devices import pooled
 
 Measure = Literal["centred", "cosine"]
 MEASURES: tuple[Measure, ...] = ("centred", "cosine")
@@ -64,7 +65,7 @@ def sketch(frame: Tensor, measure: Measure = "centred") -> Sketch:
     rows, columns = max(1, h // cell), max(1, w // cell)
     ys, xs = _middles(h, rows), _middles(w, columns)
     picture = frame.float().movedim(-1, 0)[None]
-    means = F.interpolate(picture, (rows, columns), mode="area")[0].cpu()
+    means = pooled(picture, (rows, columns))[0].cpu()
     pixels = _around(frame, ys, xs, 0)[0, :, 0].movedim(-1, 0)
     noise = _noise(frame, ys[::2], xs[::2]) ** 2
     views = _view(means, noise * rows * columns / (h * w)), _view(pixels, noise)

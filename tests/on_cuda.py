@@ -1,5 +1,6 @@
 """Where the tests marked cuda run: on a GPU, or in a rehearsal on a CPU (benchmarks/gpu.py)."""
 
+import contextlib
 import os
 
 import tiny
@@ -21,3 +22,17 @@ def model(seed=0):
 
 def latents(i, size=8, n=1):
     return tiny.latents(n, i, size).to(DEVICE)
+
+
+@contextlib.contextmanager
+def no_waits():
+    """Any wait of the host for the device is an error."""
+    if REHEARSED:
+        yield
+        return
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode("default")

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from ..fetch import Fetched
 from ..upload import uploaded
 from .plan import BlockPlan
 from .rows import laid, layout
@@ -72,6 +73,28 @@ class Keeping:
         self.edition = self._of.edition
 
 
+@dataclass
+class _Row:
+    """Of one that ran whole: whose features it had, and whose stand if these were not finite."""
+
+    spot: Spot
+    guest: Guest
+    before: Guest | None
+
+
+@dataclass
+class _Unread:
+    """Of one call: which of its whole rows were finite, which the host has not learned yet.
+
+    Attributes:
+        newest: its tick may still be running.
+    """
+
+    finite: Fetched
+    rows: list[_Row | None]
+    newest: bool = True
+
+
 class Reusing:
     """Of one stream; see Neighbours for the order of calls.
 
@@ -97,7 +120,7 @@ class Reusing:
         self._index: dict[tuple[str, int], Tensor] = {}  # at fixed addresses, by use and length
         self._fine: dict[int, Tensor] = {}  # the same, by length
         self._pending: list[Keeping] = []
-        self._unread: list[tuple[Tensor, list[tuple[Spot, Guest | None] | None]]] = []
+        self._unread: list[_Unread] = []
 
     @property
     def size(self) -> int:
@@ -135,9 +158,12 @@ class Reusing:
 
     def meet(self, guests: Mapping[At, Guest], beat: int) -> None:
         """The frames of the tick that begins; see Schedule.meet. Where it looks at pictures this
-        waits for the device."""
+        waits for the device, but on CUDA for no tick after the one before the last."""
         if self.reuse.awake > 0:
-            self._read()
+            running = [one for one in self._unread if one.finite.late and one.newest]
+            self._read(len(self._unread) - len(running))
+            for one in running:
+                one.newest = False
         self._schedule.meet(self.reuse, guests, beat, self._slots)
 
     def planned(self, spots: Sequence[Spot | None], alone: bool) -> BlockPlan:
@@ -200,12 +226,12 @@ class Reusing:
             self._ran[1] += len(keeping.rows) if used else keeping.count
             if not used or not keeping.rows:
                 continue
-            before = self._schedule.keep(spot for spot in keeping.spots if spot is not None)
-            rows = [spot and (spot, before[spot]) for spot in keeping.spots]
-            self._unread.append((keeping.finite, rows))
+            kept = self._schedule.keep(spot for spot in keeping.spots if spot is not None)
+            rows = [spot and _Row(spot, *kept[spot]) for spot in keeping.spots]
+            self._unread.append(_Unread(Fetched(keeping.finite), rows))
             # what was kept before may stand for what was not finite, but not if it was another's
-            if None in before.values():
-                self._read()
+            if any(before is None for _, before in kept.values()):
+                self._read(len(self._unread))
         if self.reuse.awake <= 0:
             self._unread.clear()
 
@@ -265,13 +291,18 @@ class Reusing:
     def _placed(self, spot: Spot | None) -> int:
         return 0 if spot is None else self._places.setdefault(spot, 1 + len(self._places))
 
-    def _read(self) -> None:
-        """Learn which rows were not finite, and so are not kept."""
-        unread, self._unread = self._unread, []
-        for finite, rows in unread:
-            for good, row in zip(finite.tolist(), rows, strict=True):
-                if not good and row is not None:
-                    self._schedule.put_back(*row)
+    def _read(self, count: int) -> None:
+        """Learn which rows of the oldest calls were not finite, and so are not kept."""
+        for _ in range(count):
+            one = self._unread.pop(0)
+            for good, row in zip(one.finite.read().tolist(), one.rows, strict=True):
+                if good or row is None:
+                    continue
+                self._schedule.put_back(row.spot, row.guest, row.before)
+                # nor can it stand for what came there since
+                for later in (each for newer in self._unread for each in newer.rows if each):
+                    if later.before is row.guest:
+                        later.before = row.before
 
     def _numbers(self, use: str, values: list[int]) -> Tensor:
         """On the device, always at the same address."""

@@ -41,3 +41,9 @@ def laid(tensor: Tensor, index: Tensor) -> Tensor:
     if layout(tensor) is torch.contiguous_format:
         return tensor.index_select(0, index)
     return tensor.permute(0, 2, 3, 1).index_select(0, index).permute(0, 3, 1, 2)
+
+
+def lying_as(tensor: Tensor, other: Tensor) -> Tensor:
+    """The same numbers, channels_last where another's are."""
+    last = layout(other) is torch.channels_last
+    return tensor.contiguous(memory_format=torch.channels_last) if last else tensor

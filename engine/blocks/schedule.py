@@ -46,18 +46,34 @@ class Spot(NamedTuple):
     index: int
 
 
+@dataclass(eq=False)
+class Coming:
+    """How a frame looks that is on a device: the host learns it while the next tick begins.
+
+    Attributes:
+        sketch: until then that of the newest frame that is known, if there is one.
+    """
+
+    sketch: Sketch | None
+
+
 class Guest(NamedTuple):
     """The frame that is at a slot and an index.
 
     Attributes:
         frame: its number in the stream.
         key: what its features depend on besides the picture: noise and its level, prompt.
-        sketch: of the picture; None where nobody looks, and of one that is not finite.
+        look: the sketch of the picture; None where nobody looks, and of one that is not finite.
     """
 
     frame: int
     key: Hashable
-    sketch: Sketch | None = None
+    look: Sketch | Coming | None = None
+
+    @property
+    def sketch(self) -> Sketch | None:
+        """As far as it is known by now."""
+        return self.look.sketch if isinstance(self.look, Coming) else self.look
 
 
 At = tuple[int, int]  # slot and index
@@ -107,23 +123,25 @@ class Schedule:
         fresh = {spot[2:] for spot in spots if spot is not None and not self._holds(spot)}
         return [spot is None or spot[2:] in fresh for spot in spots]
 
-    def keep(self, spots: Iterable[Spot]) -> dict[Spot, Guest | None]:
+    def keep(self, spots: Iterable[Spot]) -> dict[Spot, tuple[Guest, Guest | None]]:
         """What these rows had is kept from now on.
 
         Returns:
-            whose features could have stood for theirs until now, or None.
+            whose they are, and whose could have stood for theirs until now, or None.
         """
-        before = {}
+        changed = {}
         for spot in spots:
             guest, known = self._guests[spot[2:]], self.kept.get(spot)
-            before[spot] = known if known is not None and known.key == guest.key else None
-            self.kept[spot] = guest
-        return before
+            stood = known if known is not None and known.key == guest.key else None
+            changed[spot], self.kept[spot] = (guest, stood), guest
+        return changed
 
-    def put_back(self, spot: Spot, before: Guest | None) -> None:
-        """What a row had was not kept after all: it was not finite."""
+    def put_back(self, spot: Spot, guest: Guest, before: Guest | None) -> None:
+        """What a row of a guest had was not kept after all: it was not finite."""
+        if self.kept.get(spot) is not guest:
+            return  # there is a newer one's
         if before is None:
-            self.kept.pop(spot, None)
+            del self.kept[spot]
         else:
             self.kept[spot] = before
 

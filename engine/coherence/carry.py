@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .. import flow
+from ..devices import sampled
 from ..flow import Motion
 from ..plan import Place, Plan
 from ..upload import uploaded
@@ -215,7 +216,7 @@ class Carried:
     ) -> tuple[Tensor, Tensor]:
         """Predictions with what is carried to them, and what is remembered of that."""
         # read between pixels by a bilinear mean, frame after frame gets softer
-        moved = F.grid_sample(before, grid, "bicubic", "border", align_corners=False)
+        moved = sampled(before, grid, "bicubic")
         off = moved - d
         weight = share * torch.exp(-(self._unlike(off) / spread).square_())
         if self._patch > 1:

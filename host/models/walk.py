@@ -23,7 +23,7 @@ from comfy.ldm.modules.diffusionmodules.openaimodel import (
 from torch import Tensor
 
 from ...engine.blocks.plan import BlockPlan, Split
-from ...engine.blocks.rows import pick
+from ...engine.blocks.rows import lying_as, pick
 from . import looks
 
 _FILE = "comfy/ldm/modules/diffusionmodules/openaimodel.py"
@@ -179,6 +179,8 @@ class _Walk:
             h = self._middle(every, h)
         else:
             h = kept.take(self._inner(every, h, first, last, skips[-1].shape))
+            # what ticks that are not led have kept is contiguous, and the norms behind it would be
+            h = lying_as(h, skips[-1])
         h = self._up(every, h, skips, range(last, count), None)
         return unet.out(h.type(x.dtype))
 

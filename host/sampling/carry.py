@@ -1,5 +1,6 @@
 """What a stream needs to carry predictions along the motion: the motion, and where it is kept."""
 
+import functools
 from typing import Any
 
 import torch
@@ -109,5 +110,11 @@ def colours(latents: Tensor, latent_format: Any) -> Tensor:
         grey = latents.mean(1, keepdim=True)
         grey = grey / grey.flatten(1).std(1).clamp(min=1e-6).view(-1, 1, 1, 1) / 2
         return grey.movedim(1, -1)
-    weights = uploaded(torch.tensor(factors, dtype=torch.float32), latents.device)
+    weights = _weights(tuple(map(tuple, factors)), latents.device)
     return latents.float().movedim(1, -1) @ weights
+
+
+@functools.lru_cache(maxsize=16)
+def _weights(factors: tuple[tuple[float, ...], ...], device: torch.device) -> Tensor:
+    """On a device, sent there once."""
+    return uploaded(torch.tensor(factors, dtype=torch.float32), device)

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...engine.devices import lies_on
 from ...engine.moving import Pictures, Scene, Scenes, follow
 from ...engine.noise import FrameNoise, Noise, SlotNoise
 from . import alone
@@ -139,7 +140,7 @@ class Noises:
 
     def fixed(self, seed: int, shape: tuple[int, ...], device: torch.device) -> SlotNoise:
         """The slots' noise; the same object as long as it means the same."""
-        known = self._fixed
+        known, device = self._fixed, lies_on(device)  # as a model and its latents both mean it
         if known is None or (known.seed, known.shape, known.device) != (seed, shape, device):
             self._fixed = SlotNoise(seed, shape, device)
         return self._fixed

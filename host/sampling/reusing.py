@@ -7,8 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...engine.blocks.schedule import At, Guest, Reuse
+from ...engine.blocks.schedule import At, Coming, Guest, Reuse
 from ...engine.coherence.neighbours import Neighbours
+from ...engine.fetch import Fetched
 from ...engine.plan import Place
 from ...engine.similarity import Sketch, sketch
 from ...engine.work import Work
@@ -33,7 +34,9 @@ class Looking:
         self.share, self.told = 1.0, "100% of the network"
         self._reuse: Reuse | None = None
         self._format: Any = None
-        self._sketches: dict[int, Sketch | None] = {}  # by the frames' numbers
+        self._looks: dict[int, Sketch | Coming | None] = {}  # by the frames' numbers
+        self._coming: list[tuple[Fetched, list[Coming]]] = []  # what the host has not seen yet
+        self._newest: Sketch | None = None  # of what it has
         self._under: dict[int, tuple] = {}  # the same: the prompts of their steps so far
         self._inner: tuple[Any, float] = (None, 0.0)  # the share of the inner blocks, and of what
         self._uncounted = False
@@ -51,22 +54,44 @@ class Looking:
         """
         if self._reuse is None:
             return
+        self._arrive()
         entering = [p.number for place in work.places if not place.k for p in place.payloads]
         if self._reuse.awake > 0 and work.source is not None:
-            self._sketches |= zip(entering, seen(work.source, self._format), strict=True)
+            self._looks |= zip(entering, self._look(work.source), strict=True)
         self._under = {
             p.number: (*self._had(p.number, place.k), p.conditioning.prompt)
             for place in work.places
             for p in place.payloads
         }
-        guests = guests_of(work.places, self._sketches, self._under)
+        guests = guests_of(work.places, self._looks, self._under)
         # counted once, before the first frame and not while pictures are shown
         self._share_of_inner(neighbours, work)
         known = {guest.frame for guest in guests.values()}
-        self._sketches = {n: one for n, one in self._sketches.items() if n in known}
+        self._looks = {n: one for n, one in self._looks.items() if n in known}
         first = work.places[0]
         beat = first.payloads[0].number + first.k if alone else self._ticks
         neighbours.reusing.meet(guests, beat)
+
+    def _look(self, latents: Tensor) -> Sequence[Sketch | Coming | None]:
+        """How frames look that enter, [B, C, H, W] in the model's scale.
+
+        CUDA comes to them after the tick before: waiting for that would leave it with nothing to
+        do. So the host learns it when the next tick begins, always, and results do not depend on
+        who was faster.
+        """
+        pictures = Fetched(((colours(latents, self._format) + 1) / 2).float())
+        if not pictures.late:
+            return sketches(pictures.read())
+        coming = [Coming(self._newest) for _ in latents]
+        self._coming.append((pictures, coming))
+        return coming
+
+    def _arrive(self) -> None:
+        """What the tick before has sent."""
+        for pictures, coming in self._coming:
+            for one, self._newest in zip(coming, sketches(pictures.read()), strict=True):
+                one.sketch = self._newest
+        self._coming.clear()
 
     def _had(self, frame: int, steps: int) -> tuple:
         """The prompts of a frame's steps before; None where nobody was there to see."""
@@ -106,19 +131,19 @@ class Looking:
 
 
 def guests_of(
-    places: Sequence[Place], sketches: dict[int, Sketch | None], under: dict[int, tuple]
+    places: Sequence[Place], looks: dict[int, Sketch | Coming | None], under: dict[int, tuple]
 ) -> dict[At, Guest]:
     """The frames of a tick by where they are.
 
     Args:
-        sketches, under: by the frames' numbers, how they look and the prompts of their steps: a
+        looks, under: by the frames' numbers, how they look and the prompts of their steps: a
             latent that began under another prompt is another.
     """
     return {
         (place.k, j): Guest(
             payload.number,
             (tuple(place.course.sigmas), under[payload.number], *_noise(place, payload)),
-            sketches.get(payload.number),
+            looks.get(payload.number),
         )
         for place in places
         for j, payload in enumerate(place.payloads)
@@ -131,14 +156,7 @@ def _noise(place: Place, payload: Any) -> tuple:
     return payload.drawn, place.course.add_noise, None if noise is None else noise.seed
 
 
-def seen(latents: Tensor, latent_format: Any) -> list[Sketch | None]:
-    """What the similarity filter would keep of frames, by what their latents look like.
-
-    Args:
-        latents: in the model's scale, [B, C, H, W].
-
-    Returns:
-        None of one that is not finite.
-    """
-    pictures = ((colours(latents, latent_format) + 1) / 2).float().cpu()
+def sketches(pictures: Tensor) -> list[Sketch | None]:
+    """What the similarity filter would keep of pictures, [B, H, W, C]; None of one that is not
+    finite."""
     return [sketch(one) if torch.isfinite(one).all() else None for one in pictures]

@@ -4,7 +4,6 @@ Run by benchmarks/gpu.py; with LIVEDIFFUSION_CUDA=rehearse on a CPU, where `repl
 CUDA graphs, so that the tests themselves are known to work.
 """
 
-import contextlib
 import copy
 import gc
 
@@ -13,7 +12,7 @@ import replaying
 import tiny
 import torch
 from compiled_models import patched, sampled_once
-from on_cuda import CLOSE, DEVICE, REHEARSED, latents, model
+from on_cuda import CLOSE, DEVICE, REHEARSED, latents, model, no_waits
 from pairs import SIGMAS, Pair, settings
 
 pytestmark = [pytest.mark.comfy, pytest.mark.cuda, pytest.mark.usefixtures("at_once")]
@@ -29,20 +28,6 @@ def pair(**more):
 
 def void(_):
     pass
-
-
-@contextlib.contextmanager
-def no_waits():
-    """Any wait of the host for the device is an error."""
-    if REHEARSED:
-        yield
-        return
-    torch.cuda.synchronize()
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        yield
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
 
 
 @pytest.mark.parametrize("mode", MODES)

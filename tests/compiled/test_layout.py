@@ -7,6 +7,7 @@ import pytest
 import tiny
 import torch
 from compiled_models import call, patched
+from helping import helping
 from pairs import Pair, settings
 
 pytestmark = [pytest.mark.comfy, pytest.mark.usefixtures("at_once")]
@@ -69,6 +70,28 @@ def test_the_embedded_model(forced):
     with led.inside():
         assert tiny.rms(module(x, levels, **more), before) <= 1e-5
     assert led.active
+
+
+def test_rows_that_go_on_with_what_was_kept_are_channels_last(forced, monkeypatch):
+    """By ticks before the recording, which are not."""
+    from livediffusion.host.models import walk
+
+    pair, seen = Pair(helping(tiny.model(prompt=1.0), reuse={"interval": 2})), []
+    block = walk._Walk._block
+
+    def looked(own, rows, h, side, *more):
+        if own.x.is_contiguous(memory_format=LAST):  # as it is where it is led
+            seen.append((side, h.is_contiguous(memory_format=LAST)))
+        return block(own, rows, h, side, *more)
+
+    monkeypatch.setattr(walk._Walk, "_block", looked)
+    pair.guide()
+    for i in range(12):
+        a, b = pair.run(settings(), tiny.latents(1, i))
+        assert tiny.rms(b, a) <= 1e-5, i
+    assert pair.captures and pair.attached.reason is None
+    assert {side for side, _ in seen} == {"input", "middle", "output"}
+    assert all(lies for _, lies in seen)
 
 
 def test_what_comes_out_otherwise_is_recorded_as_it_is(forced, caplog):

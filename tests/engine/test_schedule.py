@@ -4,9 +4,11 @@ import itertools
 
 import pytest
 import torch
+from livediffusion.engine.blocks import reuse
 from livediffusion.engine.blocks.reuse import Reusing
 from livediffusion.engine.blocks.schedule import Guest, Reuse, Schedule, Spot, due
 from livediffusion.engine.similarity import correlation, sketch
+from waiting import Device
 
 
 @pytest.mark.parametrize("interval", range(1, 17))
@@ -113,6 +115,23 @@ def test_what_is_not_finite_is_not_kept():
     assert rows == [0] and out[0].isinf().all(), "its own row is as it is"
     out, rows = tick(reusing, 5, numbered(5, 2))
     assert rows == [1] and torch.equal(out[0], numbered(2, 2)[0]), "the one before"
+
+
+@pytest.mark.parametrize(("bad", "left"), [((2,), 3), ((2, 3), 1), ((3,), 2)])
+def test_what_the_host_learns_late_puts_back_nothing_newer(monkeypatch, bad, left):
+    """On a GPU it learns of a tick when another one has been launched behind it."""
+    device, reusing = Device(monkeypatch, reuse), Reusing(torch.device("cpu"))
+    reusing.settle(Reuse(100, awake=0.5), 0, 2, "key")  # nobody looks: all run whole
+    for beat in range(1, 4):
+        features = numbered(beat, 2)
+        features[1] = torch.where(torch.tensor(beat in bad), float("nan"), features[1])
+        with device.ticking(waits=beat == 1):
+            assert tick(reusing, beat, features)[1] == [0, 1]
+    for _ in range(2):
+        device.tick += 1
+        reusing.meet({}, 4)
+    assert [reusing._schedule.kept[spot].frame for spot in spots(2)] == [3, left]
+    assert (reusing.bank[1:, 0, 0, 0] // 100).tolist() == [3, left]
 
 
 def test_a_tick_that_broke_off_is_forgotten_with_what_it_wrote():
