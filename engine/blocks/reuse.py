@@ -15,6 +15,33 @@ from .schedule import At, Guest, Reuse, Schedule, Spot
 
 
 @dataclass(eq=False)
+class Bank:
+    """Features of one shape, by place.
+
+    Attributes:
+        features: [P, C, h, w]; the first row is nobody's.
+        lies: how their numbers lie.
+    """
+
+    features: Tensor
+    lies: torch.memory_format
+
+    def fits(self, new: Tensor) -> bool:
+        """Whether features, [W, C, h, w], may go there."""
+        here = self.features
+        return here.shape[1:] == new.shape[1:] and here.dtype == new.dtype
+
+    def grown(self, places: int) -> Tensor:
+        """The features, with room for as many places as this besides nobody's."""
+        here = self.features
+        more = 1 + places - here.shape[0]
+        if more > 0:
+            both = torch.cat([here, here.new_zeros((more, *here.shape[1:]))])
+            self.features = here = both.contiguous(memory_format=self.lies)
+        return here
+
+
+@dataclass(eq=False)
 class Keeping:
     """Of one call (plan.Kept). Its tensors lie where they lay in the last call of as many rows.
 
@@ -24,6 +51,7 @@ class Keeping:
         to: where those of `whole` go, int64 [W].
         rows: `whole` as numbers.
         spots: of these; None for one of which nothing is kept.
+        bank: what the other rows go on with is there; None where nothing is kept at all.
         finite: which of them were, [W]; there once they are kept.
     """
 
@@ -33,9 +61,10 @@ class Keeping:
     to: Tensor
     rows: list[int]
     spots: list[Spot | None]
+    bank: Bank | None
     _of: "Reusing" = field(repr=False)
     finite: Tensor | None = None
-    edition: int = -1  # of the bank that they were put into
+    edition: int = -1  # of the banks that they were put into
 
     @property
     def count(self) -> int:
@@ -57,11 +86,11 @@ class Keeping:
 
         Only where not every row runs whole is there always something.
         """
-        return laid(self._of.grown(), self.at)
+        return laid(self.bank.grown(self._of.places), self.at)
 
     def put(self, new: Tensor) -> None:
         """Keep what the whole rows had, [W, C, h, w]; what is not finite is not kept."""
-        bank = self._of.room(new, len(self.rows) == self.count)
+        bank = self._of.room(new, self)
         finite = new.flatten(1).sum(1, dtype=torch.float32).isfinite()
         wide = finite.view(-1, *[1] * (new.ndim - 1))
         bank.index_copy_(0, self.to, torch.where(wide, new, laid(bank, self.to)))
@@ -100,22 +129,24 @@ class Reusing:
 
     Attributes:
         reuse, depth: what is asked for; depth as plan.Kept counts it.
-        bank: [P, C, h, w], or None before the first call; its first row is nobody's.
-        edition: grows whenever what is in the bank is lost.
+        banks: one for each shape that features have: calls of a tick may differ in it (a node that
+            makes pictures smaller inside of the network at some noise levels). A spot is at home in
+            that of its newest features; one in which none is at home is gone.
+        edition: grows whenever what is in the banks is lost.
         why: the calls of the newest tick ran as they are; empty where they did not.
     """
 
     def __init__(self, device: torch.device):
         self.reuse, self.depth = Reuse(), 0
         self.device = device
-        self.bank: Tensor | None = None
+        self.banks: list[Bank] = []
         self.edition = 0
-        self._layout = torch.contiguous_format  # of the bank
         self._ran = [0, 0]  # rows of calls since somebody looked, and those of them that ran whole
         self.why = ""
         self._key: Hashable = None
         self._slots = 1
         self._schedule = Schedule()
+        self._home: dict[Spot, Bank] = {}
         self._places: dict[Spot, int] = {}  # in the bank
         self._index: dict[tuple[str, int], Tensor] = {}  # at fixed addresses, by use and length
         self._fine: dict[int, Tensor] = {}  # the same, by length
@@ -125,7 +156,12 @@ class Reusing:
     @property
     def size(self) -> int:
         """Bytes."""
-        return 0 if self.bank is None else self.bank.nbytes
+        return sum(bank.features.nbytes for bank in self.banks)
+
+    @property
+    def places(self) -> int:
+        """That there are in a bank, besides nobody's."""
+        return len(self._places)
 
     def settle(self, reuse: Reuse, depth: int, slots: int, key: Hashable) -> None:
         """What holds from now on.
@@ -137,8 +173,11 @@ class Reusing:
         self.reuse, self._slots = reuse, slots
         if (depth, key) != (self.depth, self._key):
             self.depth, self._key = depth, key
-            self.bank = None
-            self._lose()
+            self.edition += 1
+            self.forget()
+            self.banks = []
+            self._places.clear()
+            self._home.clear()
 
     def forget(self) -> None:
         """Nothing is kept from now on: what comes next has nothing to do with it."""
@@ -174,12 +213,17 @@ class Reusing:
             alone: it is the only call of its tick.
         """
         runs = self._schedule.whole(spots)
+        resting = [self._home[spot] for spot, run in zip(spots, runs, strict=True) if not run]
+        if any(bank is not resting[0] for bank in resting):
+            runs, resting = [True] * len(spots), []  # a call goes on with features of one shape
+        known = [self._home[spot] for spot in spots if spot in self._home]
+        bank = next(iter(resting or known or self.banks), None)
         whole = [r for r, run in enumerate(runs) if run]
-        known = [self._placed(spot) for spot in spots]
+        at = [self._placed(spot) for spot in spots]
         keeping = Keeping(
-            self.depth, self._numbers("whole", whole), self._numbers("at", known),
-            self._numbers("to", [known[r] for r in whole]), whole, [spots[r] for r in whole],
-            self,
+            self.depth, self._numbers("whole", whole), self._numbers("at", at),
+            self._numbers("to", [at[r] for r in whole]), whole, [spots[r] for r in whole],
+            bank, self,
         )  # fmt: skip
         if alone and whole:
             fresh = torch.ones(len(whole), dtype=torch.bool, device=self.device)
@@ -191,11 +235,14 @@ class Reusing:
 
     def key(self) -> tuple | None:
         """What a recording of the tick whose only call is planned holds for; None while there is
-        not room for all of it."""
+        not room for all of it in one bank."""
         (keeping,) = self._pending
-        if self.bank is None or self.bank.shape[0] <= max(self._places.values(), default=0):
+        bank = keeping.bank
+        if bank is None or bank.features.shape[0] <= self.places:
             return None
-        own = [keeping.whole, keeping.at, keeping.to, self.bank]
+        if any(spot and self._home.get(spot) is not bank for spot in keeping.spots):
+            return None
+        own = [keeping.whole, keeping.at, keeping.to, *[one.features for one in self.banks]]
         own += [] if keeping.finite is None else [keeping.finite]
         return self.depth, *[(t.data_ptr(), tuple(t.shape)) for t in own]
 
@@ -205,13 +252,15 @@ class Reusing:
 
     @contextlib.contextmanager
     def untouched(self) -> Iterator[None]:
-        """What calls put into the bank while this lasts is gone after it."""
-        before = None if self.bank is None else self.bank.clone()
+        """What calls put into the banks while this lasts is gone after it."""
+        before = [(bank, bank.features.clone()) for bank in self.banks]
+        home = self._home.copy()
         try:
             yield
         finally:
-            if before is not None:
-                self.bank.copy_(before)
+            for bank, features in before:
+                bank.features[: len(features)].copy_(features)
+            self.banks, self._home = [bank for bank, _ in before], home
 
     def as_ever(self, rows: int) -> None:
         """A call of so many rows that nobody can tell runs whole."""
@@ -246,47 +295,36 @@ class Reusing:
         ran, self._ran = self.ran, [0, 0]
         return ran
 
-    # -- the bank ---------------------------------------------------------------------------------
+    # -- the banks --------------------------------------------------------------------------------
 
-    def room(self, new: Tensor, all_rows: bool) -> Tensor:
-        """The bank, with a place for every spot that there is.
+    def room(self, new: Tensor, keeping: Keeping) -> Tensor:
+        """The features of the bank of their shape, with a place for every spot that there is. The
+        spots of a call are at home there from now on.
 
         Args:
-            new: features that go there, [W, C, h, w].
-            all_rows: nothing that is in it is needed any more.
+            new: of the call's whole rows, [W, C, h, w].
 
         Raises:
             RuntimeError: features of another shape are kept for other rows of the call.
         """
-        bank = self.bank
-        if bank is not None and (bank.shape[1:] != new.shape[1:] or bank.dtype != new.dtype):
-            if not all_rows:
-                raise RuntimeError(
-                    f"features {list(new.shape[1:])} where {list(bank.shape[1:])} are kept: a node "
-                    "changes the size of what is inside the UNet. Set Live Reuse's interval to 1."
-                )
-            bank = None
-            self._lose(places=False)
+        bank = next((bank for bank in self.banks if bank.fits(new)), None)
+        if bank is not keeping.bank and len(keeping.rows) < keeping.count:
+            here = list(keeping.bank.features.shape[1:])
+            raise RuntimeError(
+                f"features {list(new.shape[1:])} where {here} are kept: a node changes the size of "
+                "what is inside the UNet. Set Live Reuse's interval to 1."
+            )
         if bank is None:
-            bank, self._layout = new.new_zeros((0, *new.shape[1:])), layout(new)
-        self.bank = bank
-        return self.grown()
-
-    def grown(self) -> Tensor:
-        """The bank that there is, with a place for every spot that there is."""
-        bank = self.bank
-        more = 1 + max(self._places.values(), default=0) - bank.shape[0]
-        if more > 0:
-            both = torch.cat([bank, bank.new_zeros((more, *bank.shape[1:]))])
-            self.bank = bank = both.contiguous(memory_format=self._layout)
-        return bank
-
-    def _lose(self, places: bool = True) -> None:
-        """What is in the bank is of no use any more."""
-        self.edition += 1
-        self.forget()
-        if places:
-            self._places.clear()
+            bank = Bank(new.new_zeros((0, *new.shape[1:])), layout(new))
+            self.banks.append(bank)
+        moved = [spot for spot in keeping.spots if spot and self._home.get(spot) is not bank]
+        # what such a spot had stands for nothing any more, even where the new one is not finite
+        self._schedule.forget(moved)
+        self._home |= dict.fromkeys(moved, bank)
+        if len(self.banks) > 1:
+            there = {id(bank), *map(id, self._home.values())}
+            self.banks = [one for one in self.banks if id(one) in there]
+        return bank.grown(self.places)
 
     def _placed(self, spot: Spot | None) -> int:
         return 0 if spot is None else self._places.setdefault(spot, 1 + len(self._places))

@@ -63,13 +63,17 @@ class Banks:
 
     def __init__(self, frames: int, kind: str):
         self._asked = frames, kind
-        self._banks = [Bank(*self._asked)]  # the one that was put into last is the last
-        self._home: dict[int, Bank] = {}
+        self.clear()
 
     @property
     def size(self) -> int:
         """Bytes."""
         return sum(bank.size for bank in self._banks)
+
+    def clear(self) -> None:
+        """Forget everything."""
+        self._banks = [Bank(*self._asked)]  # the one that was put into last is the last
+        self._home: dict[int, Bank] = {}
 
     def of(self, places: Sequence[int]) -> "Bank":
         """That in which most of these places are."""

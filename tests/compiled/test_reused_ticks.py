@@ -128,16 +128,16 @@ def test_a_recording_that_is_made_leaves_what_is_kept_as_it_was(monkeypatch):
     real = recordings.RecordedTick
 
     def recorded(*args):
-        seen.append(pair.graph.coherent.neighbours.reusing.bank.clone())
+        seen.append(pair.graph.coherent.neighbours.reusing.banks[0].features.clone())
         made = real(*args)
-        seen.append(pair.graph.coherent.neighbours.reusing.bank.clone())
+        seen.append(pair.graph.coherent.neighbours.reusing.banks[0].features.clone())
         return made
 
     monkeypatch.setattr(recordings, "RecordedTick", recorded)
     before = None
     for i in range(12):
         reusing = getattr(pair.graph.coherent.neighbours, "reusing", None)
-        before = None if reusing is None else reusing.bank.clone()
+        before = None if reusing is None else reusing.banks[0].features.clone()
         check(pair, 1, first=i)
         if seen:
             break

@@ -163,6 +163,17 @@ def test_calls_of_other_shapes_leave_each_other_what_they_have(kind):
     assert banks.size == sum(bank.size for bank in banks._banks) and len(banks._banks) == 2
 
 
+def test_banks_that_are_cleared_have_nothing():
+    banks = Banks(2, "queue")
+    for i in range(2):
+        for place in (0, 1):
+            banks.put([place], staged(1, i, tokens=5 + place))
+    banks.clear()
+    assert not banks.size and not any(banks.of([place]).count(place) for place in (0, 1))
+    banks.put([1], staged(1, 7, tokens=6))
+    assert banks.of([1]).count(1) == 1 and not banks.of([0]).count(0)
+
+
 def test_a_place_of_another_shape_begins_anew_and_takes_nothing_with_it():
     banks = Banks(2, "queue")
     for i in range(3):

@@ -106,7 +106,7 @@ def test_what_is_not_finite_is_not_kept():
     bad = numbered(0, 2)
     bad[1, 0, 0, 0] = float("nan")
     assert tick(reusing, 0, bad)[1] == [0, 1]
-    assert reusing.bank.isfinite().all()
+    assert reusing.banks[0].features.isfinite().all()
     out, rows = tick(reusing, 2, numbered(2, 2))
     assert rows == [0, 1], "one is due, and of the other nothing was kept"
     bad = numbered(4, 2)
@@ -159,6 +159,83 @@ def test_features_of_another_size_are_no_features():
         kept.take(torch.zeros(len(kept.rows), 2, 5, 5))
     reusing.settle(Reuse(8, awake=0.0), 0, 2, "other")
     assert tick(reusing, 9, torch.zeros(2, 2, 5, 5))[1] == [0, 1]
+
+
+def sized(beat, slot, size):
+    """Features of one row that tell their tick and their place."""
+    return numbered(beat, slot + 1)[slot:, :, :1, :1].expand(1, 2, size, size).clone()
+
+
+def sized_tick(reusing, beat, sizes, interval):
+    """One tick of a call for each slot; gives what each goes on with, and those that ran."""
+    reusing.settle(Reuse(interval, awake=0.0), 0, len(sizes), "key")
+    reusing.begin()
+    reusing.meet({(k, 0): Guest(beat, "key") for k in range(len(sizes))}, beat)
+    outs, ran = [], []
+    for k, size in enumerate(sizes):
+        kept = reusing.planned([Spot(0, 0, k, 0)], False).kept
+        ran += [k] * len(kept.rows)
+        value = size if torch.is_tensor(size) else sized(beat, k, size)
+        outs.append(kept.take(value if kept.rows else None))
+    reusing.finish()
+    return outs, ran
+
+
+def test_calls_of_other_shapes_leave_each_other_what_they_have():
+    """As each alone, at addresses that stay, whichever shapes the calls of a tick have."""
+    reusing, last, sizes, at = Reusing(torch.device("cpu")), {}, (3, 5, 3, 7), set()
+    for beat in range(16):
+        outs, ran = sized_tick(reusing, beat, sizes, 4)
+        assert ran == (list(range(4)) if beat == 0 else [(-beat) % 4])
+        last |= {k: sized(beat, k, sizes[k]) for k in ran}
+        assert all(torch.equal(out, last[k]) for k, out in enumerate(outs))
+        at.add(tuple(bank.features.data_ptr() for bank in reusing.banks))
+    assert len(reusing.banks) == 3 and len(at) <= 2
+    assert reusing.size == sum(bank.features.nbytes for bank in reusing.banks)
+
+
+def test_a_place_that_moves_to_another_shape_has_only_what_is_there():
+    reusing = Reusing(torch.device("cpu"))
+    assert sized_tick(reusing, 0, (3, 5), 4)[1] == [0, 1]
+    # slot 0 is due, and comes out as another, which is not finite
+    assert sized_tick(reusing, 4, (torch.full((1, 2, 5, 5), float("nan")), 5), 4)[1] == [0]
+    assert len(reusing.banks) == 1, "nobody is at home in the other one"
+    outs, ran = sized_tick(reusing, 5, (5, 5), 4)
+    assert ran == [0], "what it had before is gone, and nothing came"
+    assert torch.equal(outs[1], sized(0, 1, 5)) and torch.equal(outs[0], sized(5, 0, 5))
+    for size in (6, 7, 6, 9):  # and on
+        for beat in (8, 9):
+            outs, ran = sized_tick(reusing, beat, (size, 5), 4)
+            assert ran == [0] * (beat == 8) and torch.equal(outs[0], sized(8, 0, size))
+        assert len(reusing.banks) == 2
+    reusing.settle(Reuse(4, awake=0.0), 0, 2, "other")
+    assert not reusing.banks and not reusing.size
+
+
+def test_a_call_of_places_of_several_shapes_runs_whole():
+    reusing = Reusing(torch.device("cpu"))
+    sized_tick(reusing, 1, (3, 5), 100)
+    for beat, whole in ((2, [0, 1]), (3, [])):
+        reusing.begin()
+        reusing.meet({(k, 0): Guest(beat, "key") for k in range(2)}, beat)
+        kept = reusing.planned(spots(2), True).kept
+        assert kept.rows == whole and (reusing.key() is None) == bool(whole)
+        out = kept.take(numbered(beat, 2) if whole else None)
+        assert torch.equal(out, numbered(2, 2))
+        reusing.finish()
+
+
+def test_calls_to_try_leave_every_bank_and_home_as_it_was():
+    reusing = Reusing(torch.device("cpu"))
+    sized_tick(reusing, 0, (3, 5), 4)
+    before = [(bank, bank.features.clone()) for bank in reusing.banks]
+    with reusing.untouched():
+        sized_tick(reusing, 4, (5, 5), 4)
+        sized_tick(reusing, 7, (5, 9), 4)
+    assert reusing.banks == [bank for bank, _ in before]
+    assert all(torch.equal(bank.features, was) for bank, was in before)
+    outs, _ = sized_tick(reusing, 9, (3, 5), 4)
+    assert [out.shape[-1] for out in outs] == [3, 5]
 
 
 def scene(seed, shift=0):

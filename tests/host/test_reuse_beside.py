@@ -150,3 +150,40 @@ def test_future(n, f, depth, interval):
     assert tick[0] == 9
     for i in range(n - 1, 9):
         assert tiny.rms(ours[i], wanted[i]) <= NEAR, i
+
+
+@pytest.mark.parametrize(("f", "mode", "depth"), [
+    (1, "off", "finest level"), (2, "full", "outermost block"),
+])  # fmt: skip
+def test_steps_whose_pictures_are_smaller_inside_keep_features_of_their_own(f, mode, depth):
+    """Deep Shrink, at the first levels only. Of a scene that stands still what is kept is what
+    would be computed, so pictures are those without to rounding."""
+    import pairs
+    import tiny
+    from comfy_extras.nodes_model_downscale import PatchModelAddDownscale
+    from livediffusion.engine.blocks.schedule import Reuse
+    from livediffusion.host.models.coherence import attach
+    from livediffusion.host.sampling.stream import Stream
+
+    given = (tiny_model(), 1, 2.0, 0.0, 0.35, False, "bicubic", "bicubic")
+    if hasattr(PatchModelAddDownscale, "execute"):
+        shrunk = PatchModelAddDownscale.execute(*given).args[0]
+    else:
+        shrunk = PatchModelAddDownscale().patch(*given)[0]
+    streams = [
+        (Stream(f), pairs.guider(model, mode))
+        for model in (attach(shrunk, reuse=Reuse(4, depth, 0.0)), shrunk)
+    ]
+    reusing, ran, kept = None, [], []
+    for _ in range(14):
+        ours, theirs = (
+            stream.run(guider, tiny.latents(f, 0, 16), pairs.settings(SIGMAS, immediate=True))
+            for stream, guider in streams
+        )
+        assert tiny.rms(ours, theirs) <= NEAR
+        reusing = streams[0][0].coherent.neighbours.reusing
+        ran.append(reusing.looked())
+        kept.append([bank.features.data_ptr() for bank in reusing.banks])
+    sides = 1 if mode == "off" else 2
+    assert ran[8:] == [(4 * f * sides, f * sides)] * 6, "as ever, one place in four"
+    assert len(kept[-1]) == 2 and kept[8:] == [kept[-1]] * 6 and not reusing.why
