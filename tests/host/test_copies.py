@@ -3,6 +3,8 @@ that copies a network: a copy owns nothing of the network that it is of."""
 
 import copy
 import functools
+import gc
+import weakref
 
 import pytest
 import torch
@@ -111,6 +113,43 @@ def test_the_double_sees_a_second_owner(lib):
         copy.deepcopy(model.model.diffusion_model)
     assert {"a ModelVBAR was copied", "a HostBuffer was copied"} <= set(lib.wrong)
     assert paging.Pinned.copies
+
+
+def test_patchwork_acts_on_a_paged_unet(lib):
+    """On the same weights, loaded once more without pages, and once for all its settings."""
+    import coherent
+    import paging
+    import pairs
+    import tiny
+    from livediffusion.engine.patchwork.mask import Patchwork
+    from livediffusion.host.models.coherence import attach
+    from livediffusion.host.sampling.stream import Stream
+
+    own, loaded = paging.page(coherent.model().model), []
+    with pytest.raises(ValueError, match=r"^model: .*--disable-dynamic-vram"):
+        attach(own, patchwork=Patchwork())
+
+    def load(disable_dynamic=False):
+        assert disable_dynamic
+        loaded.append(coherent.model())
+        return loaded[-1]
+
+    own.cached_patcher_init = load, ()
+    clones = [attach(own, patchwork=Patchwork(grow=i)) for i in range(3)]
+    assert len(loaded) == 1 and all(clone.model is loaded[0].model for clone in clones)
+    assert own.is_dynamic() and not any(clone.is_dynamic() for clone in clones)
+    clone = attach(own.clone(), patchwork=Patchwork())
+    clone.load_device = torch.device("cpu")
+    stream = Stream(1)
+    for _ in range(6):
+        out = stream.run(pairs.guider(clone), tiny.latents(1, 5, 16), pairs.settings())
+    patching = stream.coherent.neighbours.patching
+    assert out.isfinite().all() and patching.why == "" and patching.share < 1
+    assert len(loaded) == 1 and lib.wrong == []
+    network = weakref.ref(loaded.pop().model)
+    del own, clones, clone, stream, out, patching, load
+    gc.collect()
+    assert network() is None, "it goes with the paged one"
 
 
 class Half:
