@@ -203,6 +203,28 @@ def test_a_compiled_vae_has_weights_that_stay(lib, monkeypatch):
         del own, stage, twice
 
 
+def test_a_compiled_vae_is_made_once_through_comfyuis_own_calls(lib, monkeypatch):
+    """Which load the VAE each time: a paged one's two small parameters are elsewhere then."""
+    import paging
+    from livediffusion.host.frames import compiled_vae
+
+    def small(network):
+        return [p.data_ptr() for p in network.parameters() if p.numel() * 4 <= 16 * 1024]
+
+    monkeypatch.setattr(Half, "made", 0)
+    vae = paged_vae()
+    own = compiled_vae.compiled(vae, Half, lambda text: None)
+    before = small(own.first_stage_model.inner)
+    image = torch.rand(1, 32, 32, 3, generator=torch.Generator().manual_seed(0))
+    for _ in range(4):
+        vae.patcher.load(paging.DEVICE)
+        own.decode(own.encode(image))
+    stage = own.first_stage_model
+    assert (stage.ran, stage.fell_back, Half.made) == (8, 0, 2), stage.reason
+    assert len(before) > 2 and small(stage.inner) == before
+    del own, stage
+
+
 def test_halves_copy_nothing_that_is_owned(lib):
     """Whoever gives them a paged network all the same."""
     import paging
