@@ -5,6 +5,7 @@ from typing import Any
 import comfy.model_management
 
 from ..host.registry import owner
+from .casts import unhurried
 from .executor import FrameExecutor, quiet
 from .faults import Fate
 from .frames import Frames, current
@@ -32,7 +33,7 @@ async def run(frames: Frames, values: list[list], dynprompt: Any, node: str, ser
     executor.adopt(shared.split, dict(zip(shared.split.handover, values, strict=True)))
     tokens = current.set(frames), owner.set(shared.id)
     try:
-        with quiet(shared.prompt_id, dynprompt, server):
+        with unhurried(), quiet(shared.prompt_id, dynprompt, server):
             frames.begin()
             await _loop(frames, executor)
         frames.server.ended("ended")

@@ -62,12 +62,13 @@ class Patching:
         settings: what is asked for.
         why: the newest call was computed as it is; empty where it was not.
         off: why all calls are, if they are.
+        key: see `settle`.
     """
 
     def __init__(self, device: torch.device):
         self.device, self.settings = device, Patchwork()
         self.why = self.off = ""
-        self._key: Hashable = None
+        self.key: Hashable = None
         self._clear()
 
     def _clear(self) -> None:
@@ -89,8 +90,8 @@ class Patching:
             key: whatever nothing that is kept survives a change of: weights, size, dtype.
         """
         self.settings, self.off = settings, off
-        if key != self._key:
-            self._key = key
+        if key != self.key:
+            self.key = key
             self._clear()
 
     def forget(self) -> None:

@@ -34,6 +34,7 @@ from ...engine.coherence.neighbours import LEVELS, Exchange, Future, Memory, Nei
 from ...engine.patchwork.mask import Patchwork
 from . import looks, patchwork, walk
 from .looks import COHERENCE, EXCHANGE, NEIGHBOURS
+from .weights import staying
 
 _FUSED = 2  # levels on the way up, besides the middle, whose outputs are fused
 # of patches in the place of an attention, those that ask how many keys there are
@@ -369,8 +370,8 @@ def attach(patcher, tell: Callable[[str], None] | None = None, **settings: Any):
             `tell_patchwork`; what is not named stays as it is.
 
     Raises:
-        ValueError: the model has no self-attention that is known, or no blocks for `reuse` or
-            `patchwork`.
+        ValueError: the model has no self-attention that is known, no blocks for `reuse` or
+            `patchwork`, or for this no weights that stay (host.models.weights.staying).
     """
     unet = patcher.get_model_object("diffusion_model")
     why = "" if settings.get("reuse") is None else walk.why_not(unet)
@@ -388,7 +389,8 @@ def attach(patcher, tell: Callable[[str], None] | None = None, **settings: Any):
         )
     known = coherence_of(patcher) or Coherence()
     wanted = replace(known, **settings, tell=known.tell if tell is None else tell)
-    clone = patcher.clone()
+    # tiles are computed with the weights as they lie
+    clone = patcher.clone() if wanted.patchwork is None else staying(patcher)
     there = clone.get_wrappers(WrappersMP.DIFFUSION_MODEL, COHERENCE)
     # another pack may have used our key: its wrappers stay, where they are
     there[:] = [wrapper for wrapper in there if among([wrapper]) is None]

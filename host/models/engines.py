@@ -32,7 +32,7 @@ from .looks import COHERENCE, ENGINE, EXCHANGE
 from .making import Making
 from .remembering import remembered
 from .unet import ComfyUNet
-from .weights import weights_version
+from .weights import unpaged, weights_version
 
 _KEPT = 16  # engines of other shapes that are kept
 _PLACED = 4  # of those with memory of their own
@@ -467,13 +467,7 @@ def fixed(patcher):
     """
     if not getattr(patcher, "is_dynamic", lambda: False)():
         return without(patcher)
-    try:
-        return _bare(patcher.clone(disable_dynamic=True))
-    except RuntimeError as error:
-        raise ValueError(
-            f"model: its loader gives no weights that stay in place ({error}). Load it with a "
-            "stock loader, or start ComfyUI with --disable-dynamic-vram."
-        ) from error
+    return _bare(unpaged(patcher))
 
 
 def _bare(clone):

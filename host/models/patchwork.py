@@ -9,7 +9,7 @@ network is one token at a time and needs nothing.
 
 import functools
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +25,7 @@ from comfy.ldm.modules.diffusionmodules.openaimodel import (
 )
 from torch import Tensor, nn
 
+from ...compiled.weights import addresses
 from ...engine.coherence.exchange import Exchange
 from ...engine.coherence.neighbours import Neighbours
 from ...engine.patchwork.kept import Kept
@@ -86,14 +87,27 @@ def adds(part: nn.Module) -> bool:
     return getattr(part, "adds_to_positions", False) is True
 
 
-def why_not_now(unet: nn.Module) -> str:
-    """Why its parts and their weights cannot be used as they lie; empty where they can."""
+def why_not_now(unet: nn.Module, key: Hashable = None) -> str:
+    """Why its parts and their weights cannot be used as they lie; empty where they can.
+
+    Args:
+        key: of how the weights are loaded. Parts are looked at in each call, since a hook may be
+            put on them at any time; weights that lie where they lay, under an equal key, once.
+    """
+    why = network(unet).why_not_its_weights(key)
+    if not why and (name := looks.changed_part(unet)):
+        why = f"a pack has changed what its {name} does"
+    return why
+
+
+def _why_not_weights(unet: nn.Module) -> str:
     dtypes = set()
-    if name := looks.changed_part(unet):
-        return f"a pack has changed what its {name} does"
     for part in unet.modules():
         if getattr(part, "comfy_cast_weights", False) or getattr(part, "weight_function", None):
-            return "weights are cast or patched call by call"
+            return (
+                "weights are cast or patched call by call, for lack of memory or because they are "
+                "of another precision than is computed with"
+            )
         for weight in part.parameters(recurse=False):
             if hasattr(weight, "_qdata") or weight.is_meta:
                 return "weights are quantised"
@@ -130,7 +144,7 @@ def tried(
     patching = neighbours.patching
     why = (
         patching.off or _as_it_is(neighbours, exchange, call, inner) or why_not(unet)
-        or why_not_now(unet)
+        or why_not_now(unet, patching.key)
     )  # fmt: skip
     if why:
         patching.skipped(why, call.x.shape[0])
@@ -166,6 +180,15 @@ class Network:
             part for block in unet.input_blocks for part in block if isinstance(part, Downsample)
         ]
         self.step = 2 ** len(downs)
+        self._looked: tuple[Any, str] | None = None  # at which weights, and what was seen
+
+    def why_not_its_weights(self, key: Hashable) -> str:
+        """See `why_not_now`."""
+        unet = self._unet()
+        now = key, addresses(unet)
+        if self._looked is None or self._looked[0] != now:
+            self._looked = now, _why_not_weights(unet)
+        return self._looked[1]
 
     def whole(
         self, kept: Kept, at: Tensor, x: Tensor, timesteps: Tensor, context: Tensor,

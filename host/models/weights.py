@@ -6,9 +6,11 @@ them back to as many loaded bytes at other addresses. So everything that keeps w
 weights, or where they lie, asks here.
 """
 
+import weakref
 from typing import Any, NamedTuple
 
 import comfy.model_management
+import comfy.model_patcher
 
 from ...compiled.weights import addresses
 
@@ -76,3 +78,47 @@ def _complete(patcher) -> bool:
         # weights come page by page; what has no pages, and the buffers, is loaded or is not
         return model.model_loaded_weight_memory > 0
     return not model.model_lowvram
+
+
+# of a network whose weights are paged, a patcher of one that was loaded without pages
+_unpaged: weakref.WeakKeyDictionary[Any, comfy.model_patcher.ModelPatcher] = (
+    weakref.WeakKeyDictionary()
+)
+
+
+def staying(patcher):
+    """A clone whose weights lie as they are computed with.
+
+    Paged ones (ComfyUI's dynamic VRAM) are cast call by call. In their place is a network loaded
+    once more, without pages, which all clones share for as long as the paged one is there: a node
+    with settings that are moved while it is live asks for another clone each time.
+
+    Raises:
+        ValueError: the MODEL has only paged ones.
+    """
+    if not getattr(patcher, "is_dynamic", lambda: False)():
+        return patcher.clone()
+    still = _unpaged.get(patcher.model)
+    if still is None:
+        made = unpaged(patcher)
+        # of the network alone: what hangs on the MODEL may know the paged one
+        still = type(made)(made.model, made.load_device, made.offload_device)
+        _unpaged[patcher.model] = still
+    clone = patcher.clone(disable_dynamic=True, model_override=still.get_clone_model_override())
+    clone.parent = still  # by whom ComfyUI finds the weights when the clone is gone
+    return clone
+
+
+def unpaged(patcher):
+    """A clone of a MODEL with paged weights, of a network that was loaded without pages.
+
+    Raises:
+        ValueError: its loader gives none.
+    """
+    try:
+        return patcher.clone(disable_dynamic=True)
+    except RuntimeError as error:
+        raise ValueError(
+            f"model: its loader gives no weights that stay in place ({error}). Load it with a "
+            "stock loader, or start ComfyUI with --disable-dynamic-vram."
+        ) from error

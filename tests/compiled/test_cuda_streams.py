@@ -115,3 +115,24 @@ def test_a_network_that_cannot_be_counted_runs_all_the_same(monkeypatch):
     for i in range(12):
         assert stream.run(made, latents(i), settings()).isfinite().all()
     assert "of the rows" in stream.stats()["reuse"]
+
+
+def test_patchwork_acts_whatever_comfyui_does_with_the_weights(paged):
+    """On a scene that stands still, with the picture that the whole network gives."""
+    from livediffusion.engine.patchwork.mask import Patchwork
+    from livediffusion.host.models.coherence import attach
+    from livediffusion.host.sampling.stream import Stream
+
+    base, prompts = paged
+    models = base, attach(base, patchwork=Patchwork())
+    assert not getattr(models[1], "is_dynamic", bool)()
+    shape = 1, base.model.latent_format.latent_channels, 32, 32
+    still = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(DEVICE)
+    streams, guiders = (Stream(1), Stream(1)), [guider(one) for one in models]
+    for made in guiders:
+        made.set_conds(*prompts)
+    for _ in range(12):
+        a, b = (s.run(g, still, settings()) for s, g in zip(streams, guiders, strict=True))
+    assert tiny.rms(b, a) <= CLOSE if a.any() else not b.any()
+    patching = streams[1].coherent.neighbours.patching
+    assert patching.why == "" and patching.share < 1

@@ -3,6 +3,8 @@ that copies a network: a copy owns nothing of the network that it is of."""
 
 import copy
 import functools
+import gc
+import weakref
 
 import pytest
 import torch
@@ -113,6 +115,43 @@ def test_the_double_sees_a_second_owner(lib):
     assert paging.Pinned.copies
 
 
+def test_patchwork_acts_on_a_paged_unet(lib):
+    """On the same weights, loaded once more without pages, and once for all its settings."""
+    import coherent
+    import paging
+    import pairs
+    import tiny
+    from livediffusion.engine.patchwork.mask import Patchwork
+    from livediffusion.host.models.coherence import attach
+    from livediffusion.host.sampling.stream import Stream
+
+    own, loaded = paging.page(coherent.model().model), []
+    with pytest.raises(ValueError, match=r"^model: .*--disable-dynamic-vram"):
+        attach(own, patchwork=Patchwork())
+
+    def load(disable_dynamic=False):
+        assert disable_dynamic
+        loaded.append(coherent.model())
+        return loaded[-1]
+
+    own.cached_patcher_init = load, ()
+    clones = [attach(own, patchwork=Patchwork(grow=i)) for i in range(3)]
+    assert len(loaded) == 1 and all(clone.model is loaded[0].model for clone in clones)
+    assert own.is_dynamic() and not any(clone.is_dynamic() for clone in clones)
+    clone = attach(own.clone(), patchwork=Patchwork())
+    clone.load_device = torch.device("cpu")
+    stream = Stream(1)
+    for _ in range(6):
+        out = stream.run(pairs.guider(clone), tiny.latents(1, 5, 16), pairs.settings())
+    patching = stream.coherent.neighbours.patching
+    assert out.isfinite().all() and patching.why == "" and patching.share < 1
+    assert len(loaded) == 1 and lib.wrong == []
+    network = weakref.ref(loaded.pop().model)
+    del own, clones, clone, stream, out, patching, load
+    gc.collect()
+    assert network() is None, "it goes with the paged one"
+
+
 class Half:
     """Runs the copy that it is given, as a recording does: with the addresses that it was given."""
 
@@ -162,6 +201,28 @@ def test_a_compiled_vae_has_weights_that_stay(lib, monkeypatch):
         twice = compiled_vae.compiled(own, Half, lambda text: None)
         assert twice.first_stage_model.before == stage.before
         del own, stage, twice
+
+
+def test_a_compiled_vae_is_made_once_through_comfyuis_own_calls(lib, monkeypatch):
+    """Which load the VAE each time: a paged one's two small parameters are elsewhere then."""
+    import paging
+    from livediffusion.host.frames import compiled_vae
+
+    def small(network):
+        return [p.data_ptr() for p in network.parameters() if p.numel() * 4 <= 16 * 1024]
+
+    monkeypatch.setattr(Half, "made", 0)
+    vae = paged_vae()
+    own = compiled_vae.compiled(vae, Half, lambda text: None)
+    before = small(own.first_stage_model.inner)
+    image = torch.rand(1, 32, 32, 3, generator=torch.Generator().manual_seed(0))
+    for _ in range(4):
+        vae.patcher.load(paging.DEVICE)
+        own.decode(own.encode(image))
+    stage = own.first_stage_model
+    assert (stage.ran, stage.fell_back, Half.made) == (8, 0, 2), stage.reason
+    assert len(before) > 2 and small(stage.inner) == before
+    del own, stage
 
 
 def test_halves_copy_nothing_that_is_owned(lib):

@@ -331,6 +331,25 @@ def test_weights_that_change_are_seen():
             near(*both.run(models=models))
 
 
+def test_weights_are_looked_at_once_as_long_as_they_are_the_same(monkeypatch):
+    """Walking a network of Stable Diffusion's takes milliseconds."""
+    import coherent
+    from livediffusion.host.models import patchwork
+
+    looked, look = [], patchwork._why_not_weights
+    monkeypatch.setattr(patchwork, "_why_not_weights", lambda u: looked.append(u) or look(u))
+    both = Beside(base=coherent.model())
+    for _ in range(6):
+        both.run()
+    assert len(looked) == 1 and both.patching.why == ""
+    conv = both.base.model.diffusion_model.input_blocks[0][0]
+    conv.weight = torch.nn.Parameter(conv.weight.detach().half().float(), requires_grad=False)
+    conv.comfy_cast_weights = True
+    for _ in range(3):
+        both.run()
+    assert len(looked) == 2 and "call by call" in both.patching.why
+
+
 def freeu(patcher):
     from comfy_extras.nodes_freelunch import FreeU
 
