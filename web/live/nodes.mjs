@@ -1,0 +1,135 @@
+// Our nodes in the open graph, those in subgraphs too, and what the page has for each of them.
+
+const SCHEDULES = [
+  'LiveTimesteps', 'LiveStrength', 'LiveOptimizedSteps', 'LiveLearnedSteps', 'LiveSearchedSteps'
+]
+
+export class Nodes {
+  views = new Map() // node -> View
+  pickers = new Map() // node -> Picker
+  sends = new Map() // node -> Send
+  #plots = new WeakMap() // node -> Plot
+  #of
+
+  /**
+   * @param of app (ComfyUI's), words (see words.mjs), parts {View, Picker, Send, Plot} and the tools
+   *   for them, captures (see picker.mjs), still(image) gives the address of a saved picture,
+   *   prompted(owner, picker) before an ordinary prompt, gone() after a node was removed
+   */
+  constructor(of) {
+    this.#of = of
+  }
+
+  get root() {
+    return this.#of.app.rootGraph ?? this.#of.app.graph
+  }
+
+  /** The node of an execution id, "4" or "12:4" inside a subgraph. */
+  get(id) {
+    let graph = this.root
+    let found
+    for (const part of String(id).split(':')) {
+      found = graph?.getNodeById?.(Number(part)) ?? graph?.getNodeById?.(part)
+      graph = found?.subgraph
+    }
+    return found
+  }
+
+  /** A node's id as the server knows it: with the ids of the subgraphs around it. */
+  id(owner) {
+    const search = (graph, prefix) => {
+      for (const one of graph?.nodes ?? graph?._nodes ?? []) {
+        if (one === owner) return prefix + one.id
+        const inside = one.subgraph && search(one.subgraph, `${prefix}${one.id}:`)
+        if (inside) return inside
+      }
+      return null
+    }
+    return search(this.root, '') ?? String(owner.id)
+  }
+
+  /** ComfyUI has made a node. */
+  created(owner) {
+    this.#name(owner)
+    if (owner.comfyClass === 'LiveView') this.#addView(owner)
+    if (owner.comfyClass === 'LiveCamera') this.#addPicker(owner)
+    if (owner.comfyClass === 'LiveSend') this.#addSend(owner)
+    if (SCHEDULES.includes(owner.comfyClass)) this.#addPlot(owner)
+  }
+
+  // the frontend translates what inputs are called, and not what may be chosen
+  #name(owner) {
+    const { words } = this.#of
+    for (const widget of owner.widgets ?? []) {
+      if (widget.type !== 'combo' || !owner.comfyClass?.startsWith('Live')) continue
+      widget.options.getOptionLabel = (value) => words.option(owner.comfyClass, widget.name, value)
+    }
+  }
+
+  #addView(owner) {
+    const { parts, tools, still } = this.#of
+    const view = new parts.View(owner, tools)
+    this.views.set(owner, view)
+    this.#removed(owner, () => {
+      view.remove()
+      this.views.delete(owner)
+    })
+    after(owner, 'onConfigure', () => view.compare.read())
+    after(owner, 'onExecuted', (output) => {
+      const image = output?.live_images?.at(-1)
+      if (image) view.still(still(image))
+    })
+  }
+
+  // schedules show their steps as soon as they are known
+  #addPlot(owner) {
+    const { parts, tools } = this.#of
+    after(owner, 'onExecuted', (output) => {
+      const steps = output?.livediffusion_steps?.at(-1)
+      if (!steps) return
+      if (!this.#plots.has(owner)) this.#plots.set(owner, new parts.Plot(owner, tools))
+      this.#plots.get(owner).show(JSON.parse(steps))
+    })
+  }
+
+  #addSend(owner) {
+    const { parts, tools } = this.#of
+    this.sends.set(owner, new parts.Send(owner, tools))
+    this.#removed(owner, () => this.sends.delete(owner))
+  }
+
+  #addPicker(owner) {
+    const { parts, captures, tools, prompted } = this.#of
+    const picker = new parts.Picker(owner, captures, tools)
+    this.pickers.set(owner, picker)
+    this.#removed(owner, () => {
+      picker.remove()
+      this.pickers.delete(owner)
+    })
+    // nothing is added to the workflow for the picture that an ordinary prompt takes
+    const source = owner.widgets?.find((widget) => widget.name === 'source')
+    if (!source) return
+    const serialize = source.serializeValue
+    source.serializeValue = async function () {
+      await prompted(owner, picker)
+      return serialize ? serialize.apply(this, arguments) : source.value
+    }
+  }
+
+  #removed(owner, clean) {
+    after(owner, 'onRemoved', () => {
+      clean()
+      // the node is still in the graph at this moment
+      setTimeout(this.#of.gone)
+    })
+  }
+}
+
+/** Have something done after what a node does by itself. */
+function after(owner, name, then) {
+  const before = owner[name]
+  owner[name] = function (...of) {
+    before?.apply(this, of)
+    then(...of)
+  }
+}
