@@ -397,8 +397,5 @@ app.registerExtension({
   afterConfigureGraph() {
     settle(300)
     kept.look()
-  },
-  loadedGraphNode(owner) {
-    pickers.get(owner)?.show()
   }
 })

@@ -106,6 +106,8 @@ export class Nodes {
       picker.remove()
       this.pickers.delete(owner)
     })
+    // a copy gets its source after it was made, and no callback tells
+    after(owner, 'onConfigure', () => picker.show())
     // nothing is added to the workflow for the picture that an ordinary prompt takes
     const source = owner.widgets?.find((widget) => widget.name === 'source')
     if (!source) return
