@@ -217,6 +217,7 @@ function listen(mine) {
 
 /** Give each Live View the pictures of its node, and each Live Camera what is known of it. */
 function attach() {
+  nodes.sweep()
   for (const [all, told] of [[views, session.views], [pickers, session.cameras]]) {
     const places = new Map(told.map((one) => [node(one.node), one]))
     for (const [owner, one] of all) {
@@ -382,6 +383,7 @@ app.registerExtension({
       }
       show(state)
     }, 1500)
+    api.addEventListener('graphChanged', () => nodes.sweep())
     lines = new Lines(api, node)
     new Stage(tools, mode, outputs, appButton)
   },
@@ -395,6 +397,7 @@ app.registerExtension({
     settle(5000)
   },
   afterConfigureGraph() {
+    nodes.sweep()
     settle(300)
     kept.look()
   }

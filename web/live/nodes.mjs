@@ -9,6 +9,7 @@ export class Nodes {
   pickers = new Map() // node -> Picker
   sends = new Map() // node -> Send
   #plots = new WeakMap() // node -> Plot
+  #made = new WeakMap() // node -> its View, Picker or Send, also while it is in no graph
   #of
 
   /**
@@ -48,6 +49,18 @@ export class Nodes {
     return search(this.root, '') ?? String(owner.id)
   }
 
+  /**
+   * Which of our nodes the graph has now.
+   *
+   * Not all frontends tell a node that it has gone: undo and another workflow drop subgraphs whole.
+   */
+  sweep() {
+    const there = new Set(every(this.root))
+    for (const all of [this.views, this.pickers, this.sends])
+      for (const owner of all.keys()) if (!there.has(owner)) this.#gone(owner)
+    for (const owner of there) this.#here(owner)
+  }
+
   /** ComfyUI has made a node. */
   created(owner) {
     this.#name(owner)
@@ -69,11 +82,7 @@ export class Nodes {
   #addView(owner) {
     const { parts, tools, still } = this.#of
     const view = new parts.View(owner, tools)
-    this.views.set(owner, view)
-    this.#removed(owner, () => {
-      view.remove()
-      this.views.delete(owner)
-    })
+    this.#add(owner, view)
     after(owner, 'onConfigure', () => view.compare.read())
     after(owner, 'onExecuted', (output) => {
       const image = output?.live_images?.at(-1)
@@ -94,18 +103,13 @@ export class Nodes {
 
   #addSend(owner) {
     const { parts, tools } = this.#of
-    this.sends.set(owner, new parts.Send(owner, tools))
-    this.#removed(owner, () => this.sends.delete(owner))
+    this.#add(owner, new parts.Send(owner, tools))
   }
 
   #addPicker(owner) {
     const { parts, captures, tools, prompted } = this.#of
     const picker = new parts.Picker(owner, captures, tools)
-    this.pickers.set(owner, picker)
-    this.#removed(owner, () => {
-      picker.remove()
-      this.pickers.delete(owner)
-    })
+    this.#add(owner, picker)
     // a copy gets its source after it was made, and no callback tells
     after(owner, 'onConfigure', () => picker.show())
     // nothing is added to the workflow for the picture that an ordinary prompt takes
@@ -118,12 +122,39 @@ export class Nodes {
     }
   }
 
-  #removed(owner, clean) {
+  // one that was made to be copied comes to no graph, and leaves none
+  #add(owner, part) {
+    this.#made.set(owner, part)
+    after(owner, 'onAdded', () => this.#here(owner))
     after(owner, 'onRemoved', () => {
-      clean()
+      this.#gone(owner)
       // the node is still in the graph at this moment
       setTimeout(this.#of.gone)
     })
+  }
+
+  #all({ comfyClass }) {
+    return { LiveView: this.views, LiveCamera: this.pickers, LiveSend: this.sends }[comfyClass]
+  }
+
+  #here(owner) {
+    const part = this.#made.get(owner)
+    const all = this.#all(owner)
+    if (!part || all.has(owner)) return
+    all.set(owner, part)
+    part.begin?.()
+  }
+
+  #gone(owner) {
+    if (this.#all(owner).delete(owner)) this.#made.get(owner).remove?.()
+  }
+}
+
+/** The nodes of a graph, and those of the subgraphs in it. */
+function* every(graph) {
+  for (const one of graph?.nodes ?? graph?._nodes ?? []) {
+    yield one
+    if (one.subgraph) yield* every(one.subgraph)
   }
 }
 
