@@ -63,7 +63,8 @@ function notify(severity, summary, detail) {
 const apiURL = (path) => api.apiURL(path)
 const url = (path) => new URL(apiURL(path), location.href).href
 const tools = {
-  say, element, addStyle, notify, upload, apiURL, url, ask, panels, Allow, Compare, Picture, Screen
+  say, element, addStyle, notify, upload, apiURL, url, ask, id, panels, Allow, Compare, Picture,
+  Screen
 }
 const parts = { View, Picker, Send, Plot }
 const captures = { browser: camera, screen: desktop }
@@ -74,6 +75,10 @@ const title = (id) => node(id)?.title ?? say('node', { id })
 
 function node(id) {
   return nodes.get(id)
+}
+
+function id(owner) {
+  return nodes.id(owner)
 }
 
 /** Put a file into ComfyUI's input folder; gives its name there. */
@@ -314,7 +319,7 @@ async function snapshot(owner, picker) {
   try {
     await capture.use(snapshot, [wish])
     const body = await capture.snapshot(wish)
-    const query = new URLSearchParams({ node: nodes.id(owner), client_id: api.clientId })
+    const query = new URLSearchParams({ node: id(owner), client_id: api.clientId })
     await api.fetchApi(`/livediffusion/snapshot?${query}`, { method: 'POST', body })
   } catch (error) {
     notify('warn', say('LiveCamera'), error.message)
@@ -393,11 +398,12 @@ app.registerExtension({
     nodes.created(owner)
   },
   beforeConfigureGraph() {
+    nodes.loading()
     lines?.clear()
     settle(5000)
   },
   afterConfigureGraph() {
-    nodes.sweep()
+    nodes.loaded()
     settle(300)
     kept.look()
   }

@@ -83,6 +83,7 @@ def test_a_copy_shows_what_belongs_to_its_source(page):
 
 
 CAMERA = "window.live.all('LiveCamera')[0]"
+VIEW = "window.live.all('LiveView')[0]"
 
 
 @pytest.fixture
@@ -153,4 +154,44 @@ def test_nothing_is_left_of_a_node_that_has_gone(counted):
     same(running, 2)
     page.stop()
     same(idle, 0)
+    assert not page.ours
+
+
+def moves(popup):
+    """Its picture is another one soon."""
+    picture = "document.querySelector('.livediffusion-output canvas')?.toDataURL()"
+    there = popup.evaluate(picture)
+    popup.wait_for_function(f"(a) => {picture} && {picture} !== a", arg=there, timeout=10000)
+
+
+def opened(page):
+    with page.page.expect_popup() as found:
+        page.get(f"window.live.press({VIEW}, 'Window')")
+    return found.value
+
+
+def test_a_window_stays_while_nodes_are_made_anew(page):
+    page.get(SETUP)
+    names = set()
+    for deep in (False, True):
+        page.load(through())
+        if deep:
+            page.get(f"void window.live.inside({VIEW})")
+        popup = opened(page)
+        names.add(popup.evaluate("window.name"))
+        page.page.click(".livediffusion-live")
+        moves(popup)
+        popup.dblclick(".livediffusion-stage")
+        popup.wait_for_function("() => document.fullscreenElement")
+        for _ in range(2):
+            page.get("window.live.anew()")
+            page.wait("window.live.state() === 'live'")
+            moves(popup)
+        assert popup.evaluate("Boolean(document.fullscreenElement)")
+        page.stop()
+        # with another workflow it goes
+        page.load(through())
+        page.page.wait_for_timeout(50)
+        assert popup.is_closed()
+    assert len(names) == 2
     assert not page.ours

@@ -4,12 +4,17 @@ const SCHEDULES = [
   'LiveTimesteps', 'LiveStrength', 'LiveOptimizedSteps', 'LiveLearnedSteps', 'LiveSearchedSteps'
 ]
 
+const LATE = 5000 // ms after which a graph that is being loaded is looked at, whatever became of it
+
 export class Nodes {
   views = new Map() // node -> View
   pickers = new Map() // node -> Picker
   sends = new Map() // node -> Send
   #plots = new WeakMap() // node -> Plot
   #made = new WeakMap() // node -> its View, Picker or Send, also while it is in no graph
+  #windows = new Map() // execution id -> window of a View whose node is being made anew
+  #workflow // their workflow's id
+  #late = 0
   #of
 
   /**
@@ -59,6 +64,29 @@ export class Nodes {
     for (const all of [this.views, this.pickers, this.sends])
       for (const owner of all.keys()) if (!there.has(owner)) this.#gone(owner)
     for (const owner of there) this.#here(owner)
+  }
+
+  /** A graph is about to be loaded: by undo the same one, with new nodes that take over windows. */
+  loading() {
+    if (!this.#windows.size) this.#workflow = this.root?.id
+    for (const [owner, view] of this.views) {
+      const window = view.release()
+      if (window) this.#windows.set(this.id(owner), window)
+    }
+    clearTimeout(this.#late)
+    this.#late = setTimeout(() => this.loaded(), LATE)
+  }
+
+  loaded() {
+    clearTimeout(this.#late)
+    this.sweep()
+    const same = this.root?.id === this.#workflow
+    for (const [id, window] of this.#windows) {
+      const view = same ? this.views.get(this.get(id)) : null
+      if (view) view.adopt(window)
+      else window.popup.close()
+    }
+    this.#windows.clear()
   }
 
   /** ComfyUI has made a node. */

@@ -26,7 +26,7 @@ export class View {
   /**
    * @param node a LiveView
    * @param tools say(key, values), element(), addStyle(document), notify(severity, summary,
-   *   detail), Compare, Picture, Screen
+   *   detail), id(node) as the server knows it, Compare, Picture, Screen
    */
   constructor(node, tools) {
     const { say, element } = tools
@@ -137,6 +137,20 @@ export class View {
     return this.#window ? [this.#window] : []
   }
 
+  /** Hand over its window, as {popup, screen}, for the View that comes in its place; or null. */
+  release() {
+    const [screen] = this.#windows
+    const popup = this.#popup
+    this.#popup = this.#window = null
+    return screen ? { popup, screen } : null
+  }
+
+  /** Take a window over; what it shows stays till the next picture. */
+  adopt({ popup, screen }) {
+    this.#fill(popup)
+    this.#window.paint(screen.output, screen.compared ? screen.input : null)
+  }
+
   #remark() {
     const lacking = this.picture.lacking && !this.#session && !this.hint.textContent
     const text = lacking ? this.#say('inputUnknown') : ''
@@ -155,10 +169,18 @@ export class View {
 
   popOut() {
     if (this.#popup && !this.#popup.closed) return this.#popup.focus()
-    const popup = window.open('', `livediffusion-${this.node.id}`, 'popup,width=640,height=640')
+    const name = `livediffusion-${this.tools.id(this.node)}`
+    const popup = window.open('', name, 'popup,width=640,height=640')
     if (!popup) {
       return this.tools.notify('warn', this.#say('LiveView'), this.#say('windowBlocked'))
     }
+    this.#fill(popup)
+    if (!this.picture.begun) return
+    const { screen, canvas } = this.picture
+    this.#window.paint(canvas, screen.compared ? screen.input : null)
+  }
+
+  #fill(popup) {
     this.#popup = popup
     this.#window = new this.tools.Screen(this.tools, this.compare)
     const { root } = this.#window
@@ -168,11 +190,9 @@ export class View {
     page.body.style.cssText = 'margin:0;background:#000;overflow:hidden'
     root.classList.add('livediffusion-window')
     page.body.replaceChildren(root)
+    // the whole page, as what is in it may be exchanged meanwhile
     root.ondblclick = () =>
-      page.fullscreenElement ? page.exitFullscreen() : root.requestFullscreen()
-    if (!this.picture.begun) return
-    const { screen, canvas } = this.picture
-    this.#window.paint(canvas, screen.compared ? screen.input : null)
+      page.fullscreenElement ? page.exitFullscreen() : page.documentElement.requestFullscreen()
   }
 
   #savable(on) {
