@@ -170,7 +170,7 @@ def opened(page):
     return found.value
 
 
-def test_a_window_stays_while_nodes_are_made_anew(page):
+def test_a_window_stays_while_nodes_are_made_anew_and_when_it_is_reloaded(page):
     page.get(SETUP)
     names = set()
     for deep in (False, True):
@@ -188,7 +188,14 @@ def test_a_window_stays_while_nodes_are_made_anew(page):
             page.wait("window.live.state() === 'live'")
             moves(popup)
         assert popup.evaluate("Boolean(document.fullscreenElement)")
+        # a reload empties it; the next picture, or the button, fills it again
+        popup.reload()
+        moves(popup)
         page.stop()
+        popup.reload()
+        assert not popup.query_selector("canvas")
+        page.get(f"window.live.press({VIEW}, 'Window')")
+        popup.wait_for_function("() => document.querySelector('canvas').width === 256")
         # with another workflow it goes
         page.load(through())
         page.page.wait_for_timeout(50)

@@ -133,7 +133,10 @@ export class View {
   }
 
   get #windows() {
-    if (this.#popup?.closed) this.#popup = this.#window = null
+    const page = pageOf(this.#popup)
+    if (!page) this.#popup = this.#window = null
+    // a reload leaves it empty
+    else if (this.#window.root.ownerDocument !== page) this.#show(this.#popup)
     return this.#window ? [this.#window] : []
   }
 
@@ -168,12 +171,16 @@ export class View {
   }
 
   popOut() {
-    if (this.#popup && !this.#popup.closed) return this.#popup.focus()
+    if (this.#windows.length) return this.#popup.focus()
     const name = `livediffusion-${this.tools.id(this.node)}`
     const popup = window.open('', name, 'popup,width=640,height=640')
-    if (!popup) {
+    if (!pageOf(popup)) {
       return this.tools.notify('warn', this.#say('LiveView'), this.#say('windowBlocked'))
     }
+    this.#show(popup)
+  }
+
+  #show(popup) {
     this.#fill(popup)
     if (!this.picture.begun) return
     const { screen, canvas } = this.picture
@@ -232,5 +239,14 @@ export class View {
     this.detach()
     this.picture.remove()
     this.closeWindow()
+  }
+}
+
+/** The page in a window; null where there is none, or one that nobody here may look at. */
+function pageOf(popup) {
+  try {
+    return (popup && !popup.closed && popup.document?.body && popup.document) || null
+  } catch {
+    return null
   }
 }
