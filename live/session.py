@@ -161,11 +161,13 @@ class Session:
         Args:
             owner: it sends the camera's frames, and the run lives as long as it. Another one
                 before it is told so and closed: it may be a connection that nobody has at its
-                other end any more, of a page that has come back.
+                other end any more, of a page that has come back. A run that is kept takes no
+                page's camera, so there it is one listener of several.
 
         Raises:
             NotTaken: there are too many listeners.
         """
+        owner = owner and self.kept is None
         if owner and self.owner is not None:
             reason = "Another page, or this one anew, sends its camera to this live run now."
             before, self.owner = self.owner, None

@@ -14,13 +14,13 @@ app.queuePrompt = function (...of) {
 const VERSION = '0.1.0'
 const place = (name) => new URL(`./live/${name}.mjs?v=${VERSION}`, import.meta.url).href
 const modules = [
-  'allow', 'camera', 'compare', 'concealed', 'edits', 'kept', 'lines', 'marks', 'panels', 'picker',
-  'picture', 'plot', 'reader', 'screen', 'send', 'session', 'stage', 'style', 'view', 'webrtc',
-  'words'
+  'allow', 'camera', 'compare', 'concealed', 'edits', 'kept', 'lines', 'marks', 'nodes', 'panels',
+  'picker', 'picture', 'plot', 'reader', 'screen', 'send', 'session', 'stage', 'style', 'view',
+  'webrtc', 'words'
 ]
 const [
   { Allow }, { Camera, Desktop }, { Compare }, { conceal }, { Edits }, { Kept }, { Lines }, { Marks },
-  { panels }, { Picker }, { Picture }, { Plot }, { Reader }, { Screen }, { Send },
+  { Nodes }, { panels }, { Picker }, { Picture }, { Plot }, { Reader }, { Screen }, { Send },
   { Session, fileName }, { Stage }, { addStyle, element }, { View }, { chosen, transport }, { Words }
 ] = await Promise.all(modules.map((name) => import(place(name))))
 
@@ -38,17 +38,10 @@ const LABELS = {
   stopping: 'stopping'
 }
 
-const SCHEDULES = [
-  'LiveTimesteps', 'LiveStrength', 'LiveOptimizedSteps', 'LiveLearnedSteps', 'LiveSearchedSteps'
-]
 const JUST = 3000 // ms after a graph was loaded in which a change of tab belongs to it
 
 const camera = new Camera(say)
 const desktop = new Desktop(say)
-const views = new Map() // node -> View
-const pickers = new Map() // node -> Picker
-const sends = new Map() // node -> Send
-const plots = new WeakMap() // node -> Plot
 let session = null
 let opened = null // id and tab of the workflow that is live
 let settling = 0
@@ -70,20 +63,22 @@ function notify(severity, summary, detail) {
 const apiURL = (path) => api.apiURL(path)
 const url = (path) => new URL(apiURL(path), location.href).href
 const tools = {
-  say, element, addStyle, notify, upload, apiURL, url, ask, panels, Allow, Compare, Picture, Screen
+  say, element, addStyle, notify, upload, apiURL, url, ask, id, panels, Allow, Compare, Picture,
+  Screen
 }
-const root = () => app.rootGraph ?? app.graph
+const parts = { View, Picker, Send, Plot }
+const captures = { browser: camera, screen: desktop }
+const nodes = new Nodes({ app, words, tools, parts, captures, still, prompted, gone: () => edits.look() })
+const { views, pickers, sends } = nodes
+const root = () => nodes.root
 const title = (id) => node(id)?.title ?? say('node', { id })
 
-/** The node of an execution id, "4" or "12:4" inside a subgraph. */
 function node(id) {
-  let graph = root()
-  let found
-  for (const part of String(id).split(':')) {
-    found = graph?.getNodeById?.(Number(part)) ?? graph?.getNodeById?.(part)
-    graph = found?.subgraph
-  }
-  return found
+  return nodes.get(id)
+}
+
+function id(owner) {
+  return nodes.id(owner)
 }
 
 /** Put a file into ComfyUI's input folder; gives its name there. */
@@ -227,6 +222,7 @@ function listen(mine) {
 
 /** Give each Live View the pictures of its node, and each Live Camera what is known of it. */
 function attach() {
+  nodes.sweep()
   for (const [all, told] of [[views, session.views], [pickers, session.cameras]]) {
     const places = new Map(told.map((one) => [node(one.node), one]))
     for (const [owner, one] of all) {
@@ -304,78 +300,16 @@ function complain(error, summary = say('live')) {
   notify('error', summary, error.message)
 }
 
-// -- nodes --------------------------------------------------------------------------------
+// -- ordinary prompts ---------------------------------------------------------------------
 
-/** The frontend translates what inputs are called, and not what may be chosen. */
-function nameOptions(owner) {
-  for (const widget of owner.widgets ?? []) {
-    if (widget.type !== 'combo' || !owner.comfyClass?.startsWith('Live')) continue
-    widget.options.getOptionLabel = (value) => words.option(owner.comfyClass, widget.name, value)
-  }
+/** The address of a picture that a node has saved. */
+function still(image) {
+  return api.apiURL(`/view?${new URLSearchParams(image)}`)
 }
 
-function addView(owner) {
-  const view = new View(owner, tools)
-  views.set(owner, view)
-  removed(owner, () => {
-    view.remove()
-    views.delete(owner)
-  })
-  const configured = owner.onConfigure
-  owner.onConfigure = function () {
-    configured?.apply(this, arguments)
-    view.compare.read()
-  }
-  const executed = owner.onExecuted
-  owner.onExecuted = function (output) {
-    executed?.apply(this, arguments)
-    const image = output?.live_images?.at(-1)
-    if (image) view.still(api.apiURL(`/view?${new URLSearchParams(image)}`))
-  }
-}
-
-/** Schedules show their steps as soon as they are known. */
-function addPlot(owner) {
-  const executed = owner.onExecuted
-  owner.onExecuted = function (output) {
-    executed?.apply(this, arguments)
-    const steps = output?.livediffusion_steps?.at(-1)
-    if (!steps) return
-    if (!plots.has(owner)) plots.set(owner, new Plot(owner, tools))
-    plots.get(owner).show(JSON.parse(steps))
-  }
-}
-
-function addSend(owner) {
-  sends.set(owner, new Send(owner, tools))
-  removed(owner, () => sends.delete(owner))
-}
-
-function addPicker(owner) {
-  const picker = new Picker(owner, { browser: camera, screen: desktop }, tools)
-  pickers.set(owner, picker)
-  removed(owner, () => {
-    picker.remove()
-    pickers.delete(owner)
-  })
-  // an ordinary prompt takes the picture of this moment; nothing is added to the workflow for it
-  const source = owner.widgets?.find((widget) => widget.name === 'source')
-  if (!source) return
-  const serialize = source.serializeValue
-  source.serializeValue = async function () {
-    if (!reader.busy && !session && picker.capture) await snapshot(owner, picker)
-    return serialize ? serialize.apply(this, arguments) : source.value
-  }
-}
-
-function removed(owner, clean) {
-  const before = owner.onRemoved
-  owner.onRemoved = function () {
-    before?.apply(this, arguments)
-    clean()
-    // the node is still in the graph at this moment
-    setTimeout(edits.look)
-  }
+/** A prompt takes the picture of this moment. */
+async function prompted(owner, picker) {
+  if (!reader.busy && !session && picker.capture) await snapshot(owner, picker)
 }
 
 async function snapshot(owner, picker) {
@@ -385,26 +319,13 @@ async function snapshot(owner, picker) {
   try {
     await capture.use(snapshot, [wish])
     const body = await capture.snapshot(wish)
-    const query = new URLSearchParams({ node: execution(owner), client_id: api.clientId })
+    const query = new URLSearchParams({ node: id(owner), client_id: api.clientId })
     await api.fetchApi(`/livediffusion/snapshot?${query}`, { method: 'POST', body })
   } catch (error) {
     notify('warn', say('LiveCamera'), error.message)
   } finally {
     capture.leave(snapshot)
   }
-}
-
-/** A node's id as the server knows it: with the ids of the subgraphs around it. */
-function execution(owner) {
-  const search = (graph, prefix) => {
-    for (const one of graph?.nodes ?? graph?._nodes ?? []) {
-      if (one === owner) return prefix + one.id
-      const inside = one.subgraph && search(one.subgraph, `${prefix}${one.id}:`)
-      if (inside) return inside
-    }
-    return null
-  }
-  return search(root(), '') ?? String(owner.id)
 }
 
 // -- App mode -----------------------------------------------------------------------------
@@ -467,27 +388,23 @@ app.registerExtension({
       }
       show(state)
     }, 1500)
+    api.addEventListener('graphChanged', () => nodes.sweep())
     lines = new Lines(api, node)
     new Stage(tools, mode, outputs, appButton)
   },
   // asked when the language changes, before the nodes are made anew
   refreshComboInNodes: () => words.load().then(() => show(state)),
   nodeCreated(owner) {
-    nameOptions(owner)
-    if (owner.comfyClass === 'LiveView') addView(owner)
-    if (owner.comfyClass === 'LiveCamera') addPicker(owner)
-    if (owner.comfyClass === 'LiveSend') addSend(owner)
-    if (SCHEDULES.includes(owner.comfyClass)) addPlot(owner)
+    nodes.created(owner)
   },
   beforeConfigureGraph() {
+    nodes.loading()
     lines?.clear()
     settle(5000)
   },
   afterConfigureGraph() {
+    nodes.loaded()
     settle(300)
     kept.look()
-  },
-  loadedGraphNode(owner) {
-    pickers.get(owner)?.show()
   }
 })

@@ -149,6 +149,21 @@ def test_it_outlives_its_page_and_another_one_edits_and_stops_it(running, user, 
     until(lambda: written(user) == [] and heart(user)["runs"] == [])
 
 
+def test_two_pages_on_a_kept_run_leave_each_other_alone(running):
+    comfy, _ = running
+
+    async def work(http):
+        mine = await start(http, comfy, film(), "owner")
+        other = await Client.join(http, comfy.url, mine.begun, "owner")
+        seen = len(mine.views)
+        for page in (mine, other):
+            await page.wait(lambda page=page: len(page.views) >= seen + 3)
+            assert page.closed is None and page.refused == []
+        await other.stop()
+
+    inprocess.live(work)
+
+
 def test_a_run_of_a_page_is_kept_from_now_on(running, user):
     comfy, _ = running
 

@@ -83,3 +83,42 @@ def test_a_picture_that_nobody_will_see_is_answered(browser):
           return [answered, closed];
         })""")
         assert told == [[[4, True], [5, True]], [4, 5]]
+
+
+KEPT = """import('/web/live/session.mjs').then(async ({ Session }) => {
+  const urls = [], states = [], asked = [];
+  class Line extends EventTarget {
+    postMessage({ type, url }) {
+      if (type !== 'open') return;
+      urls.push(new URL(url).searchParams.get('role'));
+      if (a) setTimeout(() => this.onmessage?.({ data: { type: 'closed', code: a } }));
+    }
+    terminate() {}
+  }
+  const capture = Object.assign(new EventTarget(), { leave() {} }), worker = window.Worker;
+  window.Worker = Line;
+  const begun = { session: 's', token: 't', run: 'r', cameras: [], views: [] };
+  const api = { clientId: 'c', apiURL: (path) => path, fetchApi: async (path) => {
+    asked.push(path);
+    return { ok: true, json: async () => ({ ...begun }) };
+  } };
+  const session = new Session(api, capture, 'worker', (key) => key);
+  window.Worker = worker;
+  session.addEventListener('state', ({ detail }) => states.push(detail.state));
+  await session.start({}, {}, { run: 'r' });
+  await new Promise((done) => setTimeout(done, a === 1006 ? 1200 : 200));
+  const told = [new Set(urls).size, urls[0], asked.length, states, session.state];
+  session.close();
+  return told;
+})"""
+
+
+def test_a_page_on_a_kept_run_takes_no_other_ones_place_and_comes_back_after_pauses(browser):
+    """Where a proxy lets no WebSocket through, each answer is followed by the next loss."""
+    with House() as house, visiting(browser, house) as one:
+        assert one.get(KEPT, 0) == [1, "watch", 1, [], "starting"]
+        kinds, role, asked, states, state = one.get(KEPT, 1006)
+        assert (kinds, role) == (1, "watch") and 2 <= asked <= 3
+        assert "again" in states and state != "over"
+        # another page has its place: it does not fight for it
+        assert one.get(KEPT, 4409) == [1, "watch", 1, ["failed"], "over"]

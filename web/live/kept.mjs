@@ -89,19 +89,19 @@ export class Kept {
   }
 
   /**
-   * Say why a kept run begins anew, once for each reason.
+   * Say why a kept run begins anew, or this page is no more on it, once for each reason.
    *
    * @param detail of an event `state`
    * @return whether there is a node to be marked
    */
-  failed({ state, reason, node }) {
+  failed({ state, reason, node, final }) {
     const { app, say, notify } = this.#of
     if (state === 'live') this.#said = ''
     if ((state !== 'failed' && state !== 'again') || !reason || reason === this.#said) return false
     this.#said = reason
     const title = node && app.rootGraph?.getNodeById?.(Number(node))?.title
     const of = title ?? (node ? say('node', { id: node }) : say('live'))
-    notify('error', of, say('keptAgain', { reason }))
+    notify('error', of, final ? reason : say('keptAgain', { reason }))
     return Boolean(node)
   }
 

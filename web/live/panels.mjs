@@ -1,7 +1,8 @@
 // What belongs to each source of a Live Camera: buttons and choices, beside the picture and words.
 //
 // A panel has parts (elements for the line above the picture) and hint (a key of words.mjs, for when
-// nothing runs), and may have capture (see camera.mjs), show() when it is chosen, attach(place) with
+// nothing runs), and may have capture (see camera.mjs), begin() and remove() as its node comes to the
+// graph and leaves it, show() when it is chosen, attach(place) with
 // what the server says of the camera in a run, detach(), and stats(source, told).
 
 const MOST = 1000 // ms between two questions after names, at least
@@ -17,6 +18,9 @@ class Browser {
     this.select = element('select', { title: say('cameraTip'), onchange: () => this.#choose() })
     this.button = element('button', { title: say('tryTip'), onclick: () => picker.toggle() })
     this.parts = [this.select, this.button]
+  }
+
+  begin() {
     navigator.mediaDevices?.addEventListener?.('devicechange', this.list)
     this.list()
   }
@@ -65,6 +69,9 @@ class Screen {
     })
     this.offButton = element('button', { textContent: say('off'), onclick: () => picker.toggle() })
     this.parts = [this.button, this.offButton]
+  }
+
+  begin() {
     this.capture.addEventListener('lost', this.#lost)
     this.capture.addEventListener('closed', this.#closed)
   }

@@ -13,6 +13,7 @@ const OWN = {
 
 export class Picker {
   #timer = 0
+  #there = false
   #session = null
   #place = null
   #source = null
@@ -55,14 +56,20 @@ export class Picker {
     })
     this.widget.serialize = false
     this.widget.label = say('cameraWidget')
-    for (const capture of Object.values(captures))
-      for (const event of ['opened', 'closed']) capture.addEventListener(event, this.#changed)
     const { source } = this.widgets
     const changed = source.callback
     source.callback = (...values) => {
       changed?.apply(source, values)
       this.show()
     }
+  }
+
+  /** Its node is in the graph, until remove(). Many are made only to be written down, as by a copy. */
+  begin() {
+    this.#there = true
+    for (const capture of Object.values(this.captures))
+      for (const event of ['opened', 'closed']) capture.addEventListener(event, this.#changed)
+    for (const panel of Object.values(this.panels)) panel.begin?.()
     this.show()
   }
 
@@ -100,6 +107,7 @@ export class Picker {
 
   /** What belongs to the chosen source. */
   show() {
+    if (!this.#there) return
     const other = this.#source !== this.source
     if (other) {
       for (const [name, capture] of Object.entries(this.captures))
@@ -278,7 +286,10 @@ export class Picker {
   }
 
   remove() {
+    this.#there = false
     clearInterval(this.#timer)
+    this.#timer = 0
+    this.detach()
     for (const capture of Object.values(this.captures)) {
       for (const event of ['opened', 'closed']) capture.removeEventListener(event, this.#changed)
       capture.leave(this)

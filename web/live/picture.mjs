@@ -25,7 +25,6 @@ export class Picture {
     this.screen = new tools.Screen(tools, this.compare)
     this.canvas = this.screen.output
     this.canvas.dataset.frames = 0
-    document.addEventListener('visibilitychange', this.#hidden)
   }
 
   // what waits for a refresh that a hidden page does not get is drawn now
@@ -49,6 +48,7 @@ export class Picture {
   /** Show what a session sends for the view of this number; the picture before stays till then. */
   attach(session, place) {
     if (this.#session === session && this.#place === place) return
+    document.addEventListener('visibilitychange', this.#hidden)
     this.#session = session
     this.#place = place
     this.#last = null
@@ -58,6 +58,7 @@ export class Picture {
 
   detach() {
     if (!this.#session) return
+    document.removeEventListener('visibilitychange', this.#hidden)
     // the run may go on, with another node in this one's place after an undo
     if (this.#wished) this.#session.compare(this.#place, (this.#wished = false))
     for (const picture of this.#waiting.splice(0)) {
@@ -126,7 +127,6 @@ export class Picture {
 
   remove() {
     cancelAnimationFrame(this.#drawing)
-    document.removeEventListener('visibilitychange', this.#hidden)
     this.detach()
   }
 }

@@ -146,13 +146,14 @@ class Lane {
 }
 
 const LAST = 5000 // ms after which a worker that does not end is ended
-const SOON = 500 // ms between the first two questions whether a kept run has begun anew
+const SOON = 500 // ms before the first question whether a kept run has begun anew
 const LATER = 5000
+const TAKEN_OVER = 4409 // the code of a socket in whose place another one has come
 const OVER = new Set(['stopping', 'ended', 'over'])
 const LEAVING = new Set(['stopping', 'ended', 'failed', 'over'])
 
 /**
- * Events: state {detail: {state, ahead, reason, node}}, stats, problem, recorded, view, over; unfed
+ * Events: state {detail: {state, ahead, reason, node, final}}, stats, problem, recorded, view, over; unfed
  * {detail: error}, the camera or the screen does not open for an edit that was taken.
  *
  * A state that the socket's end brought has its code, too: 4409 another page has the camera.
@@ -164,6 +165,7 @@ export class Session extends EventTarget {
   #begun = null
   #say
   #ended = false
+  #pause = SOON
   state = 'starting'
   /** What goes by WebRTC, see webrtc.mjs; null where nothing does. */
   rtc = null
@@ -270,6 +272,8 @@ export class Session extends EventTarget {
   /** Have it go on without a page from now on. Throws Invalid. */
   async keep(name) {
     Object.assign(this.#begun, await this.#post('keep', { ...this.#keys, name }))
+    // from now on it comes again as one page of several
+    this.renew()
   }
 
   /** End it, for everybody. */
@@ -368,7 +372,9 @@ export class Session extends EventTarget {
   }
 
   get #frames() {
-    const query = new URLSearchParams({ ...this.#keys, role: 'owner' })
+    // a kept run takes no camera from a page, and several pages may be on it
+    const role = this.run ? 'watch' : 'owner'
+    const query = new URLSearchParams({ ...this.#keys, role })
     const url = new URL(this.#api.apiURL(`/livediffusion/frames?${query}`), location.href)
     url.protocol = url.protocol.replace('http', 'ws')
     return url.href
@@ -387,7 +393,7 @@ export class Session extends EventTarget {
 
   #message(message) {
     if (message.type === 'state') this.#told(message.state, message)
-    else if (message.type === 'refused') this.#told('failed', { reason: message.reason })
+    else if (message.type === 'refused') this.#told('failed', { reason: message.reason, final: true })
     else if (message.type === 'drawn') this.rtc?.told(message)
     else {
       if (message.type === 'pace') this.rtc?.pace(message)
@@ -398,14 +404,20 @@ export class Session extends EventTarget {
   #told(state, rest = {}) {
     if (this.state === 'over') return
     this.state = state
+    if (state === 'live') this.#pause = SOON
     this.#ended ||= state === 'ended' || state === 'failed'
     if (LEAVING.has(state)) this.#dark()
     this.#tell('state', { ...rest, state })
   }
 
-  // one that is kept begins anew after a failure, and after ComfyUI did
+  // One that is kept begins anew after a failure, and after ComfyUI did. The pauses grow until it is
+  // live again: where a proxy lets no WebSocket through, each answer is followed by the next loss.
   async #again() {
-    for (let pause = SOON; this.run && !OVER.has(this.state); pause = Math.min(2 * pause, LATER)) {
+    this.#told('again')
+    for (;;) {
+      await new Promise((done) => setTimeout(done, this.#pause))
+      if (!this.run || OVER.has(this.state)) return
+      this.#pause = Math.min(2 * this.#pause, LATER)
       try {
         const begun = await this.#post('attach', { run: this.run })
         if (OVER.has(this.state)) return
@@ -425,12 +437,11 @@ export class Session extends EventTarget {
         }
         this.#told('again')
       }
-      await new Promise((done) => setTimeout(done, pause))
     }
   }
 
   #closed(code) {
-    if (this.run && !OVER.has(this.state)) return this.#again()
+    if (this.run && code !== TAKEN_OVER && !OVER.has(this.state)) return this.#again()
     if (code !== 4410 && !this.#ended)
       this.#told('failed', { reason: this.#say('broke'), code })
     this.#ended = true

@@ -26,7 +26,7 @@ export class View {
   /**
    * @param node a LiveView
    * @param tools say(key, values), element(), addStyle(document), notify(severity, summary,
-   *   detail), Compare, Picture, Screen
+   *   detail), id(node) as the server knows it, Compare, Picture, Screen
    */
   constructor(node, tools) {
     const { say, element } = tools
@@ -133,8 +133,25 @@ export class View {
   }
 
   get #windows() {
-    if (this.#popup?.closed) this.#popup = this.#window = null
+    const page = pageOf(this.#popup)
+    if (!page) this.#popup = this.#window = null
+    // a reload leaves it empty
+    else if (this.#window.root.ownerDocument !== page) this.#show(this.#popup)
     return this.#window ? [this.#window] : []
+  }
+
+  /** Hand over its window, as {popup, screen}, for the View that comes in its place; or null. */
+  release() {
+    const [screen] = this.#windows
+    const popup = this.#popup
+    this.#popup = this.#window = null
+    return screen ? { popup, screen } : null
+  }
+
+  /** Take a window over; what it shows stays till the next picture. */
+  adopt({ popup, screen }) {
+    this.#fill(popup)
+    this.#window.paint(screen.output, screen.compared ? screen.input : null)
   }
 
   #remark() {
@@ -154,11 +171,23 @@ export class View {
   }
 
   popOut() {
-    if (this.#popup && !this.#popup.closed) return this.#popup.focus()
-    const popup = window.open('', `livediffusion-${this.node.id}`, 'popup,width=640,height=640')
-    if (!popup) {
+    if (this.#windows.length) return this.#popup.focus()
+    const name = `livediffusion-${this.tools.id(this.node)}`
+    const popup = window.open('', name, 'popup,width=640,height=640')
+    if (!pageOf(popup)) {
       return this.tools.notify('warn', this.#say('LiveView'), this.#say('windowBlocked'))
     }
+    this.#show(popup)
+  }
+
+  #show(popup) {
+    this.#fill(popup)
+    if (!this.picture.begun) return
+    const { screen, canvas } = this.picture
+    this.#window.paint(canvas, screen.compared ? screen.input : null)
+  }
+
+  #fill(popup) {
     this.#popup = popup
     this.#window = new this.tools.Screen(this.tools, this.compare)
     const { root } = this.#window
@@ -168,11 +197,9 @@ export class View {
     page.body.style.cssText = 'margin:0;background:#000;overflow:hidden'
     root.classList.add('livediffusion-window')
     page.body.replaceChildren(root)
+    // the whole page, as what is in it may be exchanged meanwhile
     root.ondblclick = () =>
-      page.fullscreenElement ? page.exitFullscreen() : root.requestFullscreen()
-    if (!this.picture.begun) return
-    const { screen, canvas } = this.picture
-    this.#window.paint(canvas, screen.compared ? screen.input : null)
+      page.fullscreenElement ? page.exitFullscreen() : page.documentElement.requestFullscreen()
   }
 
   #savable(on) {
@@ -212,5 +239,14 @@ export class View {
     this.detach()
     this.picture.remove()
     this.closeWindow()
+  }
+}
+
+/** The page in a window; null where there is none, or one that nobody here may look at. */
+function pageOf(popup) {
+  try {
+    return (popup && !popup.closed && popup.document?.body && popup.document) || null
+  } catch {
+    return null
   }
 }
