@@ -154,9 +154,7 @@ class Coherence:
     ):  # fmt: skip
         """DIFFUSION_MODEL: the call, with its self-attentions extended where its rows are told."""
         options = {} if transformer_options is None else transformer_options
-        exchange = options.get(EXCHANGE)  # of an engine that has let the call go on
-        if exchange is None:
-            exchange = self.exchange(options, executor.class_obj, x.shape)
+        exchange = self.exchange(options, executor.class_obj, x.shape)
         plan = self._plan(options, exchange, x)
         unet, inner = executor.class_obj, executor.wrappers[executor.idx + 1 :]
         if self.patchwork is not None and exchange is not None:
@@ -231,12 +229,19 @@ class Coherence:
     ) -> Exchange | None:
         """Of a call [R, C, H, W] with these transformer_options; None where it goes on as it is.
 
-        To be asked for once in a call: who asks and lets the call go on puts it into its options,
-        under EXCHANGE.
+        It is made once in a call: who asks and lets the call go on puts it into its options, under
+        EXCHANGE.
         """
         if not self.acts(options, unet):
             return None
+        if EXCHANGE in options:
+            return options[EXCHANGE]
         return options[NEIGHBOURS].call(shape, options.get("cond_or_uncond"))
+
+    def changes(self, exchange: Exchange) -> bool:
+        """Whether a call with an exchange may be another than without."""
+        acting = self.future, self.memory, self.patchwork
+        return bool(exchange.plan) or any(part is not None for part in acting)
 
     def acts(self, options: dict[str, Any], unet: torch.nn.Module) -> bool:
         """Whether a stream tells the rows of calls with these transformer_options."""

@@ -106,6 +106,7 @@ class Attached:
         self._since: OrderedDict[tuple, float] = OrderedDict()  # when it was first called for
         self._newest: deque[tuple] = deque(maxlen=_NEWEST)
         self._passes = False  # the shapes of the calls under way
+        self._aside = reused.ALONE  # why their tick is never recorded, where a stream makes them
         self._weights: tuple | None = None  # those that the engines were made on
         self._away: str | None = None  # why no engine can be made on them
         self._rests_until = 0.0
@@ -156,13 +157,14 @@ class Attached:
             self._base = before
 
     @contextlib.contextmanager
-    def passing(self, passes: bool):
-        """Where True, the shapes of the calls inside will not stay: nothing is made for them."""
-        before, self._passes = self._passes, passes
+    def passing(self, passes: bool, aside: str = ""):
+        """Where True, the shapes of the calls inside will not stay: nothing is made for them;
+        `aside` says why their tick is never recorded, where it is not and will not be."""
+        before, (self._passes, self._aside) = (self._passes, self._aside), (passes, aside)
         try:
             yield
         finally:
-            self._passes = before
+            self._passes, self._aside = before
 
     def diffusion_model(
         self, executor, x, timesteps=None, context=None, y=None, control=None,
@@ -171,18 +173,22 @@ class Attached:
         """DIFFUSION_MODEL: the call, by the engine or by the UNet itself."""
         options = {} if transformer_options is None else transformer_options
         helping = coherence.among(executor.wrappers[executor.idx + 1 :])
-        helps = helping is not None and helping.acts(options, executor.class_obj)
-        # where frames help each other, the whole tick is recorded or nothing is
-        if self.name == "cudagraph" and (self.inside or helps):
+        whole, module = self.name == "cudagraph", executor.class_obj
+        helps = helping is not None and helping.acts(options, module)
+        if whole and self.inside:
             return executor(x, timesteps, context, y, control, options, **kwargs)
         self.used = time.monotonic()
         key = failure = exchange = memory = reuse = None
         if helps:
-            exchange = helping.exchange(options, executor.class_obj, x.shape)
+            exchange = helping.exchange(options, module, x.shape)
             options = {**options, EXCHANGE: exchange}
+        # where frames help each other, the whole tick is recorded or nothing is
+        if whole and exchange is not None and helping.changes(exchange):
+            if aside := reused.aside(self.name, self._aside, helping, exchange, options, module):
+                self.fall_back(aside, passing=True)
+            return executor(x, timesteps, context, y, control, options, **kwargs)
         try:
             self._admit(executor, options, kwargs)
-            module = executor.class_obj
             if helps and helping.patchwork is not None:
                 raise reused.patching(self.name)
             if exchange is not None:
@@ -226,12 +232,11 @@ class Attached:
                 logging.debug("LiveDiffusion: %s failed", self.name, exc_info=True)
                 self._gave_up(key, reason_of(error))
             failure = error
-        if failure is None:
-            return executor(x, timesteps, context, y, control, options, **kwargs)
-        reason = reason_of(failure)
-        self.fall_back(reason, isinstance(failure, WeightsAway | NotYet))
-        if self.alone:
-            raise RuntimeError(f"{self.name}: {reason}")
+        if failure is not None:
+            reason = reason_of(failure)
+            self.fall_back(reason, isinstance(failure, WeightsAway | NotYet))
+            if self.alone:
+                raise RuntimeError(f"{self.name}: {reason}")
         return executor(x, timesteps, context, y, control, options, **kwargs)
 
     def _gave_up(self, key: tuple | None, reason: str) -> None:
@@ -337,7 +342,7 @@ class Attached:
             if owner is not self and not isinstance(owner, coherence.Coherence)
         ]  # fmt: skip
         if others:
-            raise Refused(f"another node has wrapped the UNet ({_named(others[0])})")
+            raise Refused(f"another node has wrapped the UNet ({looks.named(others[0])})")
         if steers := looks.steering(options):
             raise Refused(f"a node has patched the UNet ({steers})")
         strange = [name for name, value in kwargs.items() if value is not None]
@@ -410,9 +415,7 @@ class Attached:
             raise WeightsAway("the weights changed while it was compiled; it is tried again")
         if isinstance(error, WeightsAway):
             self._away = str(error) if self.placed else None
-        elif isinstance(error, Refused) and not self.alone:
-            _remember(self._broken, self._as_loaded(making.key), str(error))
-        elif self._beside:
+        elif self._beside or (isinstance(error, Refused) and not self.alone):
             _remember(self._broken, self._as_loaded(making.key), reason_of(error))
         raise error
 
@@ -488,7 +491,3 @@ def engine_of(patcher) -> Attached | None:
 def reason_of(error: Exception) -> str:
     """Why it failed, for people."""
     return str(error) if isinstance(error, Refused) else f"{type(error).__name__}: {error}"
-
-
-def _named(wrapper: Any) -> str:
-    return getattr(wrapper, "__qualname__", type(wrapper).__name__)

@@ -1,6 +1,7 @@
 """What engines are told where rows go on with kept features (Live Reuse)."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from comfy.ldm.modules.diffusionmodules.openaimodel import Downsample, ResBlock, UNetModel
@@ -14,6 +15,8 @@ from ...engine.blocks.schedule import Reuse
 from ...engine.coherence.neighbours import Exchange
 from .coherence import Coherence, coherence_of, depth_of
 from .walk import why_not
+
+ALONE = "each frame is sampled by itself"  # of calls that no ring makes
 
 
 def reused(name: str, takes: bool, exchange: Exchange, unet: torch.nn.Module, x: Tensor) -> Reused:
@@ -56,6 +59,34 @@ def patching(name: str) -> Refused:
     return Refused(
         f"how much is computed changes with every frame (Live Patchwork), and {name} has one "
         "network for all: take the MODEL from before one of the two nodes"
+    )
+
+
+def aside(
+    name: str, why: str, coherence: Coherence, exchange: Exchange, options: dict[str, Any],
+    unet: torch.nn.Module,
+) -> str:  # fmt: skip
+    """What an engine that records whole ticks says of a call whose tick is not recorded.
+
+    Args:
+        why: it never is; empty where it may be later, of which nothing is said.
+        options: the call's transformer_options.
+    """
+    if coherence.patchwork is not None:
+        return str(patching(name))
+    keeps = bool(exchange.plan) and exchange.plan.kept is not None
+    if keeps and not why and not coherence.goes_by_plan(exchange, options, unet):
+        why = "Live Reuse can keep nothing here, as its node says"
+    if not why:
+        return ""
+    asked = {
+        "Live Future Attention": coherence.future, "Live Memory": coherence.memory,
+        "Live Reuse": coherence.reuse, "Live Searched Steps": coherence.skips,
+    }  # fmt: skip
+    nodes = " and ".join(node for node, wish in asked.items() if wish is not None)
+    return (
+        f"with {nodes} {name} records whole ticks of a stream and nothing else, and {why}. For a "
+        f"graph of the UNet alone take the MODEL from before {nodes}"
     )
 
 

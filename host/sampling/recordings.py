@@ -35,6 +35,7 @@ from .visit import Calls, Visit
 _WARM = 2  # ticks that a stream runs as it is before one is recorded
 _KEPT = 8  # recordings of other layouts that are kept: of other numbers of rows that run whole
 _FOLDS = 64  # time embeddings kept; a steady stream of n slots needs n
+_APART = "its frames have a mask, or prompts that take calls of their own"
 
 
 class Recordings:
@@ -79,15 +80,17 @@ class Recordings:
             return work(guide if straight is None else straight)
 
         def road(work: Work, guide: Guide) -> tuple[Tensor, Tensor | None]:
+            aside = visit.route.why
             if direct and attached is not None and work.full:
                 asked = self._direct.asked(visit, work, steady=True)
+                aside = _APART if asked is None else ""
                 done = None if asked is None else self._tick(visit, attached, work, asked)
                 if done is not None:
                     return done
             if engine is None:
                 return as_it_is(work, guide)
             # a ring that fills or drains has as many rows once only, and in every clip again
-            with engine.passing(not work.steady):
+            with engine.passing(not work.steady, aside):
                 return as_it_is(work, guide)
 
         return road

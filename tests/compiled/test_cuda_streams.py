@@ -9,7 +9,7 @@ import tiny
 import torch
 from helping import helping
 from on_cuda import CLOSE, DEVICE, REHEARSED, latents, model
-from pairs import guider, settings
+from pairs import Pair, guider, settings
 
 NEAR = 1e-5 if REHEARSED else 5e-2  # bfloat16, in channels_last
 pytestmark = [pytest.mark.comfy, pytest.mark.cuda, pytest.mark.usefixtures("at_once")]
@@ -101,6 +101,36 @@ def test_a_compiled_vae_that_was_let_go_leaves_the_vae_as_it_was():
         del own, stage
         collected()
         assert tiny.rms(vae.decode(latent), before) <= CLOSE
+
+
+@pytest.mark.parametrize("what", ["patchwork", "percent range"])
+def test_an_engine_that_stands_aside_says_so(what):
+    """Where a tick is not recorded and its calls are others than the UNet's."""
+    from livediffusion.compiled.graph import CudaRecording
+    from livediffusion.engine.patchwork.mask import Patchwork
+    from livediffusion.host.models.coherence import attach
+
+    base, patched = model(), what == "patchwork"
+    base = attach(base, patchwork=Patchwork(0.05)) if patched else helping(base, reuse={})
+    both = Pair(base, recording=replaying.Replaying if REHEARSED else CudaRecording)
+    both.guide()
+    asked = {} if patched else {"end_percent": 0.9}
+    for one in both.guiders:
+        one.set_conds(tiny.conditioning(1, **asked), tiny.conditioning(2))
+    for i in range(8):
+        a, b = both.run(settings(), latents(i, 16))
+        assert tiny.rms(b, a) <= CLOSE, i
+    attached = both.attached
+    assert both.captures == attached.ran == 0 and attached.used and attached.fell_back >= 8
+    assert ("Live Patchwork" if patched else "with Live Reuse cudagraph") in attached.reason
+    assert attached.said[-1].endswith(attached.reason)
+    if patched:
+        return
+    both.guide()
+    for i in range(20):
+        a, b = both.run(settings(), latents(i, 16))
+        assert tiny.rms(b, a) <= CLOSE, i
+    assert both.captures and attached.ran and attached.reason is None
 
 
 def test_a_network_that_cannot_be_counted_runs_all_the_same(monkeypatch):
