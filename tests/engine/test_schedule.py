@@ -131,7 +131,7 @@ def test_what_the_host_learns_late_puts_back_nothing_newer(monkeypatch, bad, lef
         device.tick += 1
         reusing.meet({}, 4)
     assert [reusing._schedule.kept[spot].frame for spot in spots(2)] == [3, left]
-    assert (reusing.bank[1:, 0, 0, 0] // 100).tolist() == [3, left]
+    assert (reusing.banks[0].features[1:, 0, 0, 0] // 100).tolist() == [3, left]
 
 
 def test_a_tick_that_broke_off_is_forgotten_with_what_it_wrote():
