@@ -77,17 +77,21 @@ let sent = [] // times of pictures that were taken
 let refused = 0 // since when none is
 let timer = 0
 
-/** What this phone calls itself: the one that came first stays the only one. */
+/**
+ * What this phone calls itself: the one that came first stays the only one.
+ *
+ * Made as a page by plain http can, too, for it has to say what it needs.
+ */
 function mark() {
   const name = `livediffusion.phone.${key}`
+  const bytes = [...crypto.getRandomValues(new Uint8Array(16))]
+  const made = bytes.map((n) => n.toString(16).padStart(2, '0')).join('')
   try {
     const kept = sessionStorage.getItem(name)
-    if (kept) return kept
-    const made = crypto.randomUUID()
-    sessionStorage.setItem(name, made)
-    return made
+    if (!kept) sessionStorage.setItem(name, made)
+    return kept || made
   } catch {
-    return crypto.randomUUID()
+    return made
   }
 }
 
