@@ -327,6 +327,19 @@ def test_a_camera_that_does_not_open(browser):
         one.run()
 
 
+def test_a_browser_that_keeps_nothing(browser):
+    """Storage is blocked for the page: to look at it throws. And it has no crypto.randomUUID."""
+    with House(("red",)) as house, visiting(browser, house, opened=False, locale="en-GB") as one:
+        one.page.add_init_script("""for (const name of ['localStorage', 'sessionStorage'])
+            Object.defineProperty(window, name, { get() {
+              throw new DOMException('Access is denied', 'SecurityError') } });
+            delete Crypto.prototype.randomUUID""")
+        one.open()
+        one.run()
+        one.more()
+        assert not [entry for entry in one.noise if entry[0] == "error"]
+
+
 def test_the_camera_is_pulled_out_and_back(browser):
     with House(("red",)) as house, visiting(browser, house) as one:
         one.run()
