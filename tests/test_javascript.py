@@ -1,5 +1,8 @@
 """Modules of the pages in Node.js: where a browser gives less, and how they fare in time."""
 
+import json
+
+import pytest
 from javascript import told
 from livediffusion.trust import boundary
 
@@ -72,3 +75,142 @@ def test_a_camera_is_chosen_where_nothing_can_be_kept():
     """)
     assert seen == [["", "a", 1], "NotFoundError", "a"] * 3
     assert none == [] and opened == 6
+
+
+STREAM = """
+  let away = 0, crossed = 0 // requests on their way, and how many at a time at most
+  const request = async (ms) => {
+    crossed = Math.max(crossed, ++away)
+    await new Promise((done) => setTimeout(done, ms))
+    away -= 1
+  }
+  // a hand that moves for three seconds, 60 times in each, and what has been sent of it
+  const streamed = async (clock, sent, hand) => {
+    for (let value = 1; value <= 180; value += 1) {
+      hand(value)
+      await clock.advance(1000 / 60)
+    }
+    const rests = clock.now
+    await clock.advance(1500)
+    const times = sent.map(({ at }) => at)
+    const gaps = times.filter((at) => at <= rests).map((at, i) => at - (times[i - 1] ?? 0))
+    return { most: Math.max(...gaps), count: gaps.length, last: sent.at(-1).value,
+             rested: times.at(-1) - rests, crossed }
+  }
+"""
+
+
+@pytest.mark.parametrize("sign", ["input", "wheel", "pointermove"])
+def test_a_stream_of_signs_is_followed_while_it_goes_on(sign):
+    """Though a value is in the graph some time after its sign, and a request takes its time."""
+    combinations = [(late, trip) for late in (0, 40) for trip in (0, 30, 400)]
+    found = told(STREAM, f"const [sign, all] = {json.dumps([sign, combinations])}", """
+      const { Edits } = await load('web/live/edits.mjs')
+      const found = []
+      for (const [late, trip] of all) {
+        const clock = new browser.Clock()
+        const document = browser.page()
+        const move = (type, buttons) =>
+          document.dispatchEvent(Object.assign(new Event(type), { buttons }))
+        let value = 0, reads = 0
+        const read = async () => (reads += 1, { output: value })
+        const reader = { saved: () => String(value), read }
+        const sent = []
+        const changed = async ({ output }) => {
+          sent.push({ at: clock.now, value: output })
+          await request(trip)
+        }
+        const edits = new Edits(new EventTarget(), reader, changed, () => true)
+        edits.begin(0)
+        const followed = await streamed(clock, sent, (next) => {
+          move(sign, 1)
+          setTimeout(() => (value = next), late)
+        })
+        // a hand that only passes over the page is none
+        reads = 0
+        for (let i = 0; i < 20; i += 1) {
+          move('pointermove', 0)
+          await clock.advance(16)
+        }
+        edits.end()
+        found.push({ ...followed, trip, reads })
+      }
+      tell(found)
+    """)
+    for one in found:
+        assert one["most"] <= max(160, one["trip"] + 40), one
+        assert one["last"] == 180 and one["rested"] <= 160 + one["trip"], one
+        assert one["crossed"] == 1 and one["reads"] == 0, one
+
+
+def test_a_visitors_slider_is_followed_no_faster_than_a_gate_takes_it():
+    found, typed = told(STREAM, """
+      const { Values } = await load('serve/page/values.mjs')
+      const found = []
+      let clock, values, sent
+      for (const trip of [0, 30, 400]) {
+        clock = new browser.Clock()
+        sent = []
+        values = new Values({ get: () => ({}), set() {} }, () => false)
+        const update = async ({ values: all }) => {
+          sent.push({ at: clock.now, value: all.a, typed: all.b })
+          await request(trip)
+        }
+        await values.begin({ start: async () => {}, update })
+        const followed = await streamed(clock, sent, (value) => {
+          values.set('a', value, 60)
+          values.set('b', String(value), 300, true)
+        })
+        found.push({ ...followed, trip, typed: sent.at(-1).typed })
+      }
+      sent.length = 0
+      for (const text of ['n', 'ne', 'neo', 'neon']) {
+        values.set('b', text, 300, true)
+        await clock.advance(100)
+      }
+      await clock.advance(1000)
+      tell([found, sent.map((one) => one.typed)])
+    """)
+    for one in found:
+        assert one["most"] <= max(160, one["trip"] + 40), one
+        assert one["count"] <= 3 * 10, one  # see serve/gate/stream.py
+        assert one["last"] == 180 and one["typed"] == "180" and one["crossed"] == 1, one
+    assert typed == ["neon"]
+
+
+def test_an_edit_that_does_not_arrive_is_sent_until_it_does_and_one_that_is_refused_is_not():
+    """Nobody touches anything meanwhile. What is as it was is sent, too: the other may be there."""
+    assert told("""
+      const clock = new browser.Clock()
+      browser.page()
+      const { Edits } = await load('web/live/edits.mjs')
+      const seen = []
+      let value = 'old', arrives = false
+      const reader = { saved: () => value, read: async () => ({ output: value }) }
+      const changed = async ({ output }) => {
+        seen.push(output)
+        return arrives
+      }
+      const edits = new Edits(new EventTarget(), reader, changed, () => true)
+      const sent = async (ms) => {
+        await clock.advance(ms)
+        return seen.splice(0)
+      }
+      edits.begin('old')
+      const found = []
+      value = 'new'
+      found.push(await sent(3000))
+      value = 'old'
+      found.push(await sent(1000))
+      arrives = true
+      found.push(await sent(3000))
+      value = 'refused'
+      found.push(await sent(3000))
+      // over while it is on its way: then nothing is sent any more
+      arrives = false
+      value = 'last'
+      found.push(await sent(1000))
+      edits.end()
+      found.push(await sent(3000))
+      tell(found)
+    """) == [["new"] * 3, ["old"], ["old"], ["refused"], ["last"], []]

@@ -288,9 +288,12 @@ async function edited(graph) {
     conceal(session?.concealed, graph.output, node)
   } catch (error) {
     if (!session) return
-    // while somebody types, the same reason comes again and again
-    if (error.message !== said) complain(error, say('notChanged'))
-    said = error.message
+    const lost = error.status !== 400 // it is not about the edit, which is sent again
+    const told = lost ? new Error(say('notArrived', { reason: error.message })) : error
+    // while somebody types, or nothing arrives, the same reason comes again and again
+    if (told.message !== said) complain(told, say('notChanged'))
+    said = told.message
+    return !lost
   }
 }
 
