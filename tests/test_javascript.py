@@ -77,6 +77,38 @@ def test_a_camera_is_chosen_where_nothing_can_be_kept():
     assert none == [] and opened == 6
 
 
+def test_a_camera_that_was_unplugged_is_opened_again_by_whoever_uses_it():
+    """Each way to use it; and while it is not back, in words, with the light off."""
+    found = told(CAMERA, """
+      const [one, other] = [{}, {}]
+      const ways = {
+        'used by another': () => camera.use(other, [{}]),
+        'used again': () => camera.use(one, [{ width: 64, height: 64, fps: 5 }]),
+        'chosen': () => camera.choose('a'),
+        'opened': () => camera.reopen()
+      }
+      const found = []
+      for (const [name, way] of Object.entries(ways)) {
+        await camera.use(one, [{}])
+        const before = [camera.track, camera.takes]
+        camera.track.unplug()
+        devices.there = false
+        const said = await way().catch((error) => error.message)
+        devices.there = true
+        if (!camera.users.has(one)) await camera.use(one, [{}])
+        else await way()
+        const now = camera.track
+        found.push([name, said, camera.gone, now.readyState, now !== before[0],
+                    camera.takes > before[1]])
+        for (const user of [one, other]) camera.leave(user)
+        found.at(-1).push(devices.opened.every(({ readyState }) => readyState === 'ended'))
+      }
+      tell(found)
+    """)
+    for name, *rest in found:
+        assert rest == ["NotFoundError", False, "live", True, True, True], name
+
+
 STREAM = """
   let away = 0, crossed = 0 // requests on their way, and how many at a time at most
   const request = async (ms) => {

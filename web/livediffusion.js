@@ -434,7 +434,8 @@ const outputs = () =>
 
 camera.addEventListener('lost', () => {
   notify('error', say('camera'), say('disconnected'))
-  if (!session?.run) session?.stop()
+  // what runs on other sources goes on without it
+  if (!session?.run && session?.cameras.some(({ source }) => source === 'browser')) session.stop()
 })
 // the last picture stays, and another screen may be chosen on the node
 desktop.addEventListener('lost', () => notify('warn', say('screen'), say('screenEnded')))

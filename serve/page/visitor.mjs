@@ -72,6 +72,7 @@ function show(next, { lead = '', line = '', problem = '' } = {}) {
   $('own').hidden = !(waits && camera.stream)
   fold()
   if (!live) notes.clear()
+  if (camera.gone) notes.set('camera', say('disconnected')) // in the line, too
   note()
   document.title = next === 'running' ? `\u25cf ${welcome?.title}` : welcome?.title ?? document.title
   if (next !== before) moveFocus()
@@ -383,7 +384,7 @@ async function reopen() {
   }
 }
 
-navigator.mediaDevices?.addEventListener?.('devicechange', () => notes.has('camera') && reopen())
+navigator.mediaDevices?.addEventListener?.('devicechange', () => camera.gone && reopen())
 
 // -- the bar ------------------------------------------------------------------------------------
 

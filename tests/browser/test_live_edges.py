@@ -154,6 +154,36 @@ def test_a_camera_tried_and_exchanged_goes_dark_with_its_node(page):
     page.get("localStorage.removeItem('livediffusion.camera')")
 
 
+def unplugged(page):
+    """What the browser does when a camera is pulled out."""
+    page.get("window.live.tracks.forEach((t) => { t.stop(); t.dispatchEvent(new Event('ended')) })")
+    page.wait(f"{TOASTS}.join().includes('disconnected')")
+    page.get("window.live.untoast()")
+
+
+def test_a_camera_that_is_only_tried_ends_no_run_and_live_opens_it_again(page, site):
+    Image.new("RGB", (64, 64)).save(site.base / "input" / "black.png")
+    page.load(through(source="file", file="black.png"))
+    # somebody else's Live Camera
+    page.get("""(() => { const node = LiteGraph.createNode('LiveCamera'); node.pos = [960, 60];
+        app.graph.add(node) })()""")
+    page.page.get_by_text("Try", exact=True).last.click()
+    page.wait("window.live.cameras() === 1")
+    page.live()
+    unplugged(page)
+    goes_on(page)
+    page.get(f"{SOURCE}.value = 'browser'")
+    page.wait("window.live.cameras() >= 1")
+    goes_on(page)
+    # and one that it runs on does end it
+    unplugged(page)
+    page.wait(IDLE, 10)
+    page.live()
+    page.stop()
+    page.page.get_by_text("Off", exact=True).click()
+    page.wait(DARK, 5)
+
+
 def test_a_browser_that_cannot_hand_its_camera_to_a_worker(page):
     """The page is asked for each picture, and never for one more than can be sent."""
     page.load(through())

@@ -75,8 +75,13 @@ export class Capture extends EventTarget {
     return this.track?.getSettings?.().frameRate ?? 0
   }
 
+  /** Whether it was opened, and then unplugged or taken away: its last picture is all there is. */
+  get gone() {
+    return this.track?.readyState === 'ended'
+  }
+
   /**
-   * Open it for a user; used again with other wishes, it is set to those.
+   * Open it for a user, also one that is gone; used again with other wishes, it is set to those.
    *
    * @param user any object
    * @param wishes list of {width, height, fps}, all of which its pictures should cover
@@ -87,10 +92,10 @@ export class Capture extends EventTarget {
     // known from the start: who leaves while the browser still asks gets no light afterwards
     this.users.set(user, wishes)
     try {
-      if (!this.stream) await (this.#opening ??= this.#open())
+      if (!this.stream || this.gone) await (this.#opening ??= this.#open())
       await (this.#fitting ??= this.#fit())
     } catch (error) {
-      this.users.delete(user)
+      this.leave(user)
       throw error
     } finally {
       this.#opening = null
