@@ -246,3 +246,73 @@ def test_an_edit_that_does_not_arrive_is_sent_until_it_does_and_one_that_is_refu
       found.push(await sent(3000))
       tell(found)
     """) == [["new"] * 3, ["old"], ["old"], ["refused"], ["last"], []]
+
+
+def test_the_display_stays_on_while_a_window_can_be_seen():
+    """Windows are hidden, shown and closed, locks taken away: never two are held, none if off."""
+    told("""
+      const clock = new browser.Clock()
+      const document = browser.page()
+      const { Awake } = await load('web/live/awake.mjs')
+      let seed = 1
+      const random = (below) => {
+        seed = (seed * 48271) % 2147483647
+        return seed % below
+      }
+      const locks = new Set() // that are held
+      class Lock extends EventTarget {
+        released = false
+        async release(quiet = false) {
+          if (this.released) return
+          this.released = !quiet
+          locks.delete(this)
+          if (!quiet) this.dispatchEvent(new Event('release'))
+        }
+      }
+      const window = (document) => {
+        const one = { document, closed: false, navigator: {} }
+        one.navigator.wakeLock = { request: async () => {
+          await new Promise((done) => setTimeout(done, random(50)))
+          if (one.closed || document.hidden) throw new DOMException('', 'NotAllowedError')
+          one.lock = new Lock()
+          locks.add(one.lock)
+          return one.lock
+        } }
+        one.hide = (hidden) => {
+          document.hidden = hidden
+          if (hidden) one.lock?.release()
+          document.dispatchEvent(new Event('visibilitychange'))
+        }
+        return one
+      }
+      const windows = [window(document)]
+      const awake = new Awake(() => windows)
+      const found = { held: 0, dark: 0, off: 0 }
+      for (let step = 0, on = false; step < 3000; step += 1) {
+        const one = windows[random(windows.length)]
+        const what = random(6)
+        if (what === 0) awake.keep((on = random(3) > 0))
+        else if (what === 1 && windows.length < 3) windows.push(window(new browser.Element()))
+        else if (what === 2 && one !== windows[0]) {
+          one.closed = true // and tells nobody
+          one.lock?.release(true)
+          windows.splice(windows.indexOf(one), 1)
+        } else if (what === 3) [...locks].at(-1)?.release()
+        else one.hide(random(2) > 0)
+        await clock.advance(random(200))
+        if (locks.size > 1) throw new Error(`two locks after ${step}`)
+        if (step % 10) continue
+        await clock.advance(1100)
+        if (on) awake.keep(true) // as the figures of each second have it
+        await clock.advance(100)
+        const seen = windows.some(({ document }) => !document.hidden)
+        if ((locks.size === 1) !== (on && seen))
+          throw new Error(`${locks.size} locks after ${step}: ${on}, ${seen}`)
+        found[!on ? 'off' : seen ? 'held' : 'dark'] += 1
+      }
+      if (Object.values(found).some((count) => count < 10)) throw new Error(JSON.stringify(found))
+      // by plain http there is none
+      browser.put('window', { document, navigator: {} })
+      await new Awake().keep(true)
+      tell(found)
+    """)

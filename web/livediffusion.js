@@ -14,13 +14,13 @@ app.queuePrompt = function (...of) {
 const VERSION = '0.1.0'
 const place = (name) => new URL(`./live/${name}.mjs?v=${VERSION}`, import.meta.url).href
 const modules = [
-  'allow', 'camera', 'compare', 'concealed', 'edits', 'kept', 'lines', 'marks', 'panels', 'picker',
-  'picture', 'plot', 'reader', 'screen', 'send', 'session', 'stage', 'style', 'view', 'webrtc',
-  'words'
+  'allow', 'awake', 'camera', 'compare', 'concealed', 'edits', 'kept', 'lines', 'marks', 'panels',
+  'picker', 'picture', 'plot', 'reader', 'screen', 'send', 'session', 'stage', 'style', 'view',
+  'webrtc', 'words'
 ]
 const [
-  { Allow }, { Camera, Desktop }, { Compare }, { conceal }, { Edits }, { Kept }, { Lines }, { Marks },
-  { panels }, { Picker }, { Picture }, { Plot }, { Reader }, { Screen }, { Send },
+  { Allow }, { Awake }, { Camera, Desktop }, { Compare }, { conceal }, { Edits }, { Kept }, { Lines },
+  { Marks }, { panels }, { Picker }, { Picture }, { Plot }, { Reader }, { Screen }, { Send },
   { Session, fileName }, { Stage }, { addStyle, element }, { View }, { chosen, transport }, { Words }
 ] = await Promise.all(modules.map((name) => import(place(name))))
 
@@ -49,6 +49,8 @@ const views = new Map() // node -> View
 const pickers = new Map() // node -> Picker
 const sends = new Map() // node -> Send
 const plots = new WeakMap() // node -> Plot
+// a tab that is behind another has its windows, on the projector
+const awake = new Awake(() => [window, ...[...views.values()].flatMap(({ popup }) => popup ?? [])])
 let session = null
 let opened = null // id and tab of the workflow that is live
 let settling = 0
@@ -110,6 +112,7 @@ async function ask(route, body) {
 
 function show(next, detail = {}) {
   state = next
+  awake.keep(state === 'live')
   const { ahead: count } = detail
   const label = state === 'queued' && count ? say('waitingCount', { count }) : say(LABELS[state])
   const plain = state === 'live' && session?.run ? 'keptTip' : `${state}Tip`

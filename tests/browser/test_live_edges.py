@@ -239,6 +239,42 @@ def test_a_broken_edit_is_said_once_and_marked_in_nodes_2(page):
         page.nodes2(False)
 
 
+# -- the display ----------------------------------------------------------------------------
+
+
+def test_the_display_stays_on_while_live_for_a_window_when_its_tab_is_behind_another(page):
+    watch = """((one, name) => { const { wakeLock } = one.navigator, ask = wakeLock.request;
+        wakeLock.request = async () => {
+          const lock = await ask.call(wakeLock, 'screen').catch(() => {
+            const made = new EventTarget(); // a browser without a display
+            return Object.assign(made, { released: false, release: async () => {
+              made.released = true; made.dispatchEvent(new Event('release')) } }) });
+          window.live.locks.push([name, lock]);
+          return lock } })"""
+    held = "window.live.locks.filter(([, lock]) => !lock.released).map(([name]) => name).join()"
+    page.get("(window.live.locks = [])")
+    page.get(f"{watch}(window, 'tab')")
+    page.load(through())
+    assert page.get(held) == ""
+    page.live()
+    page.wait(f"{held} === 'tab'")
+    page.get("(window.live.open = window.open, window.open = (...of) => "
+             "(window.live.popup = window.live.open.apply(window, of)))")  # fmt: skip
+    page.page.get_by_text("Window", exact=True).click()
+    page.wait("window.live.popup")
+    page.get(f"{watch}(window.live.popup, 'window')")
+    page.get("""(() => {
+        Object.defineProperty(document, 'hidden', { value: true, configurable: true });
+        window.live.locks[0][1].release();
+        document.dispatchEvent(new Event('visibilitychange')) })()""")
+    page.wait(f"{held} === 'window'")
+    page.get("(delete document.hidden, window.live.popup.close(), window.live.locks.pop())")
+    page.wait(f"{held} === 'tab'")
+    page.stop()
+    page.wait(f"{held} === ''")
+    page.get("(window.open = window.live.open, delete navigator.wakeLock.request)")
+
+
 # -- pictures -------------------------------------------------------------------------------
 
 

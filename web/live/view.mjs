@@ -132,6 +132,11 @@ export class View {
     this.picture.take(picture)
   }
 
+  /** Its window of its own; null where there is none. */
+  get popup() {
+    return this.#popup
+  }
+
   get #windows() {
     if (this.#popup?.closed) this.#popup = this.#window = null
     return this.#window ? [this.#window] : []
