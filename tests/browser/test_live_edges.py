@@ -167,7 +167,10 @@ def test_a_camera_that_is_only_tried_ends_no_run_and_live_opens_it_again(page, s
     # somebody else's Live Camera
     page.get("""(() => { const node = LiteGraph.createNode('LiveCamera'); node.pos = [960, 60];
         app.graph.add(node) })()""")
-    page.page.get_by_text("Try", exact=True).last.click()
+    pressed = """[...document.querySelectorAll('.livediffusion-box button')]
+        .find((b) => b.textContent === a).click()"""  # it may be out of sight
+    page.wait("document.querySelectorAll('.livediffusion-box').length >= 3")
+    page.get(pressed, "Try")
     page.wait("window.live.cameras() === 1")
     page.live()
     unplugged(page)
@@ -180,7 +183,7 @@ def test_a_camera_that_is_only_tried_ends_no_run_and_live_opens_it_again(page, s
     page.wait(IDLE, 10)
     page.live()
     page.stop()
-    page.page.get_by_text("Off", exact=True).click()
+    page.get(pressed, "Off")
     page.wait(DARK, 5)
 
 
