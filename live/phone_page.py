@@ -19,7 +19,9 @@ from .wire import LARGEST
 _WEB = pathlib.Path(__file__).resolve().parents[1] / "web"
 _FILES = {
     "phone": {"phone.mjs": "text/javascript", "style.css": "text/css"},
-    "live": dict.fromkeys(("camera.mjs", "words.mjs", "worker.mjs"), "text/javascript"),
+    "live": dict.fromkeys(
+        ("awake.mjs", "camera.mjs", "words.mjs", "worker.mjs"), "text/javascript"
+    ),
 }
 _HEADERS = {
     "Cache-Control": "no-store",

@@ -14,13 +14,13 @@ app.queuePrompt = function (...of) {
 const VERSION = '0.1.0'
 const place = (name) => new URL(`./live/${name}.mjs?v=${VERSION}`, import.meta.url).href
 const modules = [
-  'allow', 'camera', 'compare', 'concealed', 'edits', 'kept', 'lines', 'marks', 'nodes', 'panels',
-  'picker', 'picture', 'plot', 'reader', 'screen', 'send', 'session', 'stage', 'style', 'view',
-  'webrtc', 'words'
+  'allow', 'awake', 'camera', 'compare', 'concealed', 'edits', 'kept', 'lines', 'marks', 'nodes',
+  'panels', 'picker', 'picture', 'plot', 'reader', 'screen', 'send', 'session', 'stage', 'style',
+  'view', 'webrtc', 'words'
 ]
 const [
-  { Allow }, { Camera, Desktop }, { Compare }, { conceal }, { Edits }, { Kept }, { Lines }, { Marks },
-  { Nodes }, { panels }, { Picker }, { Picture }, { Plot }, { Reader }, { Screen }, { Send },
+  { Allow }, { Awake }, { Camera, Desktop }, { Compare }, { conceal }, { Edits }, { Kept }, { Lines },
+  { Marks }, { Nodes }, { panels }, { Picker }, { Picture }, { Plot }, { Reader }, { Screen }, { Send },
   { Session, fileName }, { Stage }, { addStyle, element }, { View }, { chosen, transport }, { Words }
 ] = await Promise.all(modules.map((name) => import(place(name))))
 
@@ -70,6 +70,8 @@ const parts = { View, Picker, Send, Plot }
 const captures = { browser: camera, screen: desktop }
 const nodes = new Nodes({ app, words, tools, parts, captures, still, prompted, gone: () => edits.look() })
 const { views, pickers, sends } = nodes
+// a tab that is behind another has its windows, on the projector
+const awake = new Awake(() => [window, ...[...views.values()].flatMap(({ popup }) => popup ?? [])])
 const root = () => nodes.root
 const title = (id) => node(id)?.title ?? say('node', { id })
 
@@ -105,6 +107,7 @@ async function ask(route, body) {
 
 function show(next, detail = {}) {
   state = next
+  awake.keep(state === 'live')
   const { ahead: count } = detail
   const label = state === 'queued' && count ? say('waitingCount', { count }) : say(LABELS[state])
   const plain = state === 'live' && session?.run ? 'keptTip' : `${state}Tip`
@@ -284,9 +287,12 @@ async function edited(graph) {
     conceal(session?.concealed, graph.output, node)
   } catch (error) {
     if (!session) return
-    // while somebody types, the same reason comes again and again
-    if (error.message !== said) complain(error, say('notChanged'))
-    said = error.message
+    const lost = error.status !== 400 // it is not about the edit, which is sent again
+    const told = lost ? new Error(say('notArrived', { reason: error.message })) : error
+    // while somebody types, or nothing arrives, the same reason comes again and again
+    if (told.message !== said) complain(told, say('notChanged'))
+    said = told.message
+    return !lost
   }
 }
 
@@ -352,7 +358,8 @@ const outputs = () =>
 
 camera.addEventListener('lost', () => {
   notify('error', say('camera'), say('disconnected'))
-  if (!session?.run) session?.stop()
+  // what runs on other sources goes on without it
+  if (!session?.run && session?.cameras.some(({ source }) => source === 'browser')) session.stop()
 })
 // the last picture stays, and another screen may be chosen on the node
 desktop.addEventListener('lost', () => notify('warn', say('screen'), say('screenEnded')))

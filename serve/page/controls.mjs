@@ -1,11 +1,13 @@
 // The inputs that a workflow exposes, as controls that a stranger can use.
 
 const TYPED = 300 // ms after the last key
-const DRAGGED = 60 // ms after the last move of a slider
+const DRAGGED = 60 // ms between two values of a slider that is moved
 const AT_ONCE = 0
 const LONGEST = 2000 // characters, where the house says no number
 const FINEST = 10_000 // steps that a slider can have
 const MANY = 1_000_000 // whole numbers of which one is as good as another
+
+const KEYS = /^(insertText|delete)/ // an arrow of a number's box that is held is as a slider
 
 let numbers = 0
 
@@ -101,7 +103,7 @@ export class Controls {
 
   #set({ name }, value, wait) {
     this.#refuse(name, '')
-    this.#values.set(name, value, wait)
+    this.#values.set(name, value, wait, wait === TYPED)
     this.#mark()
   }
 
@@ -154,11 +156,11 @@ export class Controls {
       if (slider) slider.value = value
       if (slider) fill(slider)
     }
-    box.oninput = () => {
+    box.oninput = ({ inputType }) => {
       const value = typed()
       if (!Number.isFinite(value) || fit(value) !== value) return
       if (slider) fill(Object.assign(slider, { value }))
-      this.#set(input, value, TYPED)
+      this.#set(input, value, KEYS.test(inputType) ? TYPED : DRAGGED)
     }
     // what cannot be becomes what is next to it, once the hand is off the keys
     box.onchange = () => {

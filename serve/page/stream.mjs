@@ -74,7 +74,8 @@ export class Stream extends EventTarget {
         if (place.over || this.#next !== place) return
         // the other way leads to the same run, so it is not to be stopped by this one
         place.session?.close(false)
-        if (error.status === 400) {
+        // nor does another place give a camera back that was unplugged
+        if (error.status === 400 || this.#camera.gone) {
           this.#next = null
           return this.#tell('refused', { reason: error.message })
         }

@@ -1,5 +1,6 @@
 // What the visitor has set: sent a moment after the last touch, refused one by one, kept over moves.
 
+const PACE = 110 // ms between two edits at least: a gate takes ten in a second, see serve/gate/stream.py
 const AGAIN = 1000 // ms after which an edit that did not arrive is sent once more
 
 /** Events: refused {detail: {name, reason}}, taken {detail: {name}}. */
@@ -11,6 +12,7 @@ export class Values extends EventTarget {
   #kept
   #session = null
   #timer = 0
+  #due = Infinity // when what does not wait for a rest is sent, in performance.now()'s time
   #sending = false
   #refusal
 
@@ -32,15 +34,19 @@ export class Values extends EventTarget {
   }
 
   /**
-   * Set a value; sent when nothing was set for a while.
+   * Set a value; sent after a while.
    *
    * @param wait ms
+   * @param typed whether it is not sent before nothing was set for as long; else what is set in a
+   *   stream, by a slider that is dragged, is followed all the way
    */
-  set(name, value, wait) {
+  set(name, value, wait, typed = false) {
     this.#bad.delete(name)
     this.#wanted[name] = value
+    const now = performance.now()
+    if (!typed) this.#due = Math.min(this.#due, now + wait)
     clearTimeout(this.#timer)
-    this.#timer = setTimeout(() => this.#send(), wait)
+    this.#timer = setTimeout(() => this.#send(), Math.max(0, Math.min(this.#due - now, wait)))
   }
 
   /** Forget what inputs are not there any more. */
@@ -101,13 +107,16 @@ export class Values extends EventTarget {
 
   async #send() {
     clearTimeout(this.#timer)
+    this.#due = Infinity
     if (this.#sending || !this.#session) return
     this.#sending = true
     try {
       for (let names; (names = this.#changes).length && this.#session; ) {
+        const next = performance.now() + PACE
         // one that is refused takes no other along
         if (!(await this.#take(names)))
           for (const name of names.length > 1 ? names : []) await this.#take([name])
+        await new Promise((done) => setTimeout(done, Math.max(0, next - performance.now())))
       }
     } catch {
       this.#timer = setTimeout(() => this.#send(), AGAIN)

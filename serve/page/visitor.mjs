@@ -1,5 +1,6 @@
 // The visitor's page: from the first look to the last picture.
 
+import { Awake } from '../web/live/awake.mjs'
 import { Camera } from '../web/live/camera.mjs'
 import { Compare } from '../web/live/compare.mjs'
 import { Picture, close } from '../web/live/picture.mjs'
@@ -38,6 +39,7 @@ const house = new House(visit.href, kept)
 const stream = new Stream({ camera, say, values, kept, house: base.href })
 const controls = new Controls($('controls'), { words, say, element, values, camera })
 const notes = new Map() // what is to be said over the picture, the most urgent first
+const awake = new Awake() // a phone that nobody touches would go dark before the picture does
 const self = {} // who has the camera open, whoever streams it
 
 let welcome = null
@@ -48,7 +50,6 @@ let deciding = 0
 let reason = null // why it moves, while it does
 let queued = '' // its place in the line meanwhile
 let failure = '' // what a gate said of a run that it has ended
-let awake = null
 
 // -- what is seen -----------------------------------------------------------------------------
 
@@ -72,10 +73,11 @@ function show(next, { lead = '', line = '', problem = '' } = {}) {
   $('own').hidden = !(waits && camera.stream)
   fold()
   if (!live) notes.clear()
+  if (camera.gone) notes.set('camera', say('disconnected')) // in the line, too
   note()
   document.title = next === 'running' ? `\u25cf ${welcome?.title}` : welcome?.title ?? document.title
   if (next !== before) moveFocus()
-  keepAwake(live)
+  awake.keep(live)
 }
 
 function write(id, text) {
@@ -386,7 +388,7 @@ async function reopen() {
   }
 }
 
-navigator.mediaDevices?.addEventListener?.('devicechange', () => notes.has('camera') && reopen())
+navigator.mediaDevices?.addEventListener?.('devicechange', () => camera.gone && reopen())
 
 // -- the bar ------------------------------------------------------------------------------------
 
@@ -425,25 +427,8 @@ function toggleFull() {
   else screen.requestFullscreen().catch(() => {})
 }
 
-// a phone that nobody touches would go dark before the picture does
-async function keepAwake(on) {
-  if (!navigator.wakeLock || on === Boolean(awake)) return
-  if (!on) {
-    awake.release()
-    awake = null
-    return
-  }
-  awake = {}
-  awake = await navigator.wakeLock.request('screen').catch(() => null)
-  if (!awake) return
-  awake.release ??= () => {}
-  awake.onrelease = () => (awake = null)
-}
-
 document.addEventListener('visibilitychange', () => {
-  if (document.hidden) return
-  keepAwake(phase === 'running' || phase === 'moving')
-  if (phase === 'running') show('running')
+  if (!document.hidden && phase === 'running') show('running')
 })
 
 house.open()

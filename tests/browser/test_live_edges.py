@@ -154,6 +154,39 @@ def test_a_camera_tried_and_exchanged_goes_dark_with_its_node(page):
     page.get("localStorage.removeItem('livediffusion.camera')")
 
 
+def unplugged(page):
+    """What the browser does when a camera is pulled out."""
+    page.get("window.live.tracks.forEach((t) => { t.stop(); t.dispatchEvent(new Event('ended')) })")
+    page.wait(f"{TOASTS}.join().includes('disconnected')")
+    page.get("window.live.untoast()")
+
+
+def test_a_camera_that_is_only_tried_ends_no_run_and_live_opens_it_again(page, site):
+    Image.new("RGB", (64, 64)).save(site.base / "input" / "black.png")
+    page.load(through(source="file", file="black.png"))
+    # somebody else's Live Camera
+    page.get("""(() => { const node = LiteGraph.createNode('LiveCamera'); node.pos = [960, 60];
+        app.graph.add(node) })()""")
+    pressed = """[...document.querySelectorAll('.livediffusion-box button')]
+        .find((b) => b.textContent === a).click()"""  # it may be out of sight
+    page.wait("document.querySelectorAll('.livediffusion-box').length >= 3")
+    page.get(pressed, "Try")
+    page.wait("window.live.cameras() === 1")
+    page.live()
+    unplugged(page)
+    goes_on(page)
+    page.get(f"{SOURCE}.value = 'browser'")
+    page.wait("window.live.cameras() >= 1")
+    goes_on(page)
+    # and one that it runs on does end it
+    unplugged(page)
+    page.wait(IDLE, 10)
+    page.live()
+    page.stop()
+    page.get(pressed, "Off")
+    page.wait(DARK, 5)
+
+
 def test_a_browser_that_cannot_hand_its_camera_to_a_worker(page):
     """The page is asked for each picture, and never for one more than can be sent."""
     page.load(through())
@@ -207,6 +240,42 @@ def test_a_broken_edit_is_said_once_and_marked_in_nodes_2(page):
         page.stop()
     finally:
         page.nodes2(False)
+
+
+# -- the display ----------------------------------------------------------------------------
+
+
+def test_the_display_stays_on_while_live_for_a_window_when_its_tab_is_behind_another(page):
+    watch = """((one, name) => { const { wakeLock } = one.navigator, ask = wakeLock.request;
+        wakeLock.request = async () => {
+          const lock = await ask.call(wakeLock, 'screen').catch(() => {
+            const made = new EventTarget(); // a browser without a display
+            return Object.assign(made, { released: false, release: async () => {
+              made.released = true; made.dispatchEvent(new Event('release')) } }) });
+          window.live.locks.push([name, lock]);
+          return lock } })"""
+    held = "window.live.locks.filter(([, lock]) => !lock.released).map(([name]) => name).join()"
+    page.get("(window.live.locks = [])")
+    page.get(f"{watch}(window, 'tab')")
+    page.load(through())
+    assert page.get(held) == ""
+    page.live()
+    page.wait(f"{held} === 'tab'")
+    page.get("(window.live.open = window.open, window.open = (...of) => "
+             "(window.live.popup = window.live.open.apply(window, of)))")  # fmt: skip
+    page.page.get_by_text("Window", exact=True).click()
+    page.wait("window.live.popup")
+    page.get(f"{watch}(window.live.popup, 'window')")
+    page.get("""(() => {
+        Object.defineProperty(document, 'hidden', { value: true, configurable: true });
+        window.live.locks[0][1].release();
+        document.dispatchEvent(new Event('visibilitychange')) })()""")
+    page.wait(f"{held} === 'window'")
+    page.get("(delete document.hidden, window.live.popup.close(), window.live.locks.pop())")
+    page.wait(f"{held} === 'tab'")
+    page.stop()
+    page.wait(f"{held} === ''")
+    page.get("(window.open = window.live.open, delete navigator.wakeLock.request)")
 
 
 # -- pictures -------------------------------------------------------------------------------

@@ -311,44 +311,6 @@ def test_another_window_takes_the_place(browser):
 # -- what goes wrong ----------------------------------------------------------------------------
 
 
-def test_a_camera_that_does_not_open(browser):
-    with House() as house, visiting(browser, house) as one:
-        for name, sentence in (
-            ("NotAllowedError", "camera symbol"), ("NotFoundError", "No camera was found"),
-            ("NotReadableError", "another program"), ("AbortError", "before it gave a picture"),
-            ("SecurityError", "does not open: no"),
-        ):  # fmt: skip
-            one.get("(window.seen.fails = a)", name)
-            one.start()
-            one.says(sentence, "problem")
-            assert "Live" not in one.text("problem") and "ComfyUI" not in one.text("problem")
-        assert not any(v.wants for v in house.visitors.values())
-        one.get("(window.seen.fails = null)")
-        one.run()
-
-
-def test_the_camera_is_pulled_out_and_back(browser):
-    with House(("red",)) as house, visiting(browser, house) as one:
-        one.run()
-        # what the browser does when a camera is unplugged
-        one.get("""window.seen.tracks.forEach((t) => {
-            t.stop(); t.dispatchEvent(new Event('ended')) })""")
-        one.says("The camera was disconnected")
-        assert one.get("document.body.dataset.phase") == "running"
-        one.page.get_by_role("button", name="Open the camera again").click()
-        one.more()
-        assert one.get("document.getElementById('note').hidden")
-        assert len(house.gates["r0red"].starts) == 1
-
-
-def test_a_workflow_without_a_camera_asks_for_none(browser):
-    with House(("green",), camera=False) as house, visiting(browser, house) as one:
-        assert "not used" in one.text("privacy")
-        one.run()
-        one.more()
-        assert one.get("window.seen.asked") == 0
-
-
 def test_a_run_that_fails_says_why_and_can_be_tried_again(browser):
     with House(("red",)) as house, visiting(browser, house) as one:
         one.run()

@@ -75,8 +75,13 @@ export class Capture extends EventTarget {
     return this.track?.getSettings?.().frameRate ?? 0
   }
 
+  /** Whether it was opened, and then unplugged or taken away: its last picture is all there is. */
+  get gone() {
+    return this.track?.readyState === 'ended'
+  }
+
   /**
-   * Open it for a user; used again with other wishes, it is set to those.
+   * Open it for a user, also one that is gone; used again with other wishes, it is set to those.
    *
    * @param user any object
    * @param wishes list of {width, height, fps}, all of which its pictures should cover
@@ -87,10 +92,10 @@ export class Capture extends EventTarget {
     // known from the start: who leaves while the browser still asks gets no light afterwards
     this.users.set(user, wishes)
     try {
-      if (!this.stream) await (this.#opening ??= this.#open())
+      if (!this.stream || this.gone) await (this.#opening ??= this.#open())
       await (this.#fitting ??= this.#fit())
     } catch (error) {
-      this.users.delete(user)
+      this.leave(user)
       throw error
     } finally {
       this.#opening = null
@@ -253,25 +258,43 @@ export class Capture extends EventTarget {
 
 /** The camera of this computer. */
 export class Camera extends Capture {
+  #forgetful = null // the choice, where the browser keeps nothing
+
   /** Device id chosen by the user on this computer; '' for the browser's choice. */
   get choice() {
-    return localStorage.getItem(CHOICE) ?? ''
+    if (this.#forgetful !== null) return this.#forgetful
+    try {
+      return localStorage.getItem(CHOICE) ?? ''
+    } catch {
+      return ''
+    }
+  }
+
+  // a browser that keeps nothing, or has no room left, has it for as long as the page is open
+  #keep(device) {
+    this.#forgetful = null
+    try {
+      if (device) localStorage.setItem(CHOICE, device)
+      else localStorage.removeItem(CHOICE)
+    } catch {
+      this.#forgetful = device
+    }
   }
 
   async choose(device) {
     const before = this.choice
-    localStorage.setItem(CHOICE, device)
+    this.#keep(device)
     try {
       await this.reopen()
     } catch (error) {
-      localStorage.setItem(CHOICE, before)
+      this.#keep(before)
       throw error
     }
   }
 
-  /** Cameras by name; the browser tells names only once it has allowed a camera. */
+  /** Cameras by name, which the browser tells only once it has allowed one; none where it tells of none. */
   async devices() {
-    const all = (await navigator.mediaDevices?.enumerateDevices?.()) ?? []
+    const all = (await navigator.mediaDevices?.enumerateDevices?.().catch(() => [])) ?? []
     return all
       .filter((device) => device.kind === 'videoinput')
       .map(({ deviceId, label }, i) => ({
@@ -297,7 +320,7 @@ export class Camera extends Capture {
     } catch (error) {
       if (error?.name !== 'OverconstrainedError' || !this.choice) throw error
       // the camera chosen last time is not connected now
-      localStorage.removeItem(CHOICE)
+      this.#keep('')
       return this.ask(wish)
     }
   }

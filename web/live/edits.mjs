@@ -1,6 +1,7 @@
 // Notices that the graph was edited, however that was done: in the canvas, in Nodes 2.0, by a script.
 
 const SOON = 60 // ms after the last sign of an edit
+const DURING = 100 // ms between two looks while signs go on coming
 const SLOW = 1000 // ms between two looks without a sign
 const SIGNS = ['input', 'change', 'pointerup', 'keyup', 'wheel', 'drop', 'paste']
 
@@ -8,6 +9,7 @@ export class Edits {
   #known
   #saved
   #soon = 0
+  #during = 0
   #slow = 0
   #looking = false
   #again = false
@@ -15,7 +17,8 @@ export class Edits {
   /**
    * @param api ComfyUI's api
    * @param reader see reader.mjs
-   * @param changed called with each graph that differs from the one before
+   * @param changed called with each graph that differs from the one before; where it resolves with
+   *   false the graph has not arrived, and it is called again
    * @param ready whether there is a graph to look at, and not a half loaded one
    */
   constructor(api, reader, changed, ready) {
@@ -29,24 +32,37 @@ export class Edits {
     this.#known = JSON.stringify(output)
     this.#saved = this.reader.saved()
     for (const sign of SIGNS) document.addEventListener(sign, this.#sign, true)
+    document.addEventListener('pointermove', this.#move, true)
     this.api.addEventListener('graphChanged', this.#sign)
     this.#slow = setInterval(this.#glance, SLOW)
   }
 
   end() {
     for (const sign of SIGNS) document.removeEventListener(sign, this.#sign, true)
+    document.removeEventListener('pointermove', this.#move, true)
     this.api.removeEventListener('graphChanged', this.#sign)
     clearInterval(this.#slow)
     clearTimeout(this.#soon)
+    clearTimeout(this.#during)
+    this.#during = 0
     this.#known = undefined
   }
 
+  // whoever drags, or turns a wheel, gives signs without a pause, and wants to see what it does
   #sign = () => {
     clearTimeout(this.#soon)
     this.#soon = setTimeout(this.look, SOON)
+    this.#during ||= setTimeout(() => {
+      this.#during = 0
+      this.#glance()
+    }, DURING)
   }
 
-  // nobody did anything: other packs are asked for their part only if the nodes are not as they were
+  // a slider on the canvas that is dragged gives no other sign before it is let go
+  #move = ({ buttons }) => buttons && this.#sign()
+
+  // perhaps nobody did anything: other packs are asked for their part only if the nodes are not as
+  // they were
   #glance = () => {
     if (this.ready() && this.reader.saved() !== this.#saved) return this.look()
   }
@@ -66,7 +82,9 @@ export class Edits {
         const text = JSON.stringify(graph?.output)
         if (this.#known === undefined || text === this.#known || !this.ready()) continue
         this.#known = text
-        await this.changed(graph)
+        const arrived = await this.changed(graph)
+        // the next look finds it, if not the next sign
+        if (arrived === false && this.#known === text) this.#known = this.#saved = null
       } while (this.#again)
     } finally {
       this.#looking = false

@@ -132,6 +132,11 @@ export class View {
     this.picture.take(picture)
   }
 
+  /** Its window of its own; null where there is none. */
+  get popup() {
+    return this.#popup
+  }
+
   get #windows() {
     const page = pageOf(this.#popup)
     if (!page) this.#popup = this.#window = null

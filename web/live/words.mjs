@@ -32,6 +32,7 @@ const ENGLISH = {
   "ended": "Live has ended",
   "noneLeft": "No {node} is left: deleted, muted or bypassed.",
   "notChanged": "Not changed",
+  "notArrived": "It did not reach ComfyUI ({reason}). It is sent again until it does.",
   "disconnected": "The camera was disconnected.",
   "LiveCamera": "Live Camera",
   "LiveSend": "Live Send",

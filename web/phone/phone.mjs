@@ -1,5 +1,6 @@
 // The phone's page: its camera goes to one Live Camera of one live run, and nothing else goes anywhere.
 
+import { Awake } from '../live/awake.mjs'
 import { Capture, constraints } from '../live/camera.mjs'
 import { Words } from '../live/words.mjs'
 
@@ -66,10 +67,10 @@ const say = (name, values) => words.say(HERE[name] ?? name, values)
 document.documentElement.lang = language()
 
 const camera = new PhoneCamera(say)
+const awake = new Awake()
 const self = {} // who has the camera open
 let worker = null
 let tap = null
-let awake = null
 let wish = WISH
 let run = '' // how it is, as the server says
 let connected = false
@@ -77,17 +78,21 @@ let sent = [] // times of pictures that were taken
 let refused = 0 // since when none is
 let timer = 0
 
-/** What this phone calls itself: the one that came first stays the only one. */
+/**
+ * What this phone calls itself: the one that came first stays the only one.
+ *
+ * Made as a page by plain http can, too, for it has to say what it needs.
+ */
 function mark() {
   const name = `livediffusion.phone.${key}`
+  const bytes = [...crypto.getRandomValues(new Uint8Array(16))]
+  const made = bytes.map((n) => n.toString(16).padStart(2, '0')).join('')
   try {
     const kept = sessionStorage.getItem(name)
-    if (kept) return kept
-    const made = crypto.randomUUID()
-    sessionStorage.setItem(name, made)
-    return made
+    if (!kept) sessionStorage.setItem(name, made)
+    return kept || made
   } catch {
-    return crypto.randomUUID()
+    return made
   }
 }
 
@@ -140,7 +145,7 @@ async function start() {
   }
   if (document.body.dataset.phase !== 'opening') return camera.leave(self)
   connect()
-  keepAwake()
+  awake.keep(true)
   timer = setInterval(status, EVERY)
   show('sending')
 }
@@ -150,8 +155,7 @@ function stop() {
   connected = false
   disconnect()
   camera.leave(self)
-  awake?.release().catch(() => {})
-  awake = null
+  awake.keep(false)
 }
 
 function connect() {
@@ -235,11 +239,6 @@ function closed(code) {
   setTimeout(() => document.body.dataset.phase === 'sending' && !worker && connect(), AGAIN)
 }
 
-async function keepAwake() {
-  if (document.hidden || !navigator.wakeLock) return
-  awake = await navigator.wakeLock.request('screen').catch(() => null)
-}
-
 // -- the page -----------------------------------------------------------------------------
 
 camera.addEventListener('opened', feed)
@@ -247,10 +246,9 @@ camera.addEventListener('lost', () => {
   stop()
   show('welcome', say('disconnected'))
 })
-// a phone that was locked has lost its lock on the screen, and perhaps its connection
+// a phone that was locked has perhaps lost its connection
 document.addEventListener('visibilitychange', () => {
   if (document.hidden || document.body.dataset.phase !== 'sending') return
-  keepAwake()
   if (!worker) connect()
 })
 window.addEventListener('pagehide', stop)
