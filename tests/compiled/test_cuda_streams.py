@@ -9,7 +9,7 @@ import tiny
 import torch
 from helping import helping
 from on_cuda import CLOSE, DEVICE, REHEARSED, latents, model
-from pairs import guider, settings
+from pairs import Pair, guider, settings
 
 NEAR = 1e-5 if REHEARSED else 5e-2  # bfloat16, in channels_last
 pytestmark = [pytest.mark.comfy, pytest.mark.cuda, pytest.mark.usefixtures("at_once")]
@@ -115,3 +115,27 @@ def test_a_network_that_cannot_be_counted_runs_all_the_same(monkeypatch):
     for i in range(12):
         assert stream.run(made, latents(i), settings()).isfinite().all()
     assert "of the rows" in stream.stats()["reuse"]
+
+
+@pytest.mark.parametrize("memory", [False, True])
+def test_frames_that_help_each_other_now_and_then(memory):
+    """A recording that is found again reads what was there when it was made."""
+    from livediffusion.compiled.graph import CudaRecording
+
+    base = model()
+    both = Pair(base, recording=replaying.Replaying if REHEARSED else CudaRecording)
+    engine, held = both.compiled, []
+    asked = {"future": {}, **({"memory": {}} if memory else {})}
+    for turn in range(3):
+        for on in (True, False):
+            both.patcher, both.compiled = (
+                helping(one, **asked) if on else one for one in (base, engine)
+            )
+            both.guide()
+            for i in range(14):
+                a, b = both.run(settings(), latents(100 * turn + 50 * on + i))
+                assert tiny.rms(b, a) <= CLOSE, (turn, on, i)
+            collected()
+            # out of range wherever it is taken for an index
+            held += [torch.full((1 << k,), 1 << 40, device=DEVICE) for k in range(8)] * 4
+    assert both.attached.reason is None and both.captures >= 2
