@@ -139,3 +139,20 @@ def test_frames_that_help_each_other_now_and_then(memory):
             # out of range wherever it is taken for an index
             held += [torch.full((1 << k,), 1 << 40, device=DEVICE) for k in range(8)] * 4
     assert both.attached.reason is None and both.captures >= 2
+
+
+@pytest.mark.parametrize("kind", ["future", "queue"])
+def test_onnxruntime_reads_what_torch_has_just_written(kind):
+    """Of each call, while the device is busy with what came before."""
+    pytest.importorskip("onnxruntime")
+    from helping import KINDS, Beside
+    from livediffusion.compiled import ort
+
+    if missing := ort.missing(torch.device(DEVICE)):
+        pytest.skip(missing)
+    beside = Beside(model(), engine=ort.OnnxRuntime, near=max(CLOSE, 1e-4))
+    busy = torch.randn(64 if REHEARSED else 4096, 64 if REHEARSED else 4096, device=DEVICE)
+    for i in range(30):
+        busy = (busy @ busy).tanh()
+        beside.run(latents(i), **KINDS[kind])
+    assert beside.attached.ran and beside.attached.reason is None
