@@ -58,6 +58,7 @@ class OnnxRuntime:
 
     def __init__(self) -> None:
         self._session = None
+        self._aside: torch.cuda.Stream | None = None
         self._bound: OrderedDict[Shapes, _Bound] = OrderedDict()
         self._folder: tempfile.TemporaryDirectory | None = None
         self.seconds = {"export": 0.0, "session": 0.0}
@@ -106,9 +107,11 @@ class OnnxRuntime:
         if reason := missing(torch.device(device)):
             raise Refused(reason)
         if kind == "cuda":
+            # told CUDA's default stream, "0", it would take one that nobody can wait for
+            self._aside = torch.cuda.Stream(device)
             own = {
                 "device_id": int(index or 0),
-                "user_compute_stream": str(torch.cuda.current_stream(device).cuda_stream),
+                "user_compute_stream": str(self._aside.cuda_stream),
             }
             providers.insert(0, ("CUDAExecutionProvider", own))
         self._session = onnxruntime.InferenceSession(
@@ -121,7 +124,9 @@ class OnnxRuntime:
         shapes = Shapes.of(call)
         bound = self._bound.get(shapes)
         if bound is None:
-            bound = self._bound[shapes] = _Bound(self._session, self._inputs, call)
+            bound = self._bound[shapes] = _Bound(
+                self._session, self._inputs, call, self._aside
+            )
             while len(self._bound) > _KEPT:
                 self._bound.popitem(last=False)
         self._bound.move_to_end(shapes)
@@ -140,7 +145,7 @@ class OnnxRuntime:
 
     def release(self) -> None:
         self._bound.clear()
-        self._session = None
+        self._session = self._aside = None
         if self._folder is not None:
             self._folder.cleanup()
             self._folder = None
@@ -162,10 +167,15 @@ class _Bound:
         session: an InferenceSession.
         inputs: its inputs' dtypes by name.
         call: of this shape.
+        aside: the stream that it runs on; None on a CPU.
     """
 
-    def __init__(self, session: Any, inputs: dict[str, torch.dtype], call: Call):
+    def __init__(
+        self, session: Any, inputs: dict[str, torch.dtype], call: Call,
+        aside: "torch.cuda.Stream | None",
+    ):  # fmt: skip
         named = call.named()
+        self._aside = aside
         self._session = session
         self._names = list(inputs)
         self._knobs = Knobs(
@@ -190,9 +200,19 @@ class _Bound:
     def __call__(self, call: Call) -> Tensor:
         named = call.named()
         self._knobs.fill({name: named[name] for name in self._names}, self._always)
-        self._session.run_with_iobinding(self._binding)
+        self._run(call.x.device)
         call.wrote(self._outs)  # taken out before the next call
         return self._outs[OUTPUT].to(call.x.dtype, copy=True)
+
+    def _run(self, device: torch.device) -> None:
+        """In the order of torch's current stream: after what fills the buffers, before what
+        reads them."""
+        now = None if self._aside is None else torch.cuda.current_stream(device)
+        if now is not None:
+            self._aside.wait_stream(now)
+        self._session.run_with_iobinding(self._binding)
+        if now is not None:
+            now.wait_stream(self._aside)
 
 
 def _place(tensor: Tensor) -> tuple[Any, ...]:

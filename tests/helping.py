@@ -32,14 +32,17 @@ class Beside:
     Args:
         first: the engine comes before the nodes that let frames help each other.
         conds: gives the prompt and the negative of a number; random ones if it is not given.
+        near: how far the one may be from the other.
     """
 
-    def __init__(self, model, engine="onnxruntime", frames=1, first=False, conds=None):
+    def __init__(
+        self, model, engine="onnxruntime", frames=1, first=False, conds=None, near=NEAR
+    ):  # fmt: skip
         from livediffusion.compiled import choice
         from livediffusion.host.models.engines import Attached
         from livediffusion.host.sampling.stream import Stream
 
-        self.model, self.first, self.conds = model, first, conds
+        self.model, self.first, self.conds, self.near = model, first, conds, near
         self.said = []
         make = engine if callable(engine) else lambda: choice.make(engine, torch.device("cpu"))
         name = "own" if callable(engine) else engine
@@ -74,7 +77,7 @@ class Beside:
             stream.run(guider, latents, settings)
             for stream, guider in zip(self.streams, self.guiders, strict=True)
         )
-        assert tiny.rms(ours, wanted) <= NEAR
+        assert tiny.rms(ours, wanted) <= self.near
         return wanted
 
     def steady(self, latents, runs=3, **settings):

@@ -6,13 +6,18 @@ recording.
 
 And as with graphs that share a pool, a replay writes over whatever the others have made: what was
 not copied out of a recording is NaN once another one has run.
+
+A recording keeps nothing alive that was there before it. A GPU would read on where that lay; here
+a replay is an error then, unless another tensor of that size has come to lie there, which is read.
 """
 
+import gc
 import weakref
 
 import torch
+from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves, tree_map_only
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
 _WAITS = ("_local_scalar_dense", "aten.item", "nonzero", "lift_fresh")
 
@@ -21,8 +26,44 @@ class Waited(RuntimeError):
     """What was recorded asks the host for a value, or brings one from it."""
 
 
+class Freed(RuntimeError):
+    """What a recording reads or writes is not there any more."""
+
+
 def tensors(tree):
     return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, torch.Tensor)]
+
+
+class _Before:
+    """A tensor's place in memory that was there before a recording, and that stays its owner's.
+
+    Args:
+        what: the operation that uses it first.
+    """
+
+    def __init__(self, tensor, what):
+        storage = tensor.untyped_storage()
+        self._storage = StorageWeakRef(storage)
+        self._at, self._bytes = storage.data_ptr(), storage.nbytes()
+        self._told = f"{tuple(tensor.shape)} {tensor.dtype}, first used by {what}"
+        self._like = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
+        self._view = tensor.storage_offset(), tensor.size(), tensor.stride()
+
+    def tensor(self):
+        """What is there now. Raises Freed."""
+        storage = torch.UntypedStorage._new_with_weak_ptr(self._storage.cdata)
+        if storage is None:
+            storage = self._there()
+            self._storage = StorageWeakRef(storage)
+        return self._like.detach().set_(storage, *self._view)
+
+    def _there(self):
+        for other in gc.get_objects():
+            if type(other) in (torch.Tensor, torch.nn.Parameter):
+                storage = other.untyped_storage()
+                if (storage.data_ptr(), storage.nbytes()) == (self._at, self._bytes):
+                    return storage
+        raise Freed(self._told)
 
 
 class _Recorder(TorchDispatchMode):
@@ -34,6 +75,8 @@ class _Recorder(TorchDispatchMode):
         self.written = []
         self.made = []  # what lies in the pool
         self._own = set()
+        self._before = {}
+        self._holds = []  # while it records, so that nothing that is made comes to lie there
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         if any(name in str(func) for name in _WAITS):
@@ -48,10 +91,24 @@ class _Recorder(TorchDispatchMode):
             if at not in given and at not in self._own:
                 self._own.add(at)
                 self.made.append(tensor.detach())
-        step = args, kwargs or {}, out
-        # aliases: a tensor whose data is set later has other memory then
-        self.steps.append((func, *tree_map_only(torch.Tensor, torch.Tensor.detach, step)))
+        given, spec = tree_flatten((args, kwargs or {}))
+        given = [self._kept(value, func) for value in given]
+        self.steps.append((func, given, spec, [self._kept(v, func) for v in tree_leaves(out)]))
         return out
+
+    def _kept(self, value, func):
+        """Of a tensor, an alias: one whose data is set later has other memory then."""
+        if not isinstance(value, torch.Tensor):
+            return value
+        tensor = value.detach()
+        if tensor.untyped_storage().data_ptr() in self._own:
+            return tensor
+        self._holds.append(tensor)
+        view = tensor.storage_offset(), tensor.size(), tensor.stride(), tensor.dtype
+        key = tensor.untyped_storage()._cdata, view
+        if key not in self._before:
+            self._before[key] = _Before(tensor, func)
+        return self._before[key]
 
 
 _live: "weakref.WeakSet[Replaying]" = weakref.WeakSet()
@@ -62,6 +119,7 @@ class Replaying:
 
     made = 0  # recordings in this process
     last = None  # whose the pool is now
+
     def capture(self, work):
         type(self).made += 1
         _Recorder.recording = True
@@ -82,8 +140,19 @@ class Replaying:
             for other in _live:
                 if other is not self:
                     other.overwritten()
-        for func, args, kwargs, out in self._steps:
-            for old, new in zip(tree_leaves(out), tree_leaves(func(*args, **kwargs)), strict=True):
+        there = {}
+
+        def now(value):
+            if not isinstance(value, _Before):
+                return value
+            if value not in there:
+                there[value] = value.tensor()
+            return there[value]
+
+        for func, given, spec, made in self._steps:
+            args, kwargs = tree_unflatten([now(value) for value in given], spec)
+            for old, new in zip(made, tree_leaves(func(*args, **kwargs)), strict=True):
+                old = now(old)
                 if isinstance(old, torch.Tensor) and old.data_ptr() != new.data_ptr():
                     old.copy_(new)
 

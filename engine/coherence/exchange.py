@@ -63,6 +63,10 @@ class Remembering(Exchange):
         known, frames: see Bank.read.
         places: in the bank, of the rows that write, and the number of the frame there.
         writing: these rows, int64 [W], or more of any; None for none.
+
+    Attributes:
+        alike: of an `inner` call, what its groups are made from.
+        wrote: the layers that did.
     """
 
     def __init__(
@@ -75,6 +79,7 @@ class Remembering(Exchange):
         self._frames = frames
         self.places, self._writing = places or {}, writing
         self._staged: dict[str, Staged] = {}
+        self.alike: tuple[int, ...] = ()
         self.wrote: dict[str, None] = {}  # layers, in their order: a merge draws for each in turn
 
     def read(self, layer: str) -> Read | None:

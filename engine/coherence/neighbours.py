@@ -227,12 +227,19 @@ class Neighbours:
                 return None
         if self.skips is not None:
             kept = kept, self._splits.key
+        layout = self._layout(rows), call.inner and call.inner.alike
         if self.bank is None:
-            return self._layout(rows), self.future, kept
+            return layout, self.future, kept
         at = [t.data_ptr() for layer in call.bank.layers.values() for t in layer.all()]
         at += [*call.addresses(), *[t.data_ptr() for t in self.dial]]
         memory = self._key, self.memory.fuse > 0, tuple(at)
-        return self._layout(rows), self.future, kept, memory
+        return layout, self.future, kept, memory
+
+    def read_as_is(self) -> list[Group]:
+        """What the call that was told reads and nobody ever writes. A recording of it has to keep
+        this, since it holds for a layout and not for addresses."""
+        calls = self._told, self._told.inner
+        return [group for call in calls if call is not None for group in call.groups or ()]
 
     def replayed(self) -> None:
         """The call that was told has been made, without Python."""
@@ -344,6 +351,11 @@ class Neighbours:
     def _layout(self, rows: Sequence[Row]) -> tuple:
         return tuple((row.side, row.index) for row in rows)
 
+    def _alike(self, rows: Sequence[Row]) -> tuple[int, ...]:
+        """For each row, the first that it sees: calls of equal ones have equal groups."""
+        layout = self._layout(rows) if self.future is not None else ()
+        return tuple(layout.index(one) for one in layout)
+
     def _groups(self, rows: Sequence[Row]) -> list[Group] | None:
         if self.future is None:
             return None
@@ -404,7 +416,9 @@ class Neighbours:
         if whole is not None and 0 < len(whole) < len(rows):
             at = {r: i for i, r in enumerate(whole)}
             inner = {place: at[r] for place, r in writers.items()}
-            call.narrow(self._exchange([rows[r] for r in whole], inner, width, fixed, "inner"))
+            narrow = [rows[r] for r in whole]
+            call.narrow(self._exchange(narrow, inner, width, fixed, "inner"))
+            call.inner.alike = self._alike(narrow)
         return call
 
     def _exchange(

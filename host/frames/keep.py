@@ -67,6 +67,11 @@ class Kept:
     def last(self, turn: Turn, node: str, name: str, first: Any) -> Any:
         """What was kept by the latest turn before this one that went well.
 
+        A LATENT is given on the device of `first`: stock nodes of latents ask for one device, and
+        a VAE Encode of the CPU beside what a sampler left on the GPU would end the run. An IMAGE
+        stays where it is: stock nodes of pictures bring the other one to it or it to the other,
+        and to do so here would wait for the GPU even where the graph does not.
+
         Args:
             first: given before anything is, and again when its size has become another: what
                 was made of frames of the size before does not go on.
@@ -90,7 +95,7 @@ class Kept:
                 f"first: expected {mine}, which is what is kept under {name!r}, got {asked}. Wire "
                 f"{mine} into it, or choose another name."
             )
-        return found.kept
+        return _beside(found.kept, first)
 
     def __len__(self) -> int:
         return len(self._names)
@@ -151,6 +156,14 @@ def _kind(value: Any) -> str:
 
 def _tensor(value: Any) -> Tensor:
     return value["samples"] if isinstance(value, dict) else value
+
+
+def _beside(kept: Any, first: Any) -> Any:
+    """What is kept, on the device of `first` if it is a LATENT."""
+    device = _tensor(first).device
+    if not isinstance(kept, dict) or kept["samples"].device == device:
+        return kept
+    return {**kept, "samples": kept["samples"].to(device)}
 
 
 def _size(value: Any) -> tuple:

@@ -5,7 +5,7 @@ import logging
 import time
 import weakref
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import comfy.model_management
@@ -228,6 +228,7 @@ class Recordings:
         finally:
             attached.inside = False
             self._calls.calls, self._calls.rows = before
+        tick.keeps = known.read_as_is() if known is not None else ()
         self.captures += 1
         seconds = round(time.perf_counter() - started, 3)
         attached.notes["ticks"] = {
@@ -241,10 +242,15 @@ class Recordings:
 
 
 class _FoldedTick:
-    """A recorded tick, and what the UNet has computed for it of prompt and time."""
+    """A recorded tick, and what the UNet has computed for it of prompt and time.
+
+    Attributes:
+        keeps: what it reads and its key does not name by address.
+    """
 
     recorded: RecordedTick
     rows: int
+    keeps: Sequence[Any]
 
     def __init__(self, visit: Visit, fold: Fold, cond: dict[str, Tensor], folds: bool):
         self.stale = False

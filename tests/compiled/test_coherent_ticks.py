@@ -7,6 +7,7 @@ import os
 import compiled_models
 import pytest
 import tiny
+import torch
 from pairs import SIGMAS, Pair, guider, settings
 
 pytestmark = [pytest.mark.comfy, pytest.mark.usefixtures("at_once")]
@@ -184,3 +185,77 @@ def test_what_is_carried_is_recorded(frames, mode):
         assert tiny.rms(b, a) <= 1e-6, i
     assert pair.captures == 1
     assert pair.attached.reason is None
+
+
+def swapped(pair, base, engine, **asked):
+    """Both streams go on with what is asked for, or as they are."""
+    from livediffusion.host.models.coherence import attach
+
+    pair.patcher = attach(base, **asked) if asked else base
+    pair.compiled = attach(engine, **asked) if asked else engine
+    pair.guide()
+
+
+@pytest.fixture
+def apart(monkeypatch):
+    """What tells who sees whom never comes to lie where something of before did: each has memory
+    of a size of its own."""
+    from livediffusion.engine.coherence import attention
+
+    sizes = itertools.count(100)
+
+    def uploaded(values, device):
+        room = torch.empty(next(sizes), dtype=values.dtype, device=device)
+        return room[: values.numel()].view(values.shape).copy_(values)
+
+    monkeypatch.setattr(attention, "uploaded", uploaded)
+
+
+@pytest.mark.parametrize("memory", [None, "merged"])
+def test_what_is_turned_off_and_on_again(memory, apart):
+    """The recording of before is taken, or another one is made: what it reads has to be there."""
+    import coherent
+    from livediffusion.engine.coherence.neighbours import Future, Memory
+
+    base = coherent.model()
+    pair = Pair(base)
+    engine, asked = pair.compiled, {"future": Future("all")}
+    if memory:
+        asked["memory"] = Memory(fuse=0.4, threshold=0.5, levels="all", **MEMORIES[memory])
+    for turn in range(2):
+        swapped(pair, base, engine, **asked)
+        check(pair, 14 if memory else 8, first=20 * turn)
+        swapped(pair, base, engine)
+        check(pair, 4, first=20 * turn + 15)
+    assert pair.attached.reason is None
+    # who sees whom depends on the layout alone: one recording serves for good
+    assert memory or pair.captures == 2
+
+
+def test_more_layouts_of_rows_than_are_kept(apart):
+    from livediffusion.engine.coherence import neighbours
+
+    pair = Pair(coherent_model("all"))
+    pair.guide()
+    check(pair, 8)
+    known, row = pair.graph.coherent.neighbours, neighbours.Row(0, 0, 4, 0, 0, 1.0)
+    for i in range(neighbours._LAYOUTS):
+        known._groups([neighbours.Row(0, k, 4, k, k, 1.0) for k in range(i)] + [row] * 2)
+    check(pair, 3, first=8)
+    assert pair.captures == 1 and pair.attached.reason is None
+
+
+def test_rows_that_run_whole_see_those_that_are_of_their_index():
+    """As many rows of other frames of a slot see each other in another way."""
+    import coherent
+    from helping import helping
+
+    pair = Pair(helping(coherent.model(), future={}, reuse={"interval": 6, "awake": 0.9}), 2)
+    pair.guide()
+    for i in range(24):
+        latents = 0.02 * tiny.latents(2, i)
+        for j in range(2):  # each is cut by itself
+            latents[j] += tiny.latents(1, 100 + 60 * j + (i + 2 * j) // (5 + 2 * j))[0]
+        a, b = pair.run(settings(), latents)
+        assert tiny.rms(b, a) <= 1e-5, i
+    assert pair.captures > 1 and pair.attached.reason is None

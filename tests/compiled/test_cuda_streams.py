@@ -166,3 +166,44 @@ def test_patchwork_acts_whatever_comfyui_does_with_the_weights(paged):
     assert tiny.rms(b, a) <= CLOSE if a.any() else not b.any()
     patching = streams[1].coherent.neighbours.patching
     assert patching.why == "" and patching.share < 1
+
+
+@pytest.mark.parametrize("memory", [False, True])
+def test_frames_that_help_each_other_now_and_then(memory):
+    """A recording that is found again reads what was there when it was made."""
+    from livediffusion.compiled.graph import CudaRecording
+
+    base = model()
+    both = Pair(base, recording=replaying.Replaying if REHEARSED else CudaRecording)
+    engine, held = both.compiled, []
+    asked = {"future": {}, **({"memory": {}} if memory else {})}
+    for turn in range(3):
+        for on in (True, False):
+            both.patcher, both.compiled = (
+                helping(one, **asked) if on else one for one in (base, engine)
+            )
+            both.guide()
+            for i in range(14):
+                a, b = both.run(settings(), latents(100 * turn + 50 * on + i))
+                assert tiny.rms(b, a) <= CLOSE, (turn, on, i)
+            collected()
+            # out of range wherever it is taken for an index
+            held += [torch.full((1 << k,), 1 << 40, device=DEVICE) for k in range(8)] * 4
+    assert both.attached.reason is None and both.captures >= 2
+
+
+@pytest.mark.parametrize("kind", ["future", "queue"])
+def test_onnxruntime_reads_what_torch_has_just_written(kind):
+    """Of each call, while the device is busy with what came before."""
+    pytest.importorskip("onnxruntime")
+    from helping import KINDS, Beside
+    from livediffusion.compiled import ort
+
+    if missing := ort.missing(torch.device(DEVICE)):
+        pytest.skip(missing)
+    beside = Beside(model(), engine=ort.OnnxRuntime, near=max(CLOSE, 1e-4))
+    busy = torch.randn(64 if REHEARSED else 4096, 64 if REHEARSED else 4096, device=DEVICE)
+    for i in range(30):
+        busy = (busy @ busy).tanh()
+        beside.run(latents(i), **KINDS[kind])
+    assert beside.attached.ran and beside.attached.reason is None

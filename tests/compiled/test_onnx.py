@@ -286,3 +286,61 @@ def test_files_written_at_the_same_time(comfyui, tmp_path):
     for net, one in zip(nets, made, strict=True):
         out = onnxruntime.InferenceSession(str(one.path)).run(None, {"x": x.numpy()})[0]
         assert tiny.rms(torch.from_numpy(out), net(x)) <= 1e-5
+
+
+class Stream:
+    """A stream of CUDA's, as far as it says who waits for whom."""
+
+    def __init__(self, handle, seen):
+        self.cuda_stream, self._seen = handle, seen
+
+    def wait_stream(self, other):
+        self._seen.append(f"{self.cuda_stream} waits for {other.cuda_stream}")
+
+
+@pytest.mark.parametrize("now", [0, 7])
+def test_on_cuda_it_runs_in_the_order_of_torchs_stream(now, comfyui, monkeypatch):
+    """CUDA's default stream, which is ComfyUI's, is none to ONNX Runtime: it would take one of its
+    own, and read its inputs before they are written."""
+    import pathlib
+    import types
+
+    import onnxruntime
+    from livediffusion.compiled import ort
+    from livediffusion.compiled.onnx_export import Exported
+
+    asked = call(patcher := tiny.model(), 2)
+    plain, _ = engine(patcher, asked)
+    seen, told = [], []
+
+    class Session:
+        def __init__(self, path, options, providers):
+            told.extend(providers)
+            self._real = onnxruntime.InferenceSession(path, options, ["CPUExecutionProvider"])
+
+        def __getattr__(self, name):
+            return getattr(self._real, name)
+
+        def run_with_iobinding(self, binding):
+            seen.append("run")
+            self._real.run_with_iobinding(binding)
+
+    module = types.SimpleNamespace(
+        SessionOptions=onnxruntime.SessionOptions, InferenceSession=Session
+    )
+    fill = ort.Knobs.fill
+    monkeypatch.setattr(ort.OnnxRuntime, "_import", staticmethod(lambda: module))
+    monkeypatch.setattr(ort, "missing", lambda device=None: None)
+    monkeypatch.setattr(ort.Knobs, "fill", lambda *args: seen.append("fill") or fill(*args))
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device: Stream(9, seen))
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: Stream(now, seen))
+    made = ort.OnnxRuntime()
+    made.load(Exported(pathlib.Path(plain._folder.name) / "unet.onnx", {}), "cuda:1")
+    (name, own), other = told
+    assert (name, other) == ("CUDAExecutionProvider", "CPUExecutionProvider")
+    assert own == {"device_id": 1, "user_compute_stream": "9"}
+    for _ in range(2):
+        assert torch.equal(made(asked), plain(asked))
+    mine = ["fill", f"9 waits for {now}", "run", f"{now} waits for 9"]
+    assert [step for step in seen if step != "fill"] == [*mine[1:]] * 2
+    assert seen[:4] == mine and seen.index("fill", 4) < seen.index(mine[1], 4)

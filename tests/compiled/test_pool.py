@@ -202,3 +202,25 @@ def test_the_stand_in_tells_what_was_not_copied_out():
     assert outs[0].tolist() == [2, 2, 2]
     second.replay()
     assert outs[0].isnan().all() and outs[1].tolist() == [2, 2, 2]
+
+
+@torch.inference_mode()
+def test_the_stand_in_tells_what_is_not_there_any_more():
+    """A recording holds nothing of before; what has come to lie there is read instead."""
+    read, into = torch.full((1000,), 2.0), torch.zeros(1000)
+    at = read.data_ptr()
+    one = replaying.Replaying()
+    one.capture(lambda: void(into.copy_(read * 2)))
+    one.replay()
+    assert into.unique().tolist() == [4]
+    del read
+    with pytest.raises(replaying.Freed, match=r"\(1000,\) torch.float32, first used by aten.mul"):
+        one.replay()
+    read = torch.full((1000,), 5.0)
+    if read.data_ptr() == at:
+        one.replay()
+        assert into.unique().tolist() == [10]
+
+
+def void(_):
+    """A capture leaves nothing."""

@@ -78,6 +78,25 @@ def test_a_frame_that_is_not_finite_is_the_one_before(make):
         assert [round(float(row.mean()), 4) for row in after] == [0.7, 0.7, 0.5]
 
 
+def test_a_latent_is_given_where_the_other_one_is():
+    """Stock nodes of latents ask for one device; those of pictures bring them together."""
+    for make, follows in ((latent, True), (image, False)):
+        kept, value = Kept(), make(1)
+        first = make(0)
+        if follows:
+            first["samples"] = first["samples"].to("meta")
+        else:
+            first = first.to("meta")
+        kept.keep(Turn(), "k", "a", value)
+        got = kept.last(Turn(), "l", "a", first)
+        if not follows:
+            assert got is value
+            continue
+        assert got["samples"].device.type == "meta" and got["told"] == 1
+        assert (first["samples"] + got["samples"]).device.type == "meta"
+        assert kept.last(Turn(), "l", "a", make(0)) is value, "what is kept stays where it is"
+
+
 def test_names_are_bounded_and_one_node_keeps_under_each():
     kept, turn = Kept(), Turn()
     for i in range(MOST_NAMES):
