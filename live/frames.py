@@ -76,7 +76,7 @@ class Frames:
         self._origins = Origins()
         self._lent: set[str] = set()
         self._leader: int | None = None
-        self._without: str | None = None  # the node that refused the frame before
+        self._without: set[str] = set()  # nodes that have refused frames since the last whole one
         self._asked = self._began = time.monotonic()
         self._settled = self._live = False
 
@@ -289,16 +289,16 @@ class Frames:
 
     def left_out(self, node: str, reason: BaseException) -> None:
         """The frame is none, a node refused it."""
-        self._without = node
+        self._without.add(node)
         self.shared.faults.refuse("picture", node, reason)
 
     def frame_done(self) -> None:
         """The frame went through the graph."""
         now, shared = time.monotonic(), self.shared
         self.turn.well = True
-        if self._without is not None:
-            shared.faults.well("picture", self._without)
-            self._without = None
+        for node in self._without:
+            shared.faults.well("picture", node)
+        self._without.clear()
         shared.compute.add(now - self._began)
         shared.frame_rate.add(now)
         shared.counts["frames"] += 1

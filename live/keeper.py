@@ -124,6 +124,7 @@ class Keeper:
         own = os.environ.get(STARTED)
         for one in runs:
             if own and one["run"] != own:
+                _log.info("Live: %s is kept no more: the command has a run of its own", one["name"])
                 continue
             secret = secrets.token_urlsafe(24)
             what = one["run"], one["name"], one["graph"], one.get("workflow"), one["since"]

@@ -143,7 +143,9 @@ class _Api:
     async def frames(self, request: web.Request) -> web.StreamResponse:
         session = self._session(request.query, ended=True)
         owner = request.query.get("role") == "owner"
-        if not owner and len(session.viewers) >= boundary.MOST_LISTENERS:
+        # a page on a kept run is told in words, by `attach`
+        full = len(session.viewers) >= boundary.MOST_LISTENERS
+        if full and not owner and not session.kept:
             raise web.HTTPTooManyRequests(text="This live run has too many listeners.")
         # larger messages than a frame may be are refused by us, one by one, not by closing
         socket = web.WebSocketResponse(max_msg_size=4 * LARGEST, autoping=False, compress=False)

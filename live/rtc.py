@@ -264,6 +264,7 @@ async def _answered(
 
 
 def _tell(session: Session, index: int, about: About, time: int) -> None:
-    """The page knows a picture of a track by its RTP time."""
-    if session.owner is not None:
-        session.owner.tell({"type": "drawn", "view": index, "rtp": time, **about._asdict()})
+    """Pages know a picture of a track by its RTP time, which begins at random for each of them."""
+    pages = session.viewers if session.kept else {session.owner} - {None}
+    for page in list(pages):
+        page.tell({"type": "drawn", "view": index, "rtp": time, **about._asdict()})

@@ -277,9 +277,11 @@ class Reusing:
                 continue
             kept = self._schedule.keep(spot for spot in keeping.spots if spot is not None)
             rows = [spot and _Row(spot, *kept[spot]) for spot in keeping.spots]
-            self._unread.append(_Unread(Fetched(keeping.finite), rows))
             # what was kept before may stand for what was not finite, but not if it was another's
-            if any(before is None for _, before in kept.values()):
+            first = any(before is None for _, before in kept.values())
+            if first or self.reuse.awake > 0:
+                self._unread.append(_Unread(Fetched(keeping.finite), rows))
+            if first:
                 self._read(len(self._unread))
         if self.reuse.awake <= 0:
             self._unread.clear()

@@ -5,6 +5,7 @@ import weakref
 from collections.abc import Sequence
 from typing import Any
 
+import comfy.model_management
 from torch import Tensor
 
 from ...engine.coherence.neighbours import Neighbours, Row
@@ -148,7 +149,9 @@ class Coherent:
         try:
             neighbours.finish()
         except Exception as reason:
-            self._lost = reason_of(reason)
+            # its own text tells how much was free, another number each time
+            short = isinstance(reason, comfy.model_management.OOM_EXCEPTION)
+            self._lost = "memory is short" if short else reason_of(reason)
             if self._lost != before:
                 logging.warning("LiveDiffusion: a frame is not remembered: %s", self._lost)
         else:

@@ -74,8 +74,10 @@ export class Stream extends EventTarget {
         if (place.over || this.#next !== place) return
         // the other way leads to the same run, so it is not to be stopped by this one
         place.session?.close(false)
-        // nor does another place give a camera back that was unplugged
-        if (error.status === 400 || this.#camera.gone) {
+        // nor does another place give a camera back that was unplugged; a place that is not
+        // reached, or that is going, says nothing about the camera
+        const here = error.status === undefined && !(error instanceof Unreached)
+        if (error.status === 400 || (here && this.#camera.gone)) {
           this.#next = null
           return this.#tell('refused', { reason: error.message })
         }
