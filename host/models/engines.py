@@ -32,7 +32,7 @@ from .looks import COHERENCE, ENGINE, EXCHANGE
 from .making import Making
 from .remembering import remembered
 from .unet import ComfyUNet
-from .weights import unpaged, weights_version
+from .weights import staying, weights_version
 
 _KEPT = 16  # engines of other shapes that are kept
 _PLACED = 4  # of those with memory of their own
@@ -463,14 +463,12 @@ def without(patcher):
 def fixed(patcher):
     """A clone without an engine whose weights stay where they are loaded.
 
-    Paged weights (ComfyUI's dynamic VRAM) have no address to rely on.
+    Paged weights (ComfyUI's dynamic VRAM) have no address to rely on: see `weights.staying`.
 
     Raises:
         ValueError: the MODEL has only paged ones.
     """
-    if not getattr(patcher, "is_dynamic", lambda: False)():
-        return without(patcher)
-    return _bare(unpaged(patcher))
+    return _bare(staying(patcher))
 
 
 def _bare(clone):

@@ -91,7 +91,8 @@ def staying(patcher):
 
     Paged ones (ComfyUI's dynamic VRAM) are cast call by call. In their place is a network loaded
     once more, without pages, which all clones share for as long as the paged one is there: a node
-    with settings that are moved while it is live asks for another clone each time.
+    with settings that are moved while it is live, or behind a LoRA that is, asks for another clone
+    each time.
 
     Raises:
         ValueError: the MODEL has only paged ones.
@@ -100,7 +101,7 @@ def staying(patcher):
         return patcher.clone()
     still = _unpaged.get(patcher.model)
     if still is None:
-        made = unpaged(patcher)
+        made = _unpaged_clone(patcher)
         # of the network alone: what hangs on the MODEL may know the paged one
         still = type(made)(made.model, made.load_device, made.offload_device)
         _unpaged[patcher.model] = still
@@ -109,7 +110,7 @@ def staying(patcher):
     return clone
 
 
-def unpaged(patcher):
+def _unpaged_clone(patcher):
     """A clone of a MODEL with paged weights, of a network that was loaded without pages.
 
     Raises:

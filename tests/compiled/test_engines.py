@@ -271,34 +271,6 @@ def test_hooks_change_weights_while_sampling():
     assert "hooks change the weights" in attached.reason
 
 
-class Paged:
-    """A MODEL of ComfyUI's dynamic VRAM, as far as the pack looks at it."""
-
-    def __init__(self, patcher, still):
-        self._patcher, self._still = patcher, still
-
-    def __getattr__(self, name):
-        return getattr(self._patcher, name)
-
-    def is_dynamic(self):
-        return True
-
-    def clone(self, disable_dynamic=False):
-        assert disable_dynamic
-        if self._still is None:
-            raise RuntimeError("cached_patcher_init is not initialized.")
-        return self._still.clone()
-
-
-def test_paged_weights_are_loaded_to_stay():
-    """ComfyUI's dynamic VRAM moves weights about; an engine asks for a MODEL that does not."""
-    base, still = tiny.model(), tiny.model(seed=1)
-    model, _ = on(Paged(base, still), "own", Engine)
-    assert model.model is still.model
-    with pytest.raises(ValueError, match=r"model: .*--disable-dynamic-vram"):
-        on(Paged(base, None), "own", Engine)
-
-
 def test_only_so_many_shapes_are_kept():
     released = []
 

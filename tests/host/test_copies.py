@@ -152,6 +152,32 @@ def test_patchwork_acts_on_a_paged_unet(lib):
     assert network() is None, "it goes with the paged one"
 
 
+def test_engines_load_a_paged_unet_once_more_and_no_oftener(lib):
+    """A LoRA that is moved before Live Compile gives it another clone each time."""
+    import coherent
+    import paging
+    from livediffusion.host.models.engines import fixed
+
+    own, loaded = paging.page(coherent.model().model), []
+    with pytest.raises(ValueError, match=r"^model: .*--disable-dynamic-vram"):
+        fixed(own)
+
+    def load(disable_dynamic=False):
+        assert disable_dynamic
+        loaded.append(coherent.model())
+        return loaded[-1]
+
+    own.cached_patcher_init = load, ()
+    name = next(key for key in own.model_state_dict() if key.endswith("weight"))
+    for i in range(3):
+        moved = own.clone()
+        moved.add_patches({name: (torch.ones(1),)}, 0.1 * i)
+        clone = fixed(moved)
+        assert not clone.is_dynamic() and clone.model is loaded[0].model
+        assert clone.patches == moved.patches and clone.patches_uuid == moved.patches_uuid
+    assert len(loaded) == 1 and own.is_dynamic() and lib.wrong == []
+
+
 class Half:
     """Runs the copy that it is given, as a recording does: with the addresses that it was given."""
 
