@@ -59,7 +59,8 @@ class _Before:
 
     def _there(self):
         for other in gc.get_objects():
-            if type(other) in (torch.Tensor, torch.nn.Parameter):
+            plain = type(other) in (torch.Tensor, torch.nn.Parameter)
+            if plain and other.layout is torch.strided:  # sparse ones have no storage
                 storage = other.untyped_storage()
                 if (storage.data_ptr(), storage.nbytes()) == (self._at, self._bytes):
                     return storage

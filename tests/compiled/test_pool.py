@@ -214,8 +214,10 @@ def test_the_stand_in_tells_what_is_not_there_any_more():
     one.replay()
     assert into.unique().tolist() == [4]
     del read
+    sparse = torch.eye(2).to_sparse()  # as another test leaves one lying about
     with pytest.raises(replaying.Freed, match=r"\(1000,\) torch.float32, first used by aten.mul"):
         one.replay()
+    assert sparse.is_sparse
     read = torch.full((1000,), 5.0)
     if read.data_ptr() == at:
         one.replay()
