@@ -85,6 +85,38 @@ def test_a_picture_that_nobody_will_see_is_answered(browser):
         assert told == [[[4, True], [5, True]], [4, 5]]
 
 
+def test_pictures_go_on_after_one_that_broke_and_when_a_node_comes_back(browser):
+    """A window that is just closing may refuse to be drawn on; a sweep may miss a node for once."""
+    with House() as house, visiting(browser, house) as one:
+        told = one.get("""Promise.all(['picture', 'compare', 'screen', 'style'].map(
+            (m) => import(`/web/live/${m}.mjs`)
+        )).then(async ([{ Picture }, { Compare }, { Screen }, { element }]) => {
+          const answered = [];
+          const session = { compare() {}, shown: ({ seq }, again) => answered.push([seq, again]) };
+          const tools = { say: (key) => key, element, Compare, Screen };
+          let broken = true;
+          const others = () => [{ paint() { if (broken) throw new Error('gone') } }];
+          const made = new Picture({ properties: {} }, tools, { others });
+          const refresh = () => new Promise((done) => setTimeout(done, 200));
+          const take = (seq) => made.take(
+            { view: 0, seq, bitmap: document.createElement('canvas'), input: null });
+          HTMLCanvasElement.prototype.close = () => {};
+          made.attach(session, 0);
+          const error = new Promise((done) => addEventListener('error', (e) => {
+            e.preventDefault(); done(e.message) }, { once: true }));
+          take(1);
+          await error;
+          broken = false;
+          take(2);
+          made.remove();
+          made.attach(session, 0);
+          take(3);
+          await refresh();
+          return answered;
+        })""")
+        assert told == [[1, False], [2, True], [3, False]]
+
+
 KEPT = """import('/web/live/session.mjs').then(async ({ Session }) => {
   const urls = [], states = [], asked = [];
   class Line extends EventTarget {

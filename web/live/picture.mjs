@@ -88,16 +88,20 @@ export class Picture {
     const last = this.#last
     const again = ({ seq }) => seq === last
     this.#last = newest.seq
-    this.paint(newest.bitmap, this.compare.mode === OFF ? null : newest.input)
-    Object.assign(this.canvas.dataset, {
-      frames: Number(this.canvas.dataset.frames) + !again(newest),
-      source: newest.source,
-      seq: newest.seq,
-      version: newest.version
-    })
-    for (const picture of pictures) {
-      this.#session?.shown(picture, again(picture))
-      close(picture)
+    try {
+      this.paint(newest.bitmap, this.compare.mode === OFF ? null : newest.input)
+      Object.assign(this.canvas.dataset, {
+        frames: Number(this.canvas.dataset.frames) + !again(newest),
+        source: newest.source,
+        seq: newest.seq,
+        version: newest.version
+      })
+    } finally {
+      // one that could not be drawn is answered, too, or none would come after it
+      for (const picture of pictures) {
+        this.#session?.shown(picture, again(picture))
+        close(picture)
+      }
     }
   }
 
@@ -125,8 +129,10 @@ export class Picture {
     if (this.#session && on !== this.#wished) this.#session.compare(this.#place, (this.#wished = on))
   }
 
+  /** Its node has gone, and may come back. */
   remove() {
     cancelAnimationFrame(this.#drawing)
+    this.#drawing = 0
     this.detach()
   }
 }
