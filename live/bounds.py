@@ -40,6 +40,7 @@ KEPT = {
     "feeds.Feed.shapes": Bound(1, "shape", "node"),
     "frames.Frames._latest": Bound(1, "frame", "source"),
     "frames.Frames._lent": Bound(1, "name", "view"),
+    "frames.Frames._without": Bound(1, "name", "node"),
     "shared.Shared.feeds": Bound(1, "feed", "source"),
     "shared.Shared.feed_of": Bound(1, "feed", "source"),
     # between the graph and a picture that left it

@@ -128,6 +128,7 @@ class Frames:
             frame.only(feed.shapes.values())
         shared.split, shared.version = split, version
         shared.graphs = (split,) if self.before is None else (split, self.before[1])
+        self._without &= {node for one in shared.graphs for node in one.graph}
         for node, view in list(shared.views.items()):
             gone = node not in split.views
             settings = {"record": False} if gone else split.graph[node]["inputs"]

@@ -245,7 +245,7 @@ const here = () => ({
 
 /** Before each look at the graph: is it still the one that is live, shown by the nodes there are? */
 function ready() {
-  if (!session || settling || session.state === 'stopping') return false
+  if (!session || settling || session.leaving) return false
   const now = here()
   // saving a copy changes the tab too, but loads nothing
   const other = now.tab !== opened.tab && performance.now() - loaded < JUST

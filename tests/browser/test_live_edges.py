@@ -106,6 +106,30 @@ def test_another_tab_of_the_same_graph_is_another_workflow(page, open_it):
     assert not page.ours
 
 
+LATE = """(() => { window.live.Worker = Worker; window.Worker = class extends Worker {
+  set onmessage(then) {
+    super.onmessage = then && ((e) =>
+      e.data.type === 'closed' ? setTimeout(then, 2500, e) : then(e))
+  }
+} })()"""
+
+
+def test_who_looks_at_a_run_that_has_ended_does_not_end_it_again(page):
+    """The page looks at its graph each second, also between the run's end and its socket's."""
+    page.load(through())
+    page.get(LATE)
+    try:
+        page.live()
+        without_toasts(page)
+        duplicated(page)
+        page.wait(DARK, 5)
+        page.wait(f"{TOASTS}.length > 0")
+        page.wait(IDLE, 8)
+    finally:
+        page.get("void (window.Worker = window.live.Worker)")
+    assert len(page.get(TOASTS)) == 1
+
+
 # -- the camera -----------------------------------------------------------------------------
 
 

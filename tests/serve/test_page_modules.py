@@ -154,3 +154,34 @@ def test_a_page_on_a_kept_run_takes_no_other_ones_place_and_comes_back_after_pau
         assert "again" in states and state != "over"
         # another page has its place: it does not fight for it
         assert one.get(KEPT, 4409) == [1, "watch", 1, ["failed"], "over"]
+
+
+def test_what_was_said_before_the_server_heard_of_a_stop_does_not_undo_it(browser):
+    with House() as house, visiting(browser, house) as one:
+        told = one.get("""import('/web/live/session.mjs').then(async ({ Session }) => {
+          const states = [], lines = [];
+          class Line extends EventTarget {
+            constructor() { super(); lines.push(this) }
+            postMessage() {}
+            terminate() {}
+          }
+          const capture = Object.assign(new EventTarget(), { leave() {} }), worker = window.Worker;
+          window.Worker = Line;
+          const begun = { session: 's', token: 't', cameras: [], views: [] };
+          const fetchApi = async () => ({ ok: true, json: async () => ({ ...begun }) });
+          const api = { clientId: 'c', apiURL: (path) => path, fetchApi };
+          const session = new Session(api, capture, 'worker', (key) => key);
+          window.Worker = worker;
+          session.addEventListener('state', ({ detail }) => states.push(detail.state));
+          const hear = (data) => lines[0].onmessage?.({ data });
+          const say = (state) => hear({ type: 'message', message: { type: 'state', state } });
+          await session.start({}, {});
+          say('live');
+          const stopped = session.stop();
+          say('live');
+          await stopped;
+          say('ended');
+          hear({ type: 'closed', code: 4410 });
+          return [states, session.state];
+        })""")
+        assert told == [["live", "stopping", "ended"], "over"]

@@ -403,6 +403,8 @@ export class Session extends EventTarget {
 
   #told(state, rest = {}) {
     if (this.state === 'over') return
+    // what the server said before it heard of it
+    if (this.state === 'stopping' && !LEAVING.has(state)) return
     this.state = state
     if (state === 'live') this.#pause = SOON
     this.#ended ||= state === 'ended' || state === 'failed'
