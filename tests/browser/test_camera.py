@@ -1,4 +1,5 @@
-"""A browser of its own: its camera is asked for what the graph wants; and it is killed."""
+"""The browser's camera: asked for what the graph wants; on other ways to the worker; and a browser
+that is killed."""
 
 import importlib.util
 import pathlib
@@ -17,6 +18,11 @@ FRAMES = "Number(window.live.views()[0].dataset.frames)"
 MODE = """(() => { const open = window.live.tracks.filter((t) => t.readyState === 'live');
     const { width, height, frameRate, resizeMode } = open.at(-1).getSettings();
     return [width, height, frameRate, resizeMode] })()"""
+
+
+def goes_on(page, more=10):
+    """More pictures are drawn than there were."""
+    page.wait(f"{FRAMES} >= {page.get(FRAMES) + more}", 10)
 
 
 def test_the_camera_follows_the_size_and_rate_of_the_graph(spare):
@@ -60,3 +66,65 @@ def test_a_browser_that_is_killed_takes_its_run_along(spare, site):
     while site.json("/queue")["queue_running"]:
         assert time.monotonic() < deadline, "the server kept the run"
         time.sleep(0.02)
+
+
+def test_a_browser_that_cannot_hand_its_camera_to_a_worker(page):
+    """The page is asked for each picture, and never for one more than can be sent."""
+    page.load(tools.through())
+    page.get("""(() => { window.live.processor = window.MediaStreamTrackProcessor;
+        window.live.make = window.createImageBitmap; window.live.made = 0;
+        window.MediaStreamTrackProcessor = undefined;
+        window.createImageBitmap = (...of) => { window.live.made++;
+          return window.live.make.apply(window, of) } })()""")
+    try:
+        page.live()
+        goes_on(page, 30)
+        sources, made = page.get("[window.live.views()[0].dataset.source, window.live.made]")
+        assert made <= int(sources) + 6
+        page.page.click(".livediffusion-live")
+        page.wait("window.live.cameras() === 0", 1)
+        page.wait("window.live.state() === 'idle'", 5)
+    finally:
+        page.get("""(() => { window.MediaStreamTrackProcessor = window.live.processor;
+            window.createImageBitmap = window.live.make })()""")
+    assert not page.ours
+
+
+# as Chromium does it at times: the worker gets no picture of a camera that goes on in the page
+QUIET = """(() => { const { MediaStreamTrackProcessor: Given } = window;
+  Object.assign(window.live, { Given, make: window.createImageBitmap, made: 0, quiet: true });
+  window.createImageBitmap = (...of) =>
+    (window.live.made++, window.live.make.apply(window, of));
+  window.MediaStreamTrackProcessor = class {
+    constructor(of) {
+      const reader = new Given(of).readable.getReader();
+      this.readable = new ReadableStream({ async pull(given) {
+        for (;;) {
+          const { done, value } = await reader.read();
+          if (done) return given.close();
+          setTimeout(() => value.close(), 500);
+          if (!window.live.quiet) return given.enqueue(value);
+        }
+      } }, { highWaterMark: 0 });
+    }
+  } })()"""
+
+
+def test_a_camera_that_is_quiet_in_the_worker_and_goes_on_in_the_page(page):
+    page.load(tools.through())
+    page.get(QUIET)
+    try:
+        page.live()
+        goes_on(page, 20)
+        assert page.get("window.live.made") >= 10
+        # it comes again, and nothing is asked of the page any more
+        page.get("void (window.live.quiet = false)")
+        goes_on(page)
+        made = page.get("window.live.made")
+        goes_on(page, 20)
+        assert page.get("window.live.made") < made + 10
+    finally:
+        page.get("""(() => { window.MediaStreamTrackProcessor = window.live.Given;
+            window.createImageBitmap = window.live.make })()""")
+    page.stop()
+    page.wait("window.live.cameras() === 0", 5)

@@ -211,28 +211,6 @@ def test_a_camera_that_is_only_tried_ends_no_run_and_live_opens_it_again(page, s
     page.wait(DARK, 5)
 
 
-def test_a_browser_that_cannot_hand_its_camera_to_a_worker(page):
-    """The page is asked for each picture, and never for one more than can be sent."""
-    page.load(through())
-    page.get("""(() => { window.live.processor = window.MediaStreamTrackProcessor;
-        window.live.make = window.createImageBitmap; window.live.made = 0;
-        window.MediaStreamTrackProcessor = undefined;
-        window.createImageBitmap = (...of) => { window.live.made++;
-          return window.live.make.apply(window, of) } })()""")
-    try:
-        page.live()
-        goes_on(page, 30)
-        sources, made = page.get("[window.live.views()[0].dataset.source, window.live.made]")
-        assert made <= int(sources) + 6
-        page.page.click(".livediffusion-live")
-        page.wait(DARK, 1)
-        page.wait(IDLE, 5)
-    finally:
-        page.get("""(() => { window.MediaStreamTrackProcessor = window.live.processor;
-            window.createImageBitmap = window.live.make })()""")
-    assert not page.ours
-
-
 # -- an edit that does not hold -------------------------------------------------------------
 
 

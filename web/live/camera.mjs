@@ -183,10 +183,12 @@ export class Capture extends EventTarget {
   }
 
   /**
-   * The video as soon as it has a picture that was not taken, for a browser with no tap(); null
-   * where it is too soon for one.
+   * The video as soon as it has a picture that was not taken, where tap() gives none; null where it
+   * is too soon for one.
+   *
+   * @param fresh null, too, where no new one came for a while
    */
-  async next() {
+  async next(fresh = false) {
     const { video } = this
     if (!video) return null
     if (document.hidden || !video.requestVideoFrameCallback) {
@@ -197,6 +199,7 @@ export class Capture extends EventTarget {
         this.#woken = resolve
         setTimeout(resolve, REST)
       })
+      if (fresh && !this.#fresh) return null
     }
     this.#fresh = false
     this.#taken = performance.now()

@@ -109,10 +109,10 @@ class Lane {
     session.order(order, readable ? [readable] : [])
   }
 
-  /** The worker has no way to read it: one picture. */
-  async picture() {
+  /** The worker has no way to read it: one picture. See Capture.next. */
+  async picture(fresh) {
     // a video that has no picture yet, or none any more, is no bitmap
-    const video = await this.#capture.next()
+    const video = await this.#capture.next(fresh)
     const bitmap = video && (await createImageBitmap(video).catch(() => null))
     this.#session.order({ type: 'bitmap', place: this.#place, bitmap }, bitmap ? [bitmap] : [])
   }
@@ -386,7 +386,7 @@ export class Session extends EventTarget {
 
   #hear(data) {
     if (data.type === 'view') this.#tell('view', data)
-    else if (data.type === 'want') this.#lanes[data.place]?.picture()
+    else if (data.type === 'want') this.#lanes[data.place]?.picture(data.fresh)
     else if (data.type === 'closed') this.#closed(data.code)
     else if (data.type === 'message') this.#message(data.message)
   }

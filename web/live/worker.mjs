@@ -14,6 +14,7 @@ const LOOK = 4 // ms between two looks whether a picture is due; browsers make l
 const AGAIN = 250 // ms between two attempts to reach a run whose connection broke
 const GIVE_UP = 2000
 const STILL = 100 // ms without a picture after which a screen's last is sent again: it has not moved
+const QUIET = 500 // ms without a picture after which a camera's are asked of the page
 const FINAL = new Set([1000, 4409, 4410])
 
 let url = null
@@ -114,6 +115,7 @@ class Lane {
   #reader = null
   #timer = null
   #asked = false
+  #heard = 0 // when the readable gave something
   #canvas = null
   #last = null
   reading = Promise.resolve()
@@ -174,11 +176,14 @@ class Lane {
   /** Send what a readable gives, to its end. */
   async read(readable, repeats) {
     const mine = (this.#reader = readable.getReader())
-    if (repeats) this.#timer = setInterval(() => this.#again(), STILL / 4)
+    this.#heard = now()
+    this.#asked = false
+    this.#timer = setInterval(() => (repeats ? this.#again() : this.#quiet()), STILL / 4)
     // to its end, also when it is not wanted any more: the browser complains of unclosed frames
     for (;;) {
       const { done, value } = await mine.read()
       if (done) break
+      this.#heard = now()
       try {
         if (this.#reader === mine && this.#wanted(now()))
           await this.#send(value, value.displayWidth, value.displayHeight)
@@ -195,14 +200,24 @@ class Lane {
       this.#put(this.#last.data, now())
   }
 
+  // Seen in Chromium, of a camera that had been opened and closed a few times: nothing came here for
+  // 9 to 15 s, while the page's video of it went on. It gives out no picture while too many of those
+  // before are held, and loses some in its streams until it collects its garbage: that is likely why.
+  #quiet() {
+    if (now() - this.#heard > QUIET) this.#want(true)
+  }
+
   /** Where the browser cannot hand the camera to a worker, the page is asked for each picture. */
   ask() {
     this.#asked = false
-    this.#timer = setInterval(() => {
-      if (this.#asked || !this.#wanted(now())) return
-      this.#asked = true
-      postMessage({ type: 'want', place: this.#place })
-    }, LOOK)
+    this.#timer = setInterval(() => this.#want(), LOOK)
+  }
+
+  /** @param fresh only one that the page has not given before; where there is none it says so */
+  #want(fresh = false) {
+    if (this.#asked || !this.#wanted(now())) return
+    this.#asked = true
+    postMessage({ type: 'want', place: this.#place, fresh })
   }
 
   async take(bitmap) {

@@ -191,7 +191,7 @@ function feed() {
 }
 
 async function hear(data) {
-  if (data.type === 'want') return picture()
+  if (data.type === 'want') return picture(data.fresh)
   if (data.type === 'closed') return closed(data.code)
   if (data.type !== 'message') return
   const { message } = data
@@ -223,8 +223,8 @@ function fit({ width, height, interval_ms }) {
   if (!same && camera.stream) camera.use(self, [wish]).catch(() => {})
 }
 
-async function picture() {
-  const { video } = camera
+async function picture(fresh) {
+  const video = await camera.next(fresh)
   const bitmap = video && (await createImageBitmap(video).catch(() => null))
   worker?.postMessage({ type: 'bitmap', place: 0, bitmap }, bitmap ? [bitmap] : [])
 }
