@@ -117,6 +117,29 @@ def test_pictures_go_on_after_one_that_broke_and_when_a_node_comes_back(browser)
         assert told == [[1, False], [2, True], [3, False]]
 
 
+def test_pictures_go_on_where_the_screen_gives_no_refresh(browser):
+    """As in a window that another one covers, in browsers that do not call such a page hidden."""
+    with House() as house, visiting(browser, house) as one:
+        told = one.get("""Promise.all(['picture', 'compare', 'screen', 'style'].map(
+            (m) => import(`/web/live/${m}.mjs`)
+        )).then(async ([{ Picture }, { Compare }, { Screen }, { element }]) => {
+          const answered = [];
+          const session = { compare() {}, shown: ({ seq }) => answered.push(seq) };
+          const tools = { say: (key) => key, element, Compare, Screen };
+          const made = new Picture({ properties: {} }, tools);
+          const ask = window.requestAnimationFrame;
+          window.requestAnimationFrame = () => 1;
+          made.attach(session, 0);
+          for (const seq of [1, 2, 3]) {
+            made.take({ view: 0, seq, bitmap: await createImageBitmap(new ImageData(8, 8)) });
+            if (seq > 1) await new Promise((done) => setTimeout(done, 600));
+          }
+          window.requestAnimationFrame = ask;
+          return [answered, made.canvas.dataset.frames, made.canvas.dataset.seq];
+        })""")
+        assert told == [[1, 2, 3], "2", "3"]
+
+
 KEPT = """import('/web/live/session.mjs').then(async ({ Session }) => {
   const urls = [], states = [], asked = [];
   class Line extends EventTarget {
@@ -185,3 +208,31 @@ def test_what_was_said_before_the_server_heard_of_a_stop_does_not_undo_it(browse
           return [states, session.state];
         })""")
         assert told == [["live", "stopping", "ended"], "over"]
+
+
+@pytest.mark.parametrize("run", [None, "r"])
+def test_a_worker_that_does_not_load_is_said_and_ends_what_began(browser, run):
+    with House() as house, visiting(browser, house) as one:
+        told = one.get("""import('/web/live/session.mjs').then(async ({ Session }) => {
+          const asked = [], states = [];
+          const capture = Object.assign(new EventTarget(), { leave() {} });
+          const begun = { session: 's', token: 't', run: a, cameras: [], views: [] };
+          const api = { clientId: 'c', apiURL: (path) => path, fetchApi: async (path) => {
+            asked.push(path);
+            return { ok: true, json: async () => ({ ...begun }) };
+          } };
+          const { fetch } = window;
+          window.fetch = async (path) => void asked.push(path);
+          const session = new Session(api, capture, '/web/live/none.mjs', (key) => key);
+          session.addEventListener('state', ({ detail }) => states.push(detail));
+          const over = new Promise((done) => session.addEventListener('over', done));
+          await session.start({}, {}, a ? { run: a } : {});
+          await over;
+          await new Promise((done) => setTimeout(done, 800));
+          window.fetch = fetch;
+          return [states, asked.map((path) => path.split('/').at(-1))];
+        })""", run)
+        assert told == [
+            [{"state": "failed", "reason": "notLoaded", "final": True}],
+            ["attach"] if run else ["start", "stop"],
+        ]

@@ -1,12 +1,14 @@
 // What a session sends for one view: drawn with the screen's next refresh, answered, compared.
 
 const OFF = 'off'
+const LATE = 200 // ms without a refresh of the screen after which a picture is drawn all the same
 
 export class Picture {
   #session = null
   #place = null
   #waiting = []
   #drawing = 0
+  #late = 0
   #wished = false
   #last = null
   #others
@@ -76,11 +78,18 @@ export class Picture {
     // a hidden page gets no refresh, but its window may be on a stage
     if (document.hidden) return this.#draw()
     this.#drawing ||= requestAnimationFrame(() => this.#draw())
+    // nor does one that is covered, in some browsers, or whose display is off
+    this.#late ||= setTimeout(() => this.#draw(), LATE)
+  }
+
+  #unplan() {
+    cancelAnimationFrame(this.#drawing)
+    clearTimeout(this.#late)
+    this.#drawing = this.#late = 0
   }
 
   #draw() {
-    cancelAnimationFrame(this.#drawing)
-    this.#drawing = 0
+    this.#unplan()
     const pictures = this.#waiting.splice(0)
     const newest = pictures.at(-1)
     if (!newest) return
@@ -131,8 +140,7 @@ export class Picture {
 
   /** Its node has gone, and may come back. */
   remove() {
-    cancelAnimationFrame(this.#drawing)
-    this.#drawing = 0
+    this.#unplan()
     this.detach()
   }
 }

@@ -186,6 +186,8 @@ export class Session extends EventTarget {
     if (desktop) this.#lanes.push(new Lane(this, desktop, 'screen', 1))
     this.#worker = new Worker(workerUrl, { type: 'module' })
     this.#worker.onmessage = ({ data }) => this.#hear(data)
+    // what goes wrong in it has a message, a script that does not load has none
+    this.#worker.onerror = ({ message }) => message === undefined && this.#unloaded()
     if (WebRtc) {
       this.rtc = new WebRtc({
         post: (path, offer, mine) => this.#offer(path, offer, mine),
@@ -447,6 +449,13 @@ export class Session extends EventTarget {
     if (code !== 4410 && !this.#ended)
       this.#told('failed', { reason: this.#say('broke'), code })
     this.#ended = true
+    this.close()
+  }
+
+  // nothing would come or go, however often it began anew
+  #unloaded() {
+    this.#told('failed', { reason: this.#say('notLoaded'), final: true })
+    this.#ended = Boolean(this.run)
     this.close()
   }
 

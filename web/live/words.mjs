@@ -39,6 +39,7 @@ const ENGLISH = {
   "LiveView": "Live View",
   "refused": "The server refused the graph.",
   "broke": "The connection to ComfyUI broke.",
+  "notLoaded": "A part of this page did not load. Reload the page; if that does not help, use a newer browser.",
   "noGraph": "ComfyUI did not give the graph.",
   "camera": "Camera",
   "cameraWidget": "camera",

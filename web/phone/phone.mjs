@@ -162,6 +162,7 @@ function connect() {
   disconnect()
   worker = new Worker(new URL('../live/worker.mjs', import.meta.url), { type: 'module' })
   worker.onmessage = ({ data }) => hear(data)
+  worker.onerror = ({ message }) => message === undefined && over(say('notLoaded'))
   const url = new URL('frames', location.href)
   url.protocol = url.protocol.replace('http', 'ws')
   url.searchParams.set('phone', me)
