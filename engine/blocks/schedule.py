@@ -2,9 +2,10 @@
 
 Numbers of the host only. A place meets the same noise level at every tick, and mostly nearly the
 same picture, so what the inner blocks gave there is good for a few ticks. Every `interval` ticks a
-place runs whole; which places do so goes round against the frames, so that no frame is whole at
-every level and the next one at none, and there are as many in every tick, which then costs the
-same.
+place runs whole; which places do so goes round, so that there are as many in every tick, which then
+costs the same. They go round against the frames: with an odd interval each frame is whole at about
+as many of its levels. With an even one only every second frame is, and the others at none; that
+cannot be evened out wholly, and what can be was measured to be no better (docs/reuse.md).
 """
 
 from collections.abc import Hashable, Iterable, Mapping, Sequence

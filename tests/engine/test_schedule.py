@@ -23,12 +23,13 @@ def test_every_place_comes_round_and_every_tick_costs_the_same(interval):
         assert max(counts) - min(counts) <= 1
 
 
-def test_a_frame_is_whole_at_some_steps_and_the_next_one_at_others():
-    """Of the frames that go through four steps, whole once in four, each is so once or twice."""
-    n, interval = 4, 4
-    for frame in range(8):
-        assert sum(due(frame + k, k, 0, n, interval) for k in range(n)) in (0, 2)
-    assert {sum(due(f + k, k, 0, n, 3) for k in range(n)) for f in range(9)} <= {1, 2}
+@pytest.mark.parametrize(
+    "interval, levels", [(2, [4, 0]), (3, [2, 1, 1]), (4, [2, 0, 2, 0]), (5, [1, 1, 1, 0, 1])]
+)
+def test_at_how_many_of_its_levels_a_frame_is_whole(interval, levels):
+    """Of frames that go through four steps, one after another: see docs/reuse.md, interval."""
+    came = [sum(due(frame + k, k, 0, 4, interval) for k in range(4)) for frame in range(interval)]
+    assert sorted(came) == sorted(levels)
 
 
 def test_sides_of_a_frame_run_together():
