@@ -1,5 +1,6 @@
 """The other ends of sources and sinks: a counter film, and a cable that a test has in hand."""
 
+import os
 import threading
 import time
 
@@ -7,7 +8,14 @@ from counting import BITS, SIDE, count, counted
 from livediffusion.live.faults import Refused
 from livediffusion.live.sources import Lost, Shot
 
-__all__ = ["BITS", "SIDE", "Cable", "count", "counted"]
+__all__ = ["BITS", "LONG", "SIDE", "Cable", "count", "counted", "pulls"]
+LONG = "LIVEDIFFUSION_LONG" in os.environ
+
+
+def pulls(few: int) -> int:
+    """How many times a test takes the other end away, for all kinds of them alike:
+    LIVEDIFFUSION_PULLS, else 20 with LIVEDIFFUSION_LONG set, else few."""
+    return int(os.environ.get("LIVEDIFFUSION_PULLS", 20 if LONG else few))
 
 
 class Cable:

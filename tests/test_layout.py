@@ -37,6 +37,11 @@ STDLIB = {"trust"}  # reads what strangers send, with nothing but Python's own
 # scipy is ComfyUI's own; these are imported where they are used
 LATE = {"triton", "tensorrt", "tensorrt_rtx", "onnx", "onnxruntime", "openvino", "segno"}
 OPTIONAL = {*LATE, "scipy"}
+# sources, sinks and what keeps them safe; imported when a node asks for one of them
+ENDS = {"aiortc", "NDIlib", "pyvirtualcam", "SpoutGL", "syphon", "cryptography", "trustme"}
+# modules that import one of them at their top: nobody else may import these at the top
+LATE_MODULES = ("kernels/triton_*.py", "live/webrtc/arrival.py", "live/webrtc/coder.py",
+                "live/webrtc/peers.py", "live/webrtc/track.py")  # fmt: skip
 # who copies what by Python's copy, one level deep; compiled/copies.py alone copies networks
 COPIES = {
     "host/frames/compiled_vae.py": "a VAE around its network",
@@ -193,21 +198,66 @@ def test_a_second_copier_would_be_seen(tmp_path, monkeypatch):
         assert copiers(pathlib.Path(f"{i}.py")) == (shallow, deep)
 
 
+def at_load(path: pathlib.Path) -> tuple[set[str], set[pathlib.Path]]:
+    """What a module imports when it is imported itself, not in functions or for type checkers.
+
+    Returns:
+        packages, modules of the pack as paths below the root (which need not be there).
+    """
+    packages, modules = set(), set()
+    rest: list[ast.AST] = [tree(path)]
+    while rest:
+        node = rest.pop()
+        if isinstance(node, ast.Import):
+            packages |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            packages.add(node.module.split(".")[0])
+        elif isinstance(node, ast.ImportFrom):
+            home = pathlib.Path(*path.parts[:-1][: len(path.parts) - node.level])
+            home = home.joinpath(*(node.module or "").split("."))
+            modules |= {home / f"{alias.name}.py" for alias in node.names}
+            modules |= {home.with_suffix(".py")} if node.module else set()
+        elif isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            rest += node.orelse
+        elif not isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)):
+            rest += ast.iter_child_nodes(node)
+    return packages, modules
+
+
+def late(path: pathlib.Path) -> bool:
+    return any(path.match(one) for one in LATE_MODULES)
+
+
 @pytest.mark.parametrize("path", PACK, ids=str)
 def test_optional_packages_are_imported_late(path):
     """Inside functions only, or in modules that are imported inside functions only."""
-    if path.match("kernels/triton_*.py"):
-        stem = path.stem
-        others = [other for other in PACK if not other.match("kernels/triton_*.py")]
-        assert not any((path.parts[0], stem) in imports(other)[1] for other in others)
+    packages, modules = at_load(path)
+    if late(path):
+        assert packages & (OPTIONAL | ENDS), f"{path} may be imported early: take it off the list"
         return
-    names = set()
-    for node in tree(path).body:
-        if isinstance(node, ast.Import):
-            names |= {alias.name.split(".")[0] for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.level == 0:
-            names.add(node.module.split(".")[0])
-    assert not names & OPTIONAL
+    assert not packages & (OPTIONAL | ENDS)
+    assert not [str(module) for module in modules if late(module)]
+
+
+@pytest.mark.parametrize("line", [
+    "import aiortc\n", "import aiortc.rtp as r\n", "from aiortc.sdp import x\n", "import NDIlib\n",
+    "try:\n    import pyvirtualcam\nexcept ImportError:\n    pass\n",
+    "class A:\n    from cryptography.hazmat import x\n", "if x:\n    import SpoutGL\n",
+    "if TYPE_CHECKING:\n    pass\nelse:\n    import syphon.utils\n",
+    "from .webrtc import loop, peers\n", "from .webrtc.peers import Peer\n",
+    "from ..live.webrtc import coder\n", "from ..kernels.triton_norm import norm\n",
+])  # fmt: skip
+def test_an_early_import_would_be_seen(tmp_path, monkeypatch, line):
+    (tmp_path / "live").mkdir()
+    path = pathlib.Path("live/x.py")
+    monkeypatch.setitem(globals(), "ROOT", tmp_path)
+    (tmp_path / path).write_text(line, encoding="utf-8")
+    with pytest.raises(AssertionError):
+        test_optional_packages_are_imported_late(path)
+    lines = line.replace("\n", "\n    ").rstrip()
+    for head in ("def f():", "async def f():", "if TYPE_CHECKING:"):
+        (tmp_path / path).write_text(f"{head}\n    {lines}\n", encoding="utf-8")
+        test_optional_packages_are_imported_late(path)
 
 
 def test_a_wrong_arrow_would_be_seen(tmp_path, monkeypatch):

@@ -338,8 +338,9 @@ _FORWARDED = ("Forwarded", "Via", "X-Real-IP", "CF-Connecting-IP", "True-Client-
 def at_server(headers: Mapping[str, str], peer: str | None) -> bool:
     """Whether a request is of somebody who sits at this machine: a page on localhost, a program.
 
-    A proxy on this machine says so by its headers, and has its own name for Host; a name that was
-    made to lead here (DNS rebinding) is no localhost. Another site's page is a stranger, whatever
+    A proxy on this machine is told by its headers; one that adds none lets a program elsewhere that
+    says `Host: localhost` pass for one here (docs/live.md, Behind a proxy). A name that was made to
+    lead here (DNS rebinding) is no localhost. Another site's page is a stranger, whatever
     --enable-cors-header says.
 
     Args:

@@ -19,6 +19,8 @@ _UPLOAD = 2**30  # bytes of a request
 _MESSAGE = 2**26  # bytes of a socket's message
 _MOST_SOCKETS = 16
 _CONNECT_S = 5.0
+# all that a link of another site leads to: what stands behind any other path may do something
+_PAGE = "/"
 # that there is somebody before it ComfyUI has to know: who asks by this way, with a Host of
 # loopback, does not sit at the server (trust/boundary.py, at_server)
 _VIA = "Via", "1.1 livediffusion"
@@ -63,18 +65,20 @@ class Proxy:
         rest = "&".join(p for p in query.split("&") if p.partition("=")[0] != "ticket")
         asked = request.query.getall("ticket", [])
         given = asked[0] if len(asked) == 1 else request.cookies.get(access.COOKIE)
+        foreign = None if asked else _foreign(request, path)
         try:
             self._house.read(given, tickets.OPERATOR)
         except tickets.Refused as reason:
-            if access.elsewhere(request.method, request.headers) and not asked:
+            led = path == _PAGE and access.elsewhere(request.method, request.headers)
+            if led and not asked:
                 text = access.once_more(_here(path, rest))
                 return web.Response(text=text, content_type="text/html", headers=HEADERS)
-            raise No(403, str(reason)) from None
+            raise No(403, foreign or str(reason)) from None
         socket = request.headers.get("Upgrade", "").lower() == "websocket"
         if asked and request.method == "GET" and not socket:
             return _kept(request, given, _here(path, rest))
-        if not asked and (reason := _foreign(request)) is not None:
-            raise No(403, reason)
+        if foreign is not None:
+            raise No(403, foreign)
         if self._comfyui.url is None:
             raise No(503, "ComfyUI is not there at the moment. Try again.")
         url = URL(self._comfyui.url + _here(path, rest), encoded=True)
@@ -166,9 +170,9 @@ def _kept(request: web.BaseRequest, ticket: str, there: str) -> web.Response:
     return answer
 
 
-def _foreign(request: web.BaseRequest) -> str | None:
-    """Why a request with a cookie is another page's. A link to a page is anybody's."""
+def _foreign(request: web.BaseRequest, path: str) -> str | None:
+    """Why a request without a ticket is another page's. A link to ComfyUI's page is anybody's."""
     headers = request.headers
-    if request.method == "GET" and headers.get("Sec-Fetch-Mode") == "navigate":
+    if (request.method, path) == ("GET", _PAGE) and headers.get("Sec-Fetch-Mode") == "navigate":
         return None
     return boundary.stranger(headers)

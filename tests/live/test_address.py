@@ -16,6 +16,7 @@ import time
 import pytest
 from clock import Limit
 from counting import count, counted
+from ends import LONG, pulls
 from livediffusion.live import wires
 from livediffusion.live.pulled import GIVING, PulledFeed
 from livediffusion.live.sources import Lost, Wanted
@@ -26,8 +27,7 @@ from rtsp_server import RtspServer
 from wiring import Wiring
 
 pytestmark = pytest.mark.comfy
-LONG = os.environ.get("LIVEDIFFUSION_LONG") == "1"
-PULLS = int(os.environ.get("LIVEDIFFUSION_PULLS", "20" if LONG else "1"))
+PULLS = pulls(1)
 FEW = [("rtsp", "reset"), ("mjpeg", "still"), ("hls", "reset")]
 FFMPEG = shutil.which("ffmpeg")
 

@@ -2,6 +2,8 @@
 
 import json
 import os
+import pathlib
+import re
 import time
 
 import aiohttp
@@ -54,6 +56,18 @@ def test_who_does_not_sit_at_the_server_is_told_apart(headers, peer):
 ])  # fmt: skip
 def test_who_sits_at_the_server_is_known(headers, peer):
     assert at_server(headers, peer)
+
+
+@pytest.mark.parametrize("page", ["live", "serve"])
+def test_a_proxy_as_the_docs_have_it_is_not_the_server(page):
+    """Whatever a program elsewhere says of Host to it."""
+    text = (pathlib.Path(__file__).parents[2] / "docs" / f"{page}.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"location / \{(.*?)\}", text, re.S)
+    said = {"$http_host": "localhost:8188", "$host": "localhost", "$remote_addr": "192.168.1.7"}
+    headers = {name: said.get(value, "") for name, value in
+               re.findall(r"proxy_set_header (\S+) (\S+);", block)}  # fmt: skip
+    assert headers["Host"].startswith("localhost")
+    assert not at_server(headers, "127.0.0.1")
 
 
 def address(port, login=f"me:{WORD}@"):

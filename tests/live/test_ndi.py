@@ -12,7 +12,7 @@ import time
 import numpy as np
 import pytest
 from clock import Limit
-from ends import count, counted
+from ends import count, counted, pulls
 from inprocess import until
 from livediffusion.live import ndi, sources
 from livediffusion.live.faults import Refused
@@ -23,7 +23,7 @@ from livediffusion.live.sinks.ndi import Kind as Sink
 from livediffusion.live.sources import Lost, Wanted
 from livediffusion.live.sources.ndi import Kind as Source
 
-LONG = os.environ.get("LIVEDIFFUSION_LONG") == "1"
+PULLS = pulls(3)
 WIDTH, HEIGHT = 192, 96
 
 
@@ -157,7 +157,7 @@ def test_a_cable_pulled_again_and_again(library, name):
     feed.begin()
     sender = film = None
     try:
-        for pull in range(20 if LONG else 3):
+        for pull in range(PULLS):
             sender = Sender(target(name), Sink)
             film = Film(sender.put)
             until(lambda: feed.state == GIVING, 3)

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import streams
 from clock import Limit
-from ends import BITS, SIDE, counted
+from ends import BITS, LONG, SIDE, counted, pulls
 from inprocess import Client, graph, until
 from livediffusion.live import sinks
 from livediffusion.live.faults import Refused
@@ -26,9 +26,9 @@ from livediffusion.trust import addresses
 
 pytestmark = pytest.mark.comfy
 
-PULLS = int(os.environ.get("LIVEDIFFUSION_LONG", "2"))
+PULLS = pulls(2)
 WAYS = [("rtmp", ""), ("rtsp", ""), ("srt", ""), ("srt", "passphrase=ten letters or more")]
-if "LIVEDIFFUSION_LONG" not in os.environ:
+if not LONG:
     WAYS = WAYS[:3]
 
 

@@ -11,7 +11,7 @@ import types
 import inprocess
 import numpy as np
 import pytest
-from ends import count
+from ends import count, pulls
 from inprocess import Client, flat, graph, until
 from PIL import Image
 
@@ -23,7 +23,7 @@ from livediffusion.trust import boundary
 from rtc import SDP, End, Film, flat_offer, in_order
 
 pytestmark = [pytest.mark.comfy, pytest.mark.slow]
-PULLS = int(os.environ.get("LIVEDIFFUSION_PULLS", "3"))
+PULLS = pulls(3)
 
 
 @pytest.fixture

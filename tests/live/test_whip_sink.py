@@ -8,7 +8,7 @@ import time
 
 import pytest
 from clock import Limit
-from ends import counted
+from ends import counted, pulls
 from inprocess import until
 
 pytest.importorskip("aiortc", reason="aiortc is not installed")
@@ -20,7 +20,7 @@ from livediffusion.live.sending import Sender
 from rtc import SIDE, Taker, in_order
 
 pytestmark = [pytest.mark.comfy, pytest.mark.slow]
-PULLS = int(os.environ.get("LIVEDIFFUSION_PULLS", "2"))
+PULLS = pulls(2)
 
 
 @pytest.fixture

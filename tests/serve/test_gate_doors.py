@@ -375,23 +375,35 @@ def test_an_operators_page_hears_how_its_socket_ended(code, told):
     run(test)
 
 
+NAVIGATE = {"Sec-Fetch-Mode": "navigate"}
+# what another site's page may lead to: ComfyUI's page. Any other path may do something
+LED = [("/", True), ("/?template=live_webcam&source=x", True)] + [(path, False) for path in (
+    "/queue", "/interrupt", "/api/interrupt", "/livediffusion/stats", "/some_pack/does?now=1",
+    "/index.html", "//", "//?a", "/.", "/%2f", "/./", "/x/..", "/\\",
+)]  # fmt: skip
+
+
 @pytest.mark.parametrize(
-    "headers, method, status",
+    "headers, method, path, status",
     [
-        ({"Origin": "http://evil.example"}, "POST", 403),
-        ({"Origin": "null"}, "POST", 403),
-        ({"Sec-Fetch-Site": "cross-site"}, "GET", 403),
-        ({"Sec-Fetch-Site": "same-site"}, "GET", 403),
-        ({"Sec-Fetch-Site": "same-site", "Sec-Fetch-Mode": "navigate"}, "GET", 200),
-        ({"Sec-Fetch-Site": "same-site", "Sec-Fetch-Mode": "navigate"}, "POST", 403),
-        ({"Sec-Fetch-Site": "same-origin"}, "GET", 200),
+        ({"Origin": "http://evil.example"}, "POST", "/queue", 403),
+        ({"Origin": "null"}, "POST", "/queue", 403),
+        ({"Sec-Fetch-Site": "cross-site"}, "GET", "/queue", 403),
+        ({"Sec-Fetch-Site": "same-site"}, "GET", "/queue", 403),
+        ({"Sec-Fetch-Site": "same-site"}, "GET", "/", 403),
+        ({"Sec-Fetch-Site": "same-site", **NAVIGATE}, "POST", "/", 403),
+        ({"Sec-Fetch-Site": "same-origin"}, "GET", "/queue", 200),
+        ({"Sec-Fetch-Site": "same-origin", **NAVIGATE}, "GET", "/queue", 200),
+        ({"Sec-Fetch-Site": "none", **NAVIGATE}, "GET", "/queue", 200),
+        *(({"Sec-Fetch-Site": site, **NAVIGATE}, "GET", path, 200 if led else 403)
+          for path, led in LED for site in ("same-site", "cross-site")),
     ],
-)
-def test_an_operators_cookie_is_not_another_pages(headers, method, status):
+)  # fmt: skip
+def test_an_operators_cookie_is_not_another_pages(headers, method, path, status):
     async def test(house):
-        whole = {**cookie(house), **headers}
-        async with house.http.request(method, f"{house.url}/queue", headers=whole) as reply:
-            assert reply.status == status
+        more = {**cookie(house), **headers}
+        lines = "".join(f"{name}: {value}\r\n" for name, value in more.items())
+        assert (await raw(house, request(path, method, lines)))[0] == status
         upgrade = {**cookie(house), "Origin": "http://evil.example"}
         with pytest.raises(aiohttp.WSServerHandshakeError):
             await house.http.ws_connect(f"{house.url}/ws", headers=upgrade)
@@ -400,17 +412,28 @@ def test_an_operators_cookie_is_not_another_pages(headers, method, status):
     run(test)
 
 
-def test_a_link_from_elsewhere_comes_again_with_its_cookie():
+@pytest.mark.parametrize("path, led", LED)
+def test_a_link_from_elsewhere_comes_again_with_its_cookie(path, led):
+    """To ComfyUI's page; from there it would be this house's own page that asks for the rest."""
+
     async def test(house):
-        come = {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "navigate"}
-        url = URL(f'{house.url}//a"><script>?b=<c>', encoded=True)
+        come = "Sec-Fetch-Site: cross-site\r\n"
+        status, said = await raw(house, request(path, "GET", f"{come}Sec-Fetch-Mode: navigate\r\n"))
+        assert (status, b'content="0;url=/' in said) == ((200, True) if led else (403, False))
+        for headers in (f"{come}Sec-Fetch-Mode: cors\r\n", "", "Sec-Fetch-Site: same-origin\r\n"):
+            assert (await raw(house, request(path, "GET", headers)))[0] == 403
+        assert house.comfyui.asked == []
+
+    run(test)
+
+
+def test_an_address_that_comes_again_is_no_html_of_its_own():
+    async def test(house):
+        come = {"Sec-Fetch-Site": "cross-site", **NAVIGATE}
+        url = URL(f'{house.url}/?a"><script>&b=<c>', encoded=True)
         async with house.http.get(url, headers=come) as reply:
             text = await reply.text()
-            assert (reply.status, "<script>" in text, "url=/a" in text) == (200, False, True)
-        for headers in ({**come, "Sec-Fetch-Mode": "cors"}, {}, {"Sec-Fetch-Site": "same-origin"}):
-            async with house.http.get(f"{house.url}/a", headers=headers) as reply:
-                assert reply.status == 403
-        assert house.comfyui.asked == []
+            assert (reply.status, "<script>" in text, "url=/?a" in text) == (200, False, True)
 
     run(test)
 

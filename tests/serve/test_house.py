@@ -76,7 +76,8 @@ async def four(there, visitors):
         assert not first[0].lights, "a setting is its visitor's own"
         await first[0].leave()
         took = await visitors.until(lambda: waiting[0].pictures, 30, told)
-        assert took <= max(3.0, 3 * own), (took, own)
+        # 3 s; where a start alone takes more than one of them, at most 3 s beside it
+        assert took <= min(max(3.0, 3 * own), 3.0 + own), (took, own)
         await visitors.until(lambda: (waiting[1].place, waiting[1].of) == (1, 1), 10, told)
         await visitors.until(lambda: len(waiting[0].pictures) > 8, 10, told)
         assert [v.wrong for v in all_] == [[]] * 4
