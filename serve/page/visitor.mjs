@@ -129,10 +129,12 @@ function fold() {
 // -- the first words of the house ---------------------------------------------------------------
 
 house.addEventListener('welcome', ({ detail }) => {
-  welcome = detail
-  controls.show(detail.inputs, detail.camera)
+  // a house that has just come back knows no workflow yet: what it said of it before holds
+  const { title, inputs, views, camera } = pictures.length && !detail.views.length ? welcome : detail
+  welcome = { ...detail, title, inputs, views, camera }
+  controls.show(inputs, camera)
   // none are known before the first machine of a house is up
-  if (detail.inputs.length) values.only(detail.inputs.map(({ name }) => name))
+  if (inputs.length) values.only(inputs.map(({ name }) => name))
   makePictures()
   note('house', '')
   if (phase !== 'loading' && phase !== 'offline') return
@@ -166,6 +168,15 @@ function makePictures() {
   $('pictures').dataset.count = pictures.length
   $('pictures').replaceChildren(...pictures.map(({ picture }) => picture.screen.root))
   $('tools').replaceChildren(...pictures.slice(0, 1).map(({ picture }) => picture.compare.switch))
+  if (stream.session) attach(stream.session)
+}
+
+/** Each picture is of its view in the session, if it has that one. */
+function attach(session) {
+  const places = new Map(session.views.map(({ node, index }) => [String(node), index]))
+  for (const { node, picture } of pictures)
+    if (places.has(node)) picture.attach(session, places.get(node))
+    else picture.detach()
 }
 
 function compared(owner, picture) {
@@ -313,10 +324,7 @@ function settled() {
 
 stream.addEventListener('took', ({ detail: session }) => {
   reason = null
-  const places = new Map(session.views.map(({ node, index }) => [String(node), index]))
-  for (const { node, picture } of pictures)
-    if (places.has(node)) picture.attach(session, places.get(node))
-    else picture.detach()
+  attach(session)
   // the session asks for what it needs; this page only keeps the light on
   if (welcome.camera) camera.use(self, []).catch(() => {})
 })
@@ -324,7 +332,11 @@ stream.addEventListener('took', ({ detail: session }) => {
 stream.addEventListener('view', ({ detail }) => {
   const there = pictures.find(({ picture }) => picture.index === detail.view)
   if (there) there.picture.take(detail)
-  else close(detail)
+  else {
+    // nobody sees it, but the server waits for an answer, or it would send no more
+    stream.session?.shown(detail, true)
+    close(detail)
+  }
   // who is to leave sees the old place until the new one has taken over
   if (phase === 'running' || reason === 'draining') return
   if (phase !== 'moving') tell(say('visitRunning'))
