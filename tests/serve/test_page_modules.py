@@ -45,6 +45,45 @@ def test_languages_times_and_ways(browser):
             assert found == ways
 
 
+def test_a_place_that_was_left_and_does_not_answer_holds_up_no_change_of_the_next(browser):
+    with House() as house, visiting(browser, house) as one:
+        told = one.get("""Promise.all(['values', 'gate'].map((m) => import(`/page/${m}.mjs`))).then(
+          async ([{ Values }, { Gate }]) => {
+            const told = [], kept = { get() {}, set() {} }, { fetch } = window;
+            const pause = () => new Promise((done) => setTimeout(done, 200));
+            const place = (name, answer) => ({
+              start: async ({ values }) => void told.push([name, 'start', values]),
+              update: ({ values }) => (told.push([name, 'update', values]), answer),
+            });
+            let late;
+            const old = place('old', new Promise((done) => (late = done)));
+            const next = place('next', Promise.resolve());
+            const values = new Values(kept, () => false);
+            values.addEventListener('taken', ({ detail }) => told.push(['taken', detail.name]));
+            await values.begin(old);
+            values.set('a', 1, 0);
+            await pause();
+            values.end(old);
+            await values.begin(next);
+            values.set('a', 2, 0);
+            await pause();
+            late();
+            await pause();
+            values.set('a', 3, 0);
+            await pause();
+            // what hangs is given up
+            window.fetch = async (url, { signal }) => told.push(signal instanceof AbortSignal);
+            await new Gate('http://gate', 'ticket', 'client').fetchApi('/x', { method: 'POST' });
+            window.fetch = fetch;
+            return told;
+          })""")
+        assert told == [
+            ["old", "start", {}], ["old", "update", {"a": 1}],
+            ["next", "start", {"a": 1}], ["next", "update", {"a": 2}], ["taken", "a"],
+            ["next", "update", {"a": 3}], ["taken", "a"], True,
+        ]  # fmt: skip
+
+
 def test_a_live_camera_without_a_code_for_its_phone_has_nothing_to_copy(browser):
     """The house serves the module of ComfyUI's page; a run of too many phones gives no code."""
     with House() as house, visiting(browser, house) as one:
