@@ -245,6 +245,7 @@ class Playback(Peer):
         self._sender: RTCRtpSender | None = None
         self.coder: Coder | None = None
         self.track = Newest(self._sent if sent is not None else None)
+        self.track.on("ended", self._broke)
 
     def _begin(self) -> None:
         one = self._connection.addTransceiver(self.track, direction="sendonly")
@@ -283,7 +284,13 @@ class Playback(Peer):
         else:
             self._waiting = about, ticks
 
+    def _broke(self) -> None:
+        # aiortc's sender logs whatever it meets, ends the track, and leaves the connection up
+        if self.state not in ("failed", "closed"):
+            self._ending = asyncio.ensure_future(self.close("The pictures cannot be sent."))
+
     async def close(self, why: str | None = None) -> None:
+        self.track.remove_all_listeners("ended")
         self.track.stop()
         await super().close(why)
 
