@@ -84,6 +84,52 @@ def test_a_place_that_was_left_and_does_not_answer_holds_up_no_change_of_the_nex
         ]  # fmt: skip
 
 
+def test_a_house_that_says_nothing_any_more_is_asked_anew(browser):
+    """A connection may be gone without a word; a page that slept reads what came meanwhile."""
+    with House() as house, visiting(browser, house, opened=False) as one:
+        one.page.goto(f"{house.url}/i18n")
+        told = one.get("""import('/page/house.mjs').then(async ({ House }) => {
+          const lines = [], told = [];
+          let at = 1e12;
+          Date.now = () => at;
+          window.WebSocket = class {
+            static OPEN = 1;
+            readyState = 1;
+            constructor() { lines.push(this) }
+            send() {}
+            close() { told.push('dropped') }
+            hear(type) { this.onmessage({ data: JSON.stringify({ type }) }) }
+          };
+          const made = new House('ws://house/visit', { get() {}, set() {} });
+          for (const type of ['welcome', 'ticket', 'down', 'up', 'over'])
+            made.addEventListener(type, () => told.push(type));
+          const look = (seconds) => {
+            at += 1000 * seconds;
+            document.dispatchEvent(new Event('visibilitychange'));
+          };
+          made.open();
+          lines[0].onopen();
+          lines[0].hear('welcome');
+          for (const seconds of [31, 31]) look(seconds);
+          lines[0].hear('ticket');
+          look(3600);
+          lines[0].hear('ticket');
+          look(5);
+          look(61);
+          told.push('silent');
+          look(5);
+          await new Promise((done) => setTimeout(done, 400));
+          // late, or of the house's, which takes this page's next socket for another page's
+          lines[0].hear('over');
+          lines[0].onclose({ code: 4409 });
+          lines[1].onopen();
+          lines[1].hear('welcome');
+          return [told, lines.length];
+        })""")
+        assert told == [["welcome", "ticket", "ticket", "silent", "dropped", "down", "up",
+                         "welcome"], 2]  # fmt: skip
+
+
 def test_a_live_camera_without_a_code_for_its_phone_has_nothing_to_copy(browser):
     """The house serves the module of ComfyUI's page; a run of too many phones gives no code."""
     with House() as house, visiting(browser, house) as one:
