@@ -45,6 +45,7 @@ const self = {} // who has the camera open, whoever streams it
 let welcome = null
 let phase = 'loading'
 let pictures = [] // of the views, in their order
+let begun = 0 // times that somebody has pressed start
 let until = null // when the time is up, in performance.now()'s time
 let deciding = 0
 let reason = null // why it moves, while it does
@@ -67,7 +68,7 @@ function show(next, { lead = '', line = '', problem = '' } = {}) {
   $('front').hidden = live
   $('start').hidden = waits || next === 'offline'
   $('start').textContent = say(next === 'over' ? 'visitAgain' : 'visitStart')
-  $('leave').hidden = next !== 'waiting' && next !== 'starting'
+  $('leave').hidden = !waits
   $('privacy').hidden = next !== 'idle' && next !== 'over'
   $('bar').hidden = !live
   $('own').hidden = !(waits && camera.stream)
@@ -189,16 +190,19 @@ function compared(owner, picture) {
 // -- start, wait, stop --------------------------------------------------------------------------
 
 async function begin() {
+  const mine = (begun += 1)
   if (welcome.camera) {
     show('asking', { lead: camera.stream ? '' : say('visitAsking') })
     try {
       await camera.use(self, [{}])
     } catch (error) {
+      if (mine !== begun || phase === 'over') return
       house.leave() // who has come back by a reload has a place
       show('idle', { lead: lead(), problem: error.message })
       return
     }
-    // whoever has changed their mind meanwhile
+    // whoever has changed their mind meanwhile, and maybe once more
+    if (mine !== begun) return
     if (phase !== 'asking') return camera.leave(self)
     preview()
   }
