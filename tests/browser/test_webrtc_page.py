@@ -96,10 +96,10 @@ def test_a_track_that_stands_or_is_closed_gives_way_to_the_socket(tracked):
             return { getReader: () => ({ read: () => window.live.stands ? never : reader.read() }) }
           }
         }
-        window.live.real = window.fetch
+        const fetch = window.live.fetch = window.fetch
         window.live.held = []
         window.fetch = async (...what) => {
-          const reply = await window.live.real(...what), there = reply.headers.get('Location')
+          const reply = await fetch(...what), there = reply.headers.get('Location')
           if (there?.includes('/rtc/')) window.live.held.push(there)
           return reply
         } })()""")
@@ -117,8 +117,7 @@ def test_a_track_that_stands_or_is_closed_gives_way_to_the_socket(tracked):
         page.live()
         page.wait(f"{LINE}.includes('round trip')", 30)
         assert page.get("window.live.held.length") == 2  # the camera's and the view's
-        page.get("Promise.all(window.live.held.map((url) => window.live.real(url, "
-                 "{ method: 'DELETE' })))")  # fmt: skip
+        page.get("Promise.all(window.live.held.map((url) => fetch(url, { method: 'DELETE' })))")
         # long before the way to it is found to be gone
         page.wait(f"!{LINE}.includes('round trip')", 10)
         seen = page.get(on)
@@ -126,7 +125,7 @@ def test_a_track_that_stands_or_is_closed_gives_way_to_the_socket(tracked):
         page.stop()
     finally:
         page.get("""(() => { window.MediaStreamTrackProcessor = window.live.Real
-            window.fetch = window.live.real })()""")
+            window.fetch = window.live.fetch })()""")
     assert not page.ours
 
 
