@@ -134,7 +134,11 @@ class Rtc:
         held = _Held(session, key, there)
 
         def take(came: Any) -> None:
-            session.cameras.given(key, *webrtc.loaded().picture(came, page))
+            try:
+                session.cameras.given(key, *webrtc.loaded().picture(came, page))
+            except Exception:
+                session.shared.faults.count("frame")
+                raise
 
         return await self._open(held, offer, lambda over: webrtc.loaded().Ingest(over, take))
 

@@ -27,7 +27,7 @@ _SWEEPS = 30.0  # seconds between two looks for visitors who are gone without a 
 _SHOWN = 200  # latest problems of replicas, for the operator
 # events of a gate that say what went wrong
 _PROBLEMS = frozenset({
-    "problem", "failed", "start refused", "edit refused", "not started", "given up",
+    "problem", "failed", "start refused", "edit refused", "edit lost", "not started", "given up",
     "not understood", "bug",
 })  # fmt: skip
 

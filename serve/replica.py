@@ -53,6 +53,7 @@ class Replica:
         self._answer: dict[str, Any] = {}
         self._news = asyncio.Event()
         self._events: deque[dict[str, Any]] = deque(maxlen=_EVENTS)
+        self._endings: set[asyncio.Task] = set()
         self._alive = began
         self._told = False
         context = ray.get_runtime_context()
@@ -198,13 +199,21 @@ class Replica:
                 self._answer = answer
                 self._closing = bool(answer.get("closing"))
                 for visitor, (turn, reason) in answer["end"].items():
-                    await self._gate.end(visitor, turn, reason)
+                    # a page and a ComfyUI that do not answer take seconds: reports do not wait
+                    ending = asyncio.ensure_future(self._gate.end(visitor, turn, reason))
+                    self._endings.add(ending)
+                    ending.add_done_callback(self._ended)
                 if answer["drain"] and not self._draining:
                     self._draining = True
                     self._leaving = asyncio.ensure_future(self._leave())
             # soon after a change, but not more often than ten times a second
             await asyncio.sleep(0.1)
             await within(self._news, EVERY - 0.1)
+
+    def _ended(self, ending: asyncio.Task) -> None:
+        self._endings.discard(ending)
+        if not ending.cancelled() and (reason := ending.exception()) is not None:
+            self._event("bug", why=repr(reason))
 
     async def _leave(self) -> None:
         """An operator's drain: when the streams are gone, Serve makes this replica anew."""

@@ -44,6 +44,7 @@ _MISSED = 2.5  # seconds without one, at the least, after which it is taken to b
 _CHECKED = 4.0  # seconds between two checks by ICE, at the least (RFC 7675, section 5.1)
 _REPEATS = 2  # times that one is sent again, after 0.5 and 1 s; it is lost 2 s later
 _ALIKE = 5.0  # seconds that two clocks may differ and be taken for one
+_BROKEN = 30  # pictures in a row that cannot be taken, after which no more are waited for
 
 
 class Came(NamedTuple):
@@ -149,6 +150,7 @@ class Ingest(Peer):
 
     Args:
         take: called with each that is not older than one that waits, in a thread of the loop's.
+            It counts what it raises; the next picture may be well.
     """
 
     def __init__(self, over: Callable[[str | None], None], take: Callable[[Came], None]):
@@ -205,12 +207,17 @@ class Ingest(Peer):
         return _unix(self._report.ntp_timestamp) + apart / CLOCK
 
     async def _give(self) -> None:
-        loop = asyncio.get_running_loop()
+        loop, broken = asyncio.get_running_loop(), 0
         with contextlib.suppress(Closed):
-            while True:
+            while broken < _BROKEN:
                 came = await self._slot.get()
-                await loop.run_in_executor(None, self._take, came)
+                try:
+                    await loop.run_in_executor(None, self._take, came)
+                    broken = 0
+                except Exception:
+                    broken += 1
                 del came  # or it would be kept until the next comes
+            await self.close("Its pictures cannot be read.")
 
     async def close(self, why: str | None = None) -> None:
         self._slot.end()
@@ -238,6 +245,7 @@ class Playback(Peer):
         self._sender: RTCRtpSender | None = None
         self.coder: Coder | None = None
         self.track = Newest(self._sent if sent is not None else None)
+        self.track.on("ended", self._broke)
 
     def _begin(self) -> None:
         one = self._connection.addTransceiver(self.track, direction="sendonly")
@@ -276,7 +284,13 @@ class Playback(Peer):
         else:
             self._waiting = about, ticks
 
+    def _broke(self) -> None:
+        # aiortc's sender logs whatever it meets, ends the track, and leaves the connection up
+        if self.state not in ("failed", "closed"):
+            self._ending = asyncio.ensure_future(self.close("The pictures cannot be sent."))
+
     async def close(self, why: str | None = None) -> None:
+        self.track.remove_all_listeners("ended")
         self.track.stop()
         await super().close(why)
 

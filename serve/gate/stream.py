@@ -35,6 +35,7 @@ _LOOK_S = 0.25  # seconds between two looks
 _START_S = 30.0  # seconds that ComfyUI may take to look at a graph
 _BACK_S = 60.0  # seconds that a ComfyUI that died has to be there again
 _DEATHS = 3  # ComfyUIs that may die of a run one after the other, before a picture
+_MISSES = 8  # looks at one that knows the run and takes no socket of it
 _DOWN = 2**26  # bytes of a picture, with the frame it was made from
 _MOST_VIEWS = boundary.MOST_VIEWS
 _TEXTS = Bucket, 500.0, 500.0  # messages of a page: one for each picture it has shown
@@ -68,8 +69,7 @@ class Stream:
         self.values = values
         self._graph: dict[str, Any] = {}  # with them: texts with {a|b} are the same in the next one
         self._before: tuple[dict[str, Any], dict[str, Any]] | None = None
-        shown = [view["node"] for view in exposed.views]
-        self._shown_nodes = frozenset(map(str, shown))
+        self._shown_nodes = frozenset(str(view["node"]) for view in exposed.views)
         self._hidden: set[int] = set()  # indices of views that visitors do not see
         self.reason: str | None = None  # why it is over
         self.stats: dict[str, Any] = {}
@@ -93,9 +93,8 @@ class Stream:
         # browsers keep a camera's own rhythm and may send a little early
         self._frames = Bucket(1.25 * fps, max(3.0, fps / 4))
         self._texts, self._edits = (kind(*rates) for kind, *rates in (_TEXTS, _EDITS))
-        self._deaths = 0
-        self._moving = False  # between two ComfyUIs
-        self._draining = False
+        self._deaths = self._misses = 0
+        self._moving = self._draining = False  # moving: between two ComfyUIs
         self._until: asyncio.TimerHandle | None = None
         self._tasks: list[asyncio.Task] = []
 
@@ -136,8 +135,11 @@ class Stream:
                     self._log("edit refused", visitor=self.visitor, why=complaint(answer))
                     raise No(400, messages.NOT_TAKEN)
                 reply.raise_for_status()
-        except (aiohttp.ClientError, asyncio.TimeoutError, OSError):
-            answer = {}
+        except (aiohttp.ClientError, asyncio.TimeoutError, OSError) as reason:
+            if self._up is not None and self._comfyui.alive:
+                self._log("edit lost", visitor=self.visitor, why=repr(reason))
+                raise No(503, "ComfyUI has not taken this change. Try again.") from None
+            answer = {}  # it has gone: the next one begins with them
         self._edited(values, graph)
         return self._described(answer)
 
@@ -227,8 +229,6 @@ class Stream:
                 await self._one()
                 if self.reason is None and not await self._another():
                     self.end("failed")
-        except asyncio.CancelledError:
-            raise
         except Exception as reason:
             self._log("bug", visitor=self.visitor, why=repr(reason))
             self.end("failed")
@@ -238,7 +238,7 @@ class Stream:
         query = {**self._keys, "role": "owner"}
         with contextlib.suppress(aiohttp.ClientError, OSError, asyncio.TimeoutError):
             async with self._http.ws_connect(url, params=query, max_msg_size=_DOWN) as up:
-                self._up = up
+                self._up, self._misses = up, 0
                 try:
                     for wish in list(self._wishes):
                         if wish in self._wishes:  # the page may have changed its mind meanwhile
@@ -261,12 +261,14 @@ class Stream:
             with contextlib.suppress(aiohttp.ClientError, asyncio.TimeoutError, OSError):
                 url = f"{self._comfyui.url}/livediffusion/stats"
                 async with self._http.get(url, params=self._keys) as reply:
-                    if reply.status == 200:
+                    if reply.status == 200 and self._misses < _MISSES:
+                        await asyncio.sleep(_LOOK_S if self._misses else 0)
+                        self._misses += 1
                         return True
         now = time.monotonic()
         self._deaths += 1
         if self._deaths == _DEATHS:
-            self._log("given up", visitor=self.visitor, why=f"{_DEATHS} ComfyUIs died of it")
+            self._log("given up", visitor=self.visitor, why=f"{_DEATHS} ComfyUIs were lost to it")
             return False
         self._moving = True
         await self._send(json.dumps({"type": "moving", "reason": "restart"}))
@@ -295,8 +297,7 @@ class Stream:
         if self._page is None or view in self._hidden:
             return await self._shown_for_it(view)
         self._away[view] = self._away.get(view, 0) + 1
-        await self._send(data)
-        return None
+        return await self._send(data)
 
     async def _shown_for_it(self, view: int) -> None:
         if self._up is not None:
@@ -319,10 +320,8 @@ class Stream:
             return
         # also what no page is told, as that a Live Send has lost its receiver
         if (event := messages.for_log(said)) is not None:
-            self._log(
-                event, visitor=self.visitor, kind=said.get("kind"), node=said.get("node"),
-                why=said.get("reason"),
-            )  # fmt: skip
+            told = {"kind": said.get("kind"), "node": said.get("node"), "why": said.get("reason")}
+            self._log(event, visitor=self.visitor, **told)
         if data is None:
             return
         kind = data["type"]

@@ -32,6 +32,7 @@ _OPERATORS_BODY = 512 << 20
 _SOCKETS = 4  # of a visitor at a time: frames, and while one is replaced another
 _REQUESTS = 8
 _CONNECT = 5.0  # seconds
+_ANSWERED = 40.0  # seconds of a visitor's request; its page waits 35, the gate 30 for ComfyUI
 _PATH = re.compile(r"/relay/([A-Za-z0-9_-]{1,64})(/.*)")
 _LIVE = re.compile(r"/livediffusion/[a-z]{1,20}")
 # headers that belong to one connection, and those that the far end must not believe; of what a
@@ -156,6 +157,9 @@ class Relay:
             async with self._session().request(
                 scope["method"], _as_is(address), data=body, allow_redirects=False,
                 headers=self._headers(scope, operator), skip_auto_headers=["User-Agent"],
+                timeout=aiohttp.ClientTimeout(
+                    total=None if operator else _ANSWERED, sock_connect=_CONNECT
+                ),
             ) as answer:  # fmt: skip
                 head = [(name.lower(), value) for name, value in answer.raw_headers
                         if name.lower() not in _HOP or name.lower() == b"content-length"]

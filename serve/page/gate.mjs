@@ -1,6 +1,7 @@
 // How a page reaches a gate: by its own address, or through the house.
 
 const PATIENCE = 2000 // ms for a gate's own address to answer at all
+const ASKED = 35000 // ms for an answer: a gate gives ComfyUI 30 s, see serve/gate/stream.py
 
 /**
  * The addresses of a place, the better first.
@@ -55,5 +56,8 @@ export class Gate {
     return url.href
   }
 
-  fetchApi = (path, options) => fetch(this.apiURL(path), { ...options, cache: 'no-store' })
+  fetchApi = (path, options) => {
+    const signal = AbortSignal.timeout(ASKED)
+    return fetch(this.apiURL(path), { signal, ...options, cache: 'no-store' })
+  }
 }

@@ -4,6 +4,8 @@ const KEPT = 'livediffusion.visit' // in sessionStorage: this tab's, over reload
 const FIRST = 250 // ms before the first attempt to come back
 const LONGEST = 8000
 const SLOW = 5000 // ms after which a socket that does not open is given up
+const SILENT = 65000 // ms: the house renews tickets every 30 s, see serve/ingress/visits.py
+const LOOK = 5000 // ms between two looks whether it still says anything
 const ELSEWHERE = 4409 // another page has this place
 
 /** What this tab keeps; a browser that keeps nothing forgets it with the page. */
@@ -47,6 +49,8 @@ export class House extends EventTarget {
   #final = false
   #greeted = false
   #leaving = 0
+  #heard = 0 // when it said something, by Date: that goes on while a computer sleeps
+  #silent = 0 // looks in a row that found it silent
 
   /**
    * @param url of /visit, ws: or wss:
@@ -57,7 +61,8 @@ export class House extends EventTarget {
     this.#url = url
     this.#kept = kept
     addEventListener('online', () => this.#now())
-    addEventListener('offline', () => this.#socket?.close())
+    addEventListener('offline', () => this.#drop())
+    setInterval(() => this.#look(), LOOK)
     document.addEventListener('visibilitychange', () => document.hidden || this.#now())
   }
 
@@ -104,17 +109,35 @@ export class House extends EventTarget {
     clearTimeout(this.#timer)
     const socket = (this.#socket = new WebSocket(this.#url))
     this.#greeted = false
-    this.#leaving = 0
+    this.#leaving = this.#silent = 0
+    this.#heard = Date.now()
     this.#timer = setTimeout(() => socket.close(), SLOW)
     socket.onopen = () => {
       clearTimeout(this.#timer)
       socket.send(JSON.stringify({ type: 'hello', ticket: this.#kept.get('ticket') ?? null }))
     }
-    socket.onmessage = ({ data }) => this.#hear(JSON.parse(data))
+    socket.onmessage = ({ data }) => socket === this.#socket && this.#hear(JSON.parse(data))
     socket.onclose = ({ code }) => this.#closed(socket, code)
   }
 
+  // A connection may be gone without a word. A page that slept looks before it reads what has come
+  // meanwhile: so two looks have to agree.
+  #look() {
+    const silent = this.#socket && Date.now() - this.#heard > SILENT
+    this.#silent = silent ? this.#silent + 1 : 0
+    if (this.#silent > 1) this.#drop()
+  }
+
+  // a goodbye may never be answered: it is not waited for
+  #drop() {
+    const socket = this.#socket
+    if (!socket) return
+    socket.close()
+    this.#closed(socket)
+  }
+
   #hear(message) {
+    this.#heard = Date.now()
     if (message.type === 'welcome') {
       this.#greeted = true
       this.#full = false
@@ -163,6 +186,7 @@ export class House extends EventTarget {
   }
 
   #now() {
+    this.#look()
     if (this.#socket || this.#final || !this.#down) return
     this.#tries = 0
     this.#connect()

@@ -44,6 +44,11 @@ export class Stream extends EventTarget {
     this.#house = house
   }
 
+  /** The session whose pictures are shown; null while there is none. */
+  get session() {
+    return this.#seen?.session ?? null
+  }
+
   /** Whether what is seen is of a replica, and no other is to follow. */
   stays(replica) {
     return !this.#next && this.isAt(replica)

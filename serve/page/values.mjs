@@ -13,7 +13,7 @@ export class Values extends EventTarget {
   #session = null
   #timer = 0
   #due = Infinity // when what does not wait for a rest is sent, in performance.now()'s time
-  #sending = false
+  #sending = null // the session to which changes are on their way
   #refusal
 
   /**
@@ -73,6 +73,7 @@ export class Values extends EventTarget {
       try {
         await session.start({ values: JSON.parse(text) }, null)
         this.#good = this.#before = JSON.parse(text)
+        this.#kept.set('values', this.#good)
         this.#session = session
         this.#send()
         return
@@ -108,30 +109,32 @@ export class Values extends EventTarget {
   async #send() {
     clearTimeout(this.#timer)
     this.#due = Infinity
-    if (this.#sending || !this.#session) return
-    this.#sending = true
+    const session = this.#session
+    // what a place that was left owes an answer to holds up no other place
+    if (!session || this.#sending === session) return
+    this.#sending = session
     try {
-      for (let names; (names = this.#changes).length && this.#session; ) {
+      for (let names; (names = this.#changes).length && this.#session === session; ) {
         const next = performance.now() + PACE
         // one that is refused takes no other along
-        if (!(await this.#take(names)))
-          for (const name of names.length > 1 ? names : []) await this.#take([name])
+        if (!(await this.#take(session, names)))
+          for (const name of names.length > 1 ? names : []) await this.#take(session, [name])
         await new Promise((done) => setTimeout(done, Math.max(0, next - performance.now())))
       }
     } catch {
       this.#timer = setTimeout(() => this.#send(), AGAIN)
     } finally {
-      this.#sending = false
+      if (this.#sending === session) this.#sending = null
     }
   }
 
-  async #take(names) {
-    const session = this.#session
-    if (!session) return false // between two places
+  async #take(session, names) {
+    if (this.#session !== session) return false // between two places
     const values = Object.fromEntries(names.map((name) => [name, this.#wanted[name]]))
     try {
       await session.update({ values: { ...this.#good, ...values } }, null)
     } catch (error) {
+      if (this.#session !== session) return false
       if (!this.#refusal(error)) throw error
       if (names.length > 1) return false
       const [name] = names
@@ -141,6 +144,7 @@ export class Values extends EventTarget {
         this.#tell('refused', { name, reason: error.message })
       return false
     }
+    if (this.#session !== session) return false // the next place began with what is wanted
     this.#before = this.#good
     this.#good = { ...this.#good, ...values }
     this.#kept.set('values', this.#good)

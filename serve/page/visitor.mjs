@@ -45,6 +45,7 @@ const self = {} // who has the camera open, whoever streams it
 let welcome = null
 let phase = 'loading'
 let pictures = [] // of the views, in their order
+let begun = 0 // times that somebody has pressed start
 let until = null // when the time is up, in performance.now()'s time
 let deciding = 0
 let reason = null // why it moves, while it does
@@ -67,7 +68,7 @@ function show(next, { lead = '', line = '', problem = '' } = {}) {
   $('front').hidden = live
   $('start').hidden = waits || next === 'offline'
   $('start').textContent = say(next === 'over' ? 'visitAgain' : 'visitStart')
-  $('leave').hidden = next !== 'waiting' && next !== 'starting'
+  $('leave').hidden = !waits
   $('privacy').hidden = next !== 'idle' && next !== 'over'
   $('bar').hidden = !live
   $('own').hidden = !(waits && camera.stream)
@@ -129,10 +130,12 @@ function fold() {
 // -- the first words of the house ---------------------------------------------------------------
 
 house.addEventListener('welcome', ({ detail }) => {
-  welcome = detail
-  controls.show(detail.inputs, detail.camera)
+  // a house that has just come back knows no workflow yet: what it said of it before holds
+  const { title, inputs, views, camera } = pictures.length && !detail.views.length ? welcome : detail
+  welcome = { ...detail, title, inputs, views, camera }
+  controls.show(inputs, camera)
   // none are known before the first machine of a house is up
-  if (detail.inputs.length) values.only(detail.inputs.map(({ name }) => name))
+  if (inputs.length) values.only(inputs.map(({ name }) => name))
   makePictures()
   note('house', '')
   if (phase !== 'loading' && phase !== 'offline') return
@@ -166,6 +169,15 @@ function makePictures() {
   $('pictures').dataset.count = pictures.length
   $('pictures').replaceChildren(...pictures.map(({ picture }) => picture.screen.root))
   $('tools').replaceChildren(...pictures.slice(0, 1).map(({ picture }) => picture.compare.switch))
+  if (stream.session) attach(stream.session)
+}
+
+/** Each picture is of its view in the session, if it has that one. */
+function attach(session) {
+  const places = new Map(session.views.map(({ node, index }) => [String(node), index]))
+  for (const { node, picture } of pictures)
+    if (places.has(node)) picture.attach(session, places.get(node))
+    else picture.detach()
 }
 
 function compared(owner, picture) {
@@ -178,16 +190,19 @@ function compared(owner, picture) {
 // -- start, wait, stop --------------------------------------------------------------------------
 
 async function begin() {
+  const mine = (begun += 1)
   if (welcome.camera) {
     show('asking', { lead: camera.stream ? '' : say('visitAsking') })
     try {
       await camera.use(self, [{}])
     } catch (error) {
+      if (mine !== begun || phase === 'over') return
       house.leave() // who has come back by a reload has a place
       show('idle', { lead: lead(), problem: error.message })
       return
     }
-    // whoever has changed their mind meanwhile
+    // whoever has changed their mind meanwhile, and maybe once more
+    if (mine !== begun) return
     if (phase !== 'asking') return camera.leave(self)
     preview()
   }
@@ -313,10 +328,7 @@ function settled() {
 
 stream.addEventListener('took', ({ detail: session }) => {
   reason = null
-  const places = new Map(session.views.map(({ node, index }) => [String(node), index]))
-  for (const { node, picture } of pictures)
-    if (places.has(node)) picture.attach(session, places.get(node))
-    else picture.detach()
+  attach(session)
   // the session asks for what it needs; this page only keeps the light on
   if (welcome.camera) camera.use(self, []).catch(() => {})
 })
@@ -324,7 +336,11 @@ stream.addEventListener('took', ({ detail: session }) => {
 stream.addEventListener('view', ({ detail }) => {
   const there = pictures.find(({ picture }) => picture.index === detail.view)
   if (there) there.picture.take(detail)
-  else close(detail)
+  else {
+    // nobody sees it, but the server waits for an answer, or it would send no more
+    stream.session?.shown(detail, true)
+    close(detail)
+  }
   // who is to leave sees the old place until the new one has taken over
   if (phase === 'running' || reason === 'draining') return
   if (phase !== 'moving') tell(say('visitRunning'))

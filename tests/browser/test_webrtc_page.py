@@ -85,6 +85,50 @@ def test_what_does_not_work_by_tracks_goes_by_the_socket(tracked):
     assert not page.ours
 
 
+def test_a_track_that_stands_or_is_closed_gives_way_to_the_socket(tracked):
+    page = tracked
+    page.load(through())
+    page.get("""(() => {
+        window.live.Real = MediaStreamTrackProcessor
+        window.MediaStreamTrackProcessor = class extends window.live.Real {
+          get readable() {
+            const reader = super.readable.getReader(), never = new Promise(() => {})
+            return { getReader: () => ({ read: () => window.live.stands ? never : reader.read() }) }
+          }
+        }
+        const fetch = window.live.fetch = window.fetch
+        window.live.held = []
+        window.fetch = async (...what) => {
+          const reply = await fetch(...what), there = reply.headers.get('Location')
+          if (there?.includes('/rtc/')) window.live.held.push(there)
+          return reply
+        } })()""")
+    on = "Number(window.live.views()[0].dataset.frames)"
+    try:
+        page.live()
+        page.wait(f"{LINE}.includes('round trip')", 30)
+        # up, and nothing comes: as when what sends has broken
+        page.get("window.live.stands = true")
+        page.wait(f"!{LINE}.includes('round trip')", 15)
+        seen = page.get(on)
+        page.wait(f"{on} > {seen + 10}")
+        page.stop()
+        page.get("(window.MediaStreamTrackProcessor = window.live.Real, window.live.held = [], 0)")
+        page.live()
+        page.wait(f"{LINE}.includes('round trip')", 30)
+        assert page.get("window.live.held.length") == 2  # the camera's and the view's
+        page.get("Promise.all(window.live.held.map((url) => fetch(url, { method: 'DELETE' })))")
+        # long before the way to it is found to be gone
+        page.wait(f"!{LINE}.includes('round trip')", 10)
+        seen = page.get(on)
+        page.wait(f"{on} > {seen + 10}")
+        page.stop()
+    finally:
+        page.get("""(() => { window.MediaStreamTrackProcessor = window.live.Real
+            window.fetch = window.live.fetch })()""")
+    assert not page.ours
+
+
 CLIENT = """
 window.live.offer = async (link, url) => {
   await link.setLocalDescription(await link.createOffer());

@@ -206,6 +206,69 @@ def comfy_rtc(comfy):
                 if type(one) is rtc_module.Rtc and one._sessions is comfy.sessions)  # fmt: skip
 
 
+def test_a_picture_that_cannot_be_taken_is_counted_and_many_end_the_connection(comfy, monkeypatch):
+    peers, bad, why = webrtc.loaded(), [3], []
+    picture, gone = peers.picture, rtc_module.Rtc._gone
+
+    def broken(*came):
+        if bad[0] <= 0:
+            return picture(*came)
+        bad[0] -= 1
+        raise ValueError("no such picture")
+
+    monkeypatch.setattr(peers, "picture", broken)
+    monkeypatch.setattr(rtc_module.Rtc, "_gone", lambda *of: (why.append(of[-1]), gone(*of)))
+
+    async def work(http):
+        client = await Client.start(http, comfy.url, published())
+        source = End(http, address(comfy, client), Film(60))
+        assert await source.open() == 201
+        await client.wait(lambda: client.views)
+        counts = comfy.sessions.get(client.begun["session"]).shared.faults.counts
+        assert counts["frame"] == 3 and source.connection.connectionState == "connected"
+        bad[0] = 1000
+        await client.wait(lambda: source.connection.connectionState == "closed")
+        assert counts["frame"] == 3 + peers._BROKEN
+        await client.stop()
+        await source.close()
+
+    inprocess.live(work)
+    assert why[0] == "Its pictures cannot be read."
+
+
+@pytest.mark.parametrize("where", ["_frame", "encode"])
+def test_a_picture_that_cannot_be_sent_ends_the_players_connection(comfy, monkeypatch, where):
+    """Who plays it comes again, or takes it another way: what is up and says nothing stands."""
+    from livediffusion.live.webrtc import coder, track
+
+    of = track.Newest if where == "_frame" else coder.Coder
+    real, bad = getattr(of, where), []
+
+    def broken(*what, **how):
+        if bad:
+            raise ValueError("a side of no pixels")
+        return real(*what, **how)
+
+    monkeypatch.setattr(of, where, broken)
+
+    async def work(http):
+        client = await Client.start(http, comfy.url, published())
+        source = End(http, address(comfy, client), Film())
+        await source.open()
+        await client.wait(lambda: client.views)
+        player = End(http, played(comfy, client))
+        assert await player.open() == 201
+        await client.wait(lambda: player.numbers)
+        bad.append(True)
+        await client.wait(lambda: player.connection.connectionState == "closed", 8)
+        assert len(comfy_rtc(comfy)._held) == 1 and client.state == "live"
+        await client.stop()
+        for end in (source, player):
+            await end.close()
+
+    inprocess.live(work)
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="looks at /proc")
 def test_nothing_is_left_after_the_run(comfy):
     def descriptors():

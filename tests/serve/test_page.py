@@ -259,6 +259,35 @@ def test_the_ingress_goes_and_comes_back_and_the_stream_goes_on(browser):
         assert len(house.visitors) == 1
 
 
+def test_pictures_go_on_when_the_house_says_anew_what_there_is(browser):
+    """One that has just come back knows nothing at first; a newer workflow may have other views."""
+    with House(("red",)) as house, visiting(browser, house) as one:
+        one.run()
+        (run,), (visitor,) = runs(house, "r0red"), house.visitors.values()
+        known, inputs = house.views, house.inputs
+        house.views, house.inputs = [], []
+        house.call(house.welcome(visitor))
+        house.views, house.inputs = known, inputs
+        one.more()
+        assert one.field("Prompt").count() == 1
+        house.call(house.welcome(visitor))
+        one.more()
+        house.views = [{**known[0], "title": "Another name"}]
+        house.call(house.welcome(visitor))
+        one.wait("window.seen.canvas().ariaLabel === 'Another name'")
+        one.more()
+        # none is of a node that this page shows: answered all the same, or no more would come
+        house.views = [{"node": "77", "title": "Another"}]
+        house.call(house.welcome(visitor))
+        one.wait("window.seen.canvas().ariaLabel === 'Another'")
+        answered = run.pictures
+        until(house, lambda: run.pictures >= answered + 3)
+        house.views = known
+        house.call(house.welcome(visitor))
+        one.more()
+        assert len(house.gates["r0red"].starts) == 1
+
+
 def test_a_reload_keeps_place_and_settings(browser):
     with House(("red",)) as house, visiting(browser, house) as one:
         one.run()

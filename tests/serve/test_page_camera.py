@@ -37,6 +37,31 @@ def test_a_camera_that_does_not_open(browser):
         one.run()
 
 
+def test_who_is_asked_for_the_camera_may_leave_and_start_again(browser):
+    """The browser's question may stay open, and some cameras never answer."""
+    with House(("red",)) as house, visiting(browser, house) as one:
+        one.get("""(() => { const devices = navigator.mediaDevices
+            window.seen.get = devices.getUserMedia
+            devices.getUserMedia = (wish) => new Promise((come, fail) => {
+              window.seen.answer = () => window.seen.get.call(devices, wish).then(come)
+              window.seen.refuse = () => fail(new DOMException('no', 'NotAllowedError')) }) })()""")
+        one.start()
+        one.phase("asking")
+        one.page.click("#leave")
+        one.phase("over")
+        one.says("You have stopped", "lead")
+        # an answer that comes after that is none to what is on the screen now
+        one.get("window.seen.refuse()")
+        one.page.wait_for_timeout(50)
+        assert one.get("[document.body.dataset.phase, window.seen.lit()]") == ["over", 0]
+        one.start()
+        one.phase("asking")
+        one.get("window.seen.answer()")
+        one.phase("running")
+        one.more()
+        assert len(house.gates["r0red"].starts) == 1
+
+
 def test_a_browser_that_keeps_nothing(browser):
     """Storage is blocked for the page: to look at it throws. And it has no crypto.randomUUID."""
     with House(("red",)) as house, visiting(browser, house, opened=False, locale="en-GB") as one:

@@ -45,6 +45,91 @@ def test_languages_times_and_ways(browser):
             assert found == ways
 
 
+def test_a_place_that_was_left_and_does_not_answer_holds_up_no_change_of_the_next(browser):
+    with House() as house, visiting(browser, house) as one:
+        told = one.get("""Promise.all(['values', 'gate'].map((m) => import(`/page/${m}.mjs`))).then(
+          async ([{ Values }, { Gate }]) => {
+            const told = [], kept = { get() {}, set() {} }, { fetch } = window;
+            const pause = () => new Promise((done) => setTimeout(done, 200));
+            const place = (name, answer) => ({
+              start: async ({ values }) => void told.push([name, 'start', values]),
+              update: ({ values }) => (told.push([name, 'update', values]), answer),
+            });
+            let late;
+            const old = place('old', new Promise((done) => (late = done)));
+            const next = place('next', Promise.resolve());
+            const values = new Values(kept, () => false);
+            values.addEventListener('taken', ({ detail }) => told.push(['taken', detail.name]));
+            await values.begin(old);
+            values.set('a', 1, 0);
+            await pause();
+            values.end(old);
+            await values.begin(next);
+            values.set('a', 2, 0);
+            await pause();
+            late();
+            await pause();
+            values.set('a', 3, 0);
+            await pause();
+            // what hangs is given up
+            window.fetch = async (url, { signal }) => told.push(signal instanceof AbortSignal);
+            await new Gate('http://gate', 'ticket', 'client').fetchApi('/x', { method: 'POST' });
+            window.fetch = fetch;
+            return told;
+          })""")
+        assert told == [
+            ["old", "start", {}], ["old", "update", {"a": 1}],
+            ["next", "start", {"a": 1}], ["next", "update", {"a": 2}], ["taken", "a"],
+            ["next", "update", {"a": 3}], ["taken", "a"], True,
+        ]  # fmt: skip
+
+
+def test_a_house_that_says_nothing_any_more_is_asked_anew(browser):
+    """A connection may be gone without a word; a page that slept reads what came meanwhile."""
+    with House() as house, visiting(browser, house, opened=False) as one:
+        one.page.goto(f"{house.url}/i18n")
+        told = one.get("""import('/page/house.mjs').then(async ({ House }) => {
+          const lines = [], told = [];
+          let at = 1e12;
+          Date.now = () => at;
+          window.WebSocket = class {
+            static OPEN = 1;
+            readyState = 1;
+            constructor() { lines.push(this) }
+            send() {}
+            close() { told.push('dropped') }
+            hear(type) { this.onmessage({ data: JSON.stringify({ type }) }) }
+          };
+          const made = new House('ws://house/visit', { get() {}, set() {} });
+          for (const type of ['welcome', 'ticket', 'down', 'up', 'over'])
+            made.addEventListener(type, () => told.push(type));
+          const look = (seconds) => {
+            at += 1000 * seconds;
+            document.dispatchEvent(new Event('visibilitychange'));
+          };
+          made.open();
+          lines[0].onopen();
+          lines[0].hear('welcome');
+          for (const seconds of [31, 31]) look(seconds);
+          lines[0].hear('ticket');
+          look(3600);
+          lines[0].hear('ticket');
+          look(5);
+          look(61);
+          told.push('silent');
+          look(5);
+          await new Promise((done) => setTimeout(done, 400));
+          // late, or of the house's, which takes this page's next socket for another page's
+          lines[0].hear('over');
+          lines[0].onclose({ code: 4409 });
+          lines[1].onopen();
+          lines[1].hear('welcome');
+          return [told, lines.length];
+        })""")
+        assert told == [["welcome", "ticket", "ticket", "silent", "dropped", "down", "up",
+                         "welcome"], 2]  # fmt: skip
+
+
 def test_a_live_camera_without_a_code_for_its_phone_has_nothing_to_copy(browser):
     """The house serves the module of ComfyUI's page; a run of too many phones gives no code."""
     with House() as house, visiting(browser, house) as one:

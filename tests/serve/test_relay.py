@@ -147,6 +147,23 @@ def test_requests_pass_as_they_are_and_without_what_is_nobody_s_business():
     asyncio.run(passes())
 
 
+def test_a_gate_that_says_nothing_is_waited_for_only_so_long(monkeypatch):
+    """Or the eight requests that a visitor may have at a time would be spent."""
+    monkeypatch.setattr(relay, "_ANSWERED", 0.2)
+
+    async def gate(request):
+        await asyncio.sleep(0.6)
+        return web.Response()
+
+    async def passes():
+        async with house(gate) as made:
+            asked = (ask(made, LIVE + "update", f"ticket={stream()}", method="POST"),
+                     ask(made, "/relay/r1/history", f"ticket={OPERATOR}"))  # fmt: skip
+            return [sent[0]["status"] for sent in await asyncio.gather(*asked)]
+
+    assert asyncio.run(passes()) == [503, 200]
+
+
 def test_frames_pass_unread_both_ways_and_the_far_end_s_goodbye_with_them():
     frames = [bytes([i]) * size for i, size in enumerate((0, 1, 5000, 4 << 20))]
 

@@ -142,6 +142,28 @@ def test_tickets_are_renewed_while_a_page_is_there():
     assert front.tickets.read(last["ticket"], tickets.VISIT)["since"] == 1000.0
 
 
+def test_every_page_hears_something_regularly():
+    """Or it takes its connection to be gone; see SILENT in serve/page/house.mjs."""
+    front = Front()
+    pages = {"idle": front.page(HELLO)}
+    states = {"waits": ("wait", 2, 2, None, False, None), "runs": ("go", "r1", None, False),
+              "over": ("over", "time")}  # fmt: skip
+    for name in states:
+        pages[name] = front.page(HELLO, WANT)
+    ids = {pages[name].id: state for name, state in states.items()}
+    front.lobby(**ids)
+    said = {name: [] for name in pages}
+    for second in range(200):
+        front.now += 1
+        before = {name: len(page.heard) for name, page in pages.items()}
+        front.visits.tick()
+        for name, page in pages.items():
+            said[name] += [second] if len(page.heard) > before[name] else []
+    for name, times in said.items():
+        gaps = [b - a for a, b in zip([0, *times], [*times, 200])]  # noqa: B905
+        assert max(gaps) <= visits.RENEWED + 1, name
+
+
 def test_a_page_on_https_is_not_sent_to_a_port_that_speaks_none():
     front = Front()
     page = front.page(HELLO, WANT, secure=True)

@@ -8,7 +8,8 @@
 const GATHER = 500 // ms that addresses of this computer are waited for
 const COMES = 6000 // ms in which a connection must be there, and a view's first picture
 const LATE = 60 // ms that what is said of a picture may come after it
-const LOOK = 1000 // ms between two looks at the figures
+const LOOK = 1000 // ms between two looks at the figures, and at what has come
+const STANDS = 3000 // ms without a picture; the server repeats its last one twice a second
 const REMEMBERED = 64 // pictures of which what is said is kept
 const MOST = 8e6 // bit/s that the camera may take
 const START = 2500 // kbit/s that Chromium begins with, which would take 300 and seconds to grow
@@ -73,6 +74,12 @@ class Link {
     const answer = await post(link.localDescription.sdp)
     if (link.signalingState === 'closed') return
     await link.setRemoteDescription({ type: 'answer', sdp: started(answer) })
+    // the other end's goodbye: ICE would look for it for half a minute. An edit that wants this
+    // track no more may be told of in a moment
+    const way = link.getSenders()[0]?.transport
+    way?.addEventListener('statechange', () => {
+      if (way.state === 'closed') setTimeout(() => this.#end(), LOOK)
+    })
   }
 
   // bytes since the last look, and the round trip of the pair that is used
@@ -129,10 +136,25 @@ class Player {
   #waiting = null
   #over = false
   #video = null
+  #before = { came: 0, at: performance.now(), looks: 0 }
+  /** Pictures that came, those that were sent again included. */
+  came = 0
 
   /** @param take called with {bitmap, ...what is said of it} */
   constructor(take) {
     this.#take = take
+  }
+
+  /**
+   * Whether nothing comes any more, asked at every look. A page that was hidden or asleep is late
+   * with its timers, and looks before it reads what has come meanwhile: so two looks have to agree.
+   */
+  get stands() {
+    const at = performance.now()
+    const unseen = this.#video && document.hidden
+    if (unseen || this.came !== this.#before.came) this.#before = { came: this.came, at, looks: 0 }
+    else if (at - this.#before.at > STANDS) this.#before.looks += 1
+    return this.#before.looks > 1
   }
 
   /** Something is said of a picture. */
@@ -174,6 +196,7 @@ class Player {
   }
 
   async #came(bitmap, rtp) {
+    this.came += 1
     if (rtp !== undefined && !this.#about.has(rtp)) {
       await new Promise((come) => {
         this.#waiting = { rtp, come }
@@ -204,7 +227,7 @@ export class WebRtc {
   #elsewhere
   #lost
   #up = new Map() // place of a lane -> {link, sender, track}
-  #down = new Map() // index of a view -> {link, player, seen}
+  #down = new Map() // index of a view -> {link, player, seen, looking}
   #failed = new Set() // what is not tried again in this run
   #compared = new Set()
   #paces = new Map()
@@ -294,6 +317,7 @@ export class WebRtc {
     const link = new Link(broke)
     const player = new Player((picture) => this.#came(index, picture))
     const one = { link, player, seen: false }
+    one.looking = setInterval(() => player.stands && one.seen && broke(), LOOK)
     this.#down.set(index, one)
     const { receiver } = link.connection.addTransceiver('video', { direction: 'recvonly' })
     // pictures are shown as soon as they are there
@@ -321,6 +345,7 @@ export class WebRtc {
     const one = this.#down.get(index)
     if (!one) return
     this.#down.delete(index)
+    clearInterval(one.looking)
     one.player.end()
     one.link.close()
     if (one.seen) this.#elsewhere(index, false)
