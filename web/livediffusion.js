@@ -38,6 +38,7 @@ const LABELS = {
   stopping: 'stopping'
 }
 
+const SENT = 10000 // ms in which a prompt's picture of the camera arrives, or it goes without
 const JUST = 3000 // ms after a graph was loaded in which a change of tab belongs to it
 
 const camera = new Camera(say)
@@ -326,7 +327,9 @@ async function snapshot(owner, picker) {
     await capture.use(snapshot, [wish])
     const body = await capture.snapshot(wish)
     const query = new URLSearchParams({ node: id(owner), client_id: api.clientId })
-    await api.fetchApi(`/livediffusion/snapshot?${query}`, { method: 'POST', body })
+    // the prompt waits for it
+    const signal = AbortSignal.timeout(SENT)
+    await api.fetchApi(`/livediffusion/snapshot?${query}`, { method: 'POST', body, signal })
   } catch (error) {
     notify('warn', say('LiveCamera'), error.message)
   } finally {
