@@ -3,16 +3,8 @@
 import json
 
 import pytest
-from javascript import told
+from javascript import CAMERA, told
 from livediffusion.trust import boundary
-
-CAMERA = """
-  const { Camera } = await load('web/live/camera.mjs')
-  browser.page()
-  browser.put('isSecureContext', true)
-  const devices = (navigator.mediaDevices = new browser.Devices())
-  const camera = new Camera((key) => key)
-"""
 
 
 def test_the_phones_page_by_http_says_what_it_needs():
@@ -107,100 +99,6 @@ def test_a_camera_that_was_unplugged_is_opened_again_by_whoever_uses_it():
     """)
     for name, *rest in found:
         assert rest == ["NotFoundError", False, "live", True, True, True], name
-
-
-def test_what_is_opened_and_gives_no_picture_is_closed_and_said():
-    """A lid that is closed, a virtual camera that nobody feeds: the browser waits without end."""
-    found = told(CAMERA, """
-      const clock = new browser.Clock()
-      const { Desktop } = await load('web/live/camera.mjs')
-      devices.getDisplayMedia = () => devices.getUserMedia()
-      browser.Element.prototype.play = () => new Promise(() => {})
-      const found = []
-      for (const capture of [camera, new Desktop((key) => key)]) {
-        let said = null
-        capture.use({}, [{}]).catch((error) => (said = error.message))
-        await clock.advance(3000)
-        const before = said
-        await clock.advance(7000)
-        found.push([before, said, capture.stream, capture.users.size])
-      }
-      tell([found, devices.opened.map(({ readyState }) => readyState)])
-    """)
-    silent = [[None, "AbortError", None, 0], [None, "screenSilent", None, 0]]
-    assert found == [silent, ["ended", "ended"]]
-
-
-@pytest.mark.parametrize("order", [[0, 1], [1, 0], [1]])
-@pytest.mark.parametrize("refused", [False, True])
-def test_a_question_that_nobody_answers_is_asked_again_and_answered_late_lights_nothing(
-    order, refused
-):
-    """Its user leaves and comes back, as by Stop and Live; a phone's is the same one both times."""
-    for same in (True, False):
-        how = json.dumps([order, refused, same])
-        found = told(f"const [order, refused, same] = {how}", CAMERA, """
-          const asked = []
-          const ask = devices.getUserMedia.bind(devices)
-          devices.getUserMedia = () => new Promise((give, fail) => asked.push(async (refuse) =>
-            refuse ? fail(new DOMException('', 'NotAllowedError')) : give(await ask())))
-          const one = {}, other = same ? one : {}
-          camera.use(one, [{}]).catch(() => {})
-          await browser.settled()
-          camera.leave(one)
-          const said = []
-          camera.use(other, [{}]).then(() => said.push('open'), (error) => said.push(error.message))
-          await browser.settled()
-          for (const i of order) {
-            await asked[i]?.(refused && i === 0)
-            await browser.settled()
-          }
-          const lit = () => devices.opened.filter(({ readyState }) => readyState === 'live').length
-          const found = [asked.length, said, lit(), camera.track?.readyState]
-          camera.leave(other)
-          tell([...found, lit()])
-        """)  # fmt: skip
-        assert found == [2, ["open"], 1, "live", 0]
-
-
-def test_a_phone_that_waits_for_its_camera_is_stopped_and_comes_back_stopped():
-    """By its button; or by the browser, which shows the page again as it was left."""
-    found = told("""
-      const document = browser.page('https://10.0.0.7/livediffusion/phone/KEY/')
-      browser.blockStorage()
-      browser.put('isSecureContext', true)
-      const devices = (navigator.mediaDevices = new browser.Devices())
-      const lines = []
-      globalThis.Worker = class {
-        constructor() { lines.push(this) }
-        postMessage({ type }) { this.closed = type === 'close' }
-        terminate() {}
-      }
-      const clock = new browser.Clock()
-      await load('web/phone/phone.mjs')
-      const found = [], go = document.getElementById('go')
-      const told = () => found.push([
-        document.body.dataset.phase, go.textContent, Boolean(go.disabled),
-        devices.opened.filter(({ readyState }) => readyState === 'live').length,
-        lines.filter(({ closed }) => !closed).length])
-      const step = async (work) => { work(); await browser.settled(); told() }
-      const { play } = browser.Element.prototype
-      browser.Element.prototype.play = () => new Promise(() => {})
-      await step(() => go.onclick())
-      await step(() => go.onclick())
-      await step(() => go.onclick())
-      await step(() => dispatchEvent(new Event('pagehide')))
-      browser.Element.prototype.play = play
-      await step(() => go.onclick())
-      await step(() => dispatchEvent(new Event('pagehide')))
-      await step(() => go.onclick())
-      await clock.advance(20000) // what was waited for at first is over
-      await step(() => {})
-      tell(found)
-    """)
-    waits, sends = ["opening", "Stop", False, 1, 0], ["sending", "Stop", False, 1, 1]
-    rests = ["welcome", "Start", False, 0, 0]
-    assert found == [waits, rests, waits, rests, sends, rests, sends, sends]
 
 
 STREAM = """

@@ -9,6 +9,7 @@ const FAILURES = [
 ]
 
 const GIVES = 8000 // ms in which what was opened gives a picture: some cameras wake for seconds
+const STILL = 1 // fps of a screen of which a hidden page cannot say whether it has moved
 const REST = 250 // ms after which a picture is taken though the browser told of no new one
 
 // a smaller picture serves nobody: the Live Camera shows it to be looked at
@@ -212,8 +213,9 @@ export class Capture extends EventTarget {
     const { video } = this
     if (!video) return null
     if (document.hidden || !video.requestVideoFrameCallback) {
-      // nothing is told of new pictures: there are as many as the camera says
-      if (performance.now() - this.#taken < 1000 / (this.rate || UNSAID.fps)) return null
+      // nothing is told of new pictures: there are as many as the camera says, of a still screen none
+      const rate = fresh && this.asks ? STILL : this.rate || UNSAID.fps
+      if (performance.now() - this.#taken < 1000 / rate) return null
     } else if (!this.#fresh) {
       await new Promise((resolve) => {
         this.#woken = resolve
