@@ -272,22 +272,24 @@ function settle(ms) {
 }
 
 async function edited(graph) {
-  if (!session) return
+  const mine = session
+  if (!mine) return
   const kinds = new Set(Object.values(graph.output).map(({ class_type }) => class_type))
   const leaves = kinds.has('LiveView') || kinds.has('LiveSend')
   if (!leaves || !kinds.has('LiveCamera')) {
     const gone = say(leaves ? 'LiveCamera' : 'LiveView')
-    if (!session.run) notify('info', say('ended'), say('noneLeft', { node: gone }))
-    return session.leave()
+    if (!mine.run) notify('info', say('ended'), say('noneLeft', { node: gone }))
+    return mine.leave()
   }
   try {
-    await session.update(graph.output, graph.workflow)
+    await mine.update(graph.output, graph.workflow)
+    if (session !== mine) return
     said = ''
     marks.clear()
     attach()
-    conceal(session?.concealed, graph.output, node)
+    conceal(mine.concealed, graph.output, node)
   } catch (error) {
-    if (!session) return
+    if (session !== mine) return
     const lost = error.status !== 400 // it is not about the edit, which is sent again
     const told = lost ? new Error(say('notArrived', { reason: error.message })) : error
     // while somebody types, or nothing arrives, the same reason comes again and again

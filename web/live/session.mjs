@@ -149,6 +149,7 @@ const LAST = 5000 // ms after which a worker that does not end is ended
 const SOON = 500 // ms before the first question whether a kept run has begun anew
 const LATER = 5000
 const ANSWERED = 10000 // ms in which a server that is there answers to the end of a run
+const TAKEN = 35000 // ms in which it takes an edit: a house's gate gives its ComfyUI 30 s of them
 const CLOSED = 5000 // ms in which it closes the socket of what is over: recordings take 3 s of them
 const TAKEN_OVER = 4409 // the code of a socket in whose place another one has come
 const ENDED = new Set(['ended', 'failed'])
@@ -264,7 +265,7 @@ export class Session extends EventTarget {
 
   /** Send an edited graph; returns its version. Throws Invalid; the old graph goes on. */
   async update(prompt, workflow) {
-    const answer = await this.#post('update', { ...this.#keys, prompt, workflow })
+    const answer = await this.#post('update', { ...this.#keys, prompt, workflow }, TAKEN)
     Object.assign(this.#begun, answer)
     this.rtc?.watch(this.views)
     for (const lane of this.#lanes) {
