@@ -29,6 +29,7 @@ from .still import stills
 from .viewer import Viewer
 from .wire import LARGEST, NotTaken, Packet
 
+_TAKEN = 10.0  # seconds that a stream's player may take for one picture
 _AWAITED = 0.5  # seconds between two looks for a run that an open stream waits for
 
 
@@ -198,7 +199,7 @@ class _Api:
                         with contextlib.suppress(asyncio.TimeoutError):
                             item = await asyncio.wait_for(viewer.next(), _AWAITED)
                             if isinstance(item, Packet):
-                                await response.write(parts.part(item.payload))
+                                await _write(request, response, parts.part(item.payload))
                             continue
                         # the view may be another one after an edit
                         if view not in session.views.values():
@@ -290,6 +291,15 @@ def _hear(session: Session, viewer: Viewer, owner: bool, text: str) -> None:
     viewer.shown(data["view"])
     if owner or session.kept:
         session.showed(data.get("latency_ms"))
+
+
+async def _write(request: web.Request, response: web.StreamResponse, part: bytes) -> None:
+    """Send to a stream; who reads no more, and perhaps is not there any more, loses it."""
+    try:
+        await asyncio.wait_for(response.write(part), _TAKEN)
+    except asyncio.TimeoutError:
+        if request.transport is not None:
+            request.transport.abort()
 
 
 def _closing(request: web.Request) -> bool:

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import json
 import logging
 from collections.abc import AsyncIterator
 
@@ -13,6 +14,9 @@ from .wire import Packet
 BROKEN = 1011  # the code that a page comes back after
 _ASKED = 2.0  # seconds without a message after which a listener is asked whether it is there
 _UNANSWERED = 5  # times that it is asked before it is taken to be gone
+
+_TOLD = 3.0  # seconds in which a listener is told something, or it would take us to be gone
+_ALIVE = json.dumps({"type": "alive"})
 
 _log = logging.getLogger(__name__)
 
@@ -51,11 +55,18 @@ async def messages(
             return
 
 
+async def _next(viewer: Viewer) -> str | Packet | None:
+    try:
+        return await asyncio.wait_for(viewer.next(), _TOLD)
+    except asyncio.TimeoutError:
+        return _ALIVE
+
+
 async def send(socket: web.WebSocketResponse, viewer: Viewer) -> None:
     """What a listener is to be told, until that is over; closes its socket."""
     code = BROKEN
     try:
-        while (item := await viewer.next()) is not None:
+        while (item := await _next(viewer)) is not None:
             if isinstance(item, Packet):
                 await socket.send_bytes(item.packed())
             else:

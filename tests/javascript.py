@@ -10,6 +10,15 @@ import pytest
 _HERE = pathlib.Path(__file__).resolve()
 ROOT = _HERE.parents[1]
 
+# a camera of the page, and the devices that it is of
+CAMERA = """
+  const { Camera } = await load('web/live/camera.mjs')
+  browser.page()
+  browser.put('isSecureContext', true)
+  const devices = (navigator.mediaDevices = new browser.Devices())
+  const camera = new Camera((key) => key)
+"""
+
 
 def told(*parts: str):
     """What a script hands to `tell`.

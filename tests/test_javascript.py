@@ -3,16 +3,8 @@
 import json
 
 import pytest
-from javascript import told
+from javascript import CAMERA, told
 from livediffusion.trust import boundary
-
-CAMERA = """
-  const { Camera } = await load('web/live/camera.mjs')
-  browser.page()
-  browser.put('isSecureContext', true)
-  const devices = (navigator.mediaDevices = new browser.Devices())
-  const camera = new Camera((key) => key)
-"""
 
 
 def test_the_phones_page_by_http_says_what_it_needs():

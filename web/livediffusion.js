@@ -38,6 +38,7 @@ const LABELS = {
   stopping: 'stopping'
 }
 
+const SENT = 10000 // ms in which a prompt's picture of the camera arrives, or it goes without
 const JUST = 3000 // ms after a graph was loaded in which a change of tab belongs to it
 
 const camera = new Camera(say)
@@ -271,22 +272,24 @@ function settle(ms) {
 }
 
 async function edited(graph) {
-  if (!session) return
+  const mine = session
+  if (!mine) return
   const kinds = new Set(Object.values(graph.output).map(({ class_type }) => class_type))
   const leaves = kinds.has('LiveView') || kinds.has('LiveSend')
   if (!leaves || !kinds.has('LiveCamera')) {
     const gone = say(leaves ? 'LiveCamera' : 'LiveView')
-    if (!session.run) notify('info', say('ended'), say('noneLeft', { node: gone }))
-    return session.leave()
+    if (!mine.run) notify('info', say('ended'), say('noneLeft', { node: gone }))
+    return mine.leave()
   }
   try {
-    await session.update(graph.output, graph.workflow)
+    await mine.update(graph.output, graph.workflow)
+    if (session !== mine) return
     said = ''
     marks.clear()
     attach()
-    conceal(session?.concealed, graph.output, node)
+    conceal(mine.concealed, graph.output, node)
   } catch (error) {
-    if (!session) return
+    if (session !== mine) return
     const lost = error.status !== 400 // it is not about the edit, which is sent again
     const told = lost ? new Error(say('notArrived', { reason: error.message })) : error
     // while somebody types, or nothing arrives, the same reason comes again and again
@@ -326,7 +329,9 @@ async function snapshot(owner, picker) {
     await capture.use(snapshot, [wish])
     const body = await capture.snapshot(wish)
     const query = new URLSearchParams({ node: id(owner), client_id: api.clientId })
-    await api.fetchApi(`/livediffusion/snapshot?${query}`, { method: 'POST', body })
+    // the prompt waits for it
+    const signal = AbortSignal.timeout(SENT)
+    await api.fetchApi(`/livediffusion/snapshot?${query}`, { method: 'POST', body, signal })
   } catch (error) {
     notify('warn', say('LiveCamera'), error.message)
   } finally {

@@ -26,10 +26,10 @@ TAKEN_OVER, OVER, GOING = 4409, 4410, 1001  # codes that the page's socket is cl
 LARGEST = 4 * 2**20  # bytes of a camera frame, as the pack takes them
 GRACE_S = 20.0  # seconds that a page may be away: the ingress it came by may have to start anew
 LEFT_S = 5.0  # the same of one whose browser said that it closes or loads it anew
-_GOING_AWAY = 1001
 EXPECTED_S = 15.0  # seconds in which it comes for the first time
 _ASKED_S = 2.0  # seconds without a message after which a page is asked whether it is there
 _UNANSWERED = 5  # times that it is asked before it is taken to be gone
+_TOLD_S = 3.0  # seconds in which a page is told something, or it would take us to be gone
 _STUCK_S = 8.0  # seconds that a page may take for one message; ComfyUI waits for us a bit longer
 _LOOK_S = 0.25  # seconds between two looks
 _START_S = 30.0  # seconds that ComfyUI may take to look at a graph
@@ -85,6 +85,7 @@ class Stream:
         self._alone: float | None = time.monotonic() + EXPECTED_S - GRACE_S
         self._wire: asyncio.BaseTransport | None = None  # the page's
         self._sending: float | None = None
+        self._sent = 0.0  # when the page was told something
         self._unanswered = 0  # camera frames
         self._away: dict[int, int] = {}  # pictures of each view that the page has not shown
         self._latest: dict[int, bytes] = {}
@@ -367,7 +368,7 @@ class Stream:
         finally:
             if self._page is page:
                 self._page, self._alone = None, time.monotonic()
-                if page.close_code == _GOING_AWAY:
+                if page.close_code == GOING:
                     self._alone -= GRACE_S - LEFT_S
                 if self._draining:
                     self.end("moved")
@@ -462,12 +463,11 @@ class Stream:
         except (ConnectionError, RuntimeError):  # RuntimeError: it has not been prepared or closes
             pass
         finally:
-            self._sending = None
+            self._sending, self._sent = None, time.monotonic()
 
     def _tell(self, message: dict[str, Any]) -> None:
-        text = json.dumps(message)
         self._tasks = [*self._tasks[:2], *(t for t in self._tasks[2:] if not t.done())]
-        self._tasks.append(asyncio.get_running_loop().create_task(self._send(text)))
+        self._tasks.append(asyncio.create_task(self._send(json.dumps(message))))
 
     async def _look(self) -> None:
         while True:
@@ -480,6 +480,8 @@ class Stream:
                 self._page, self._alone = None, now
                 if self._wire is not None:
                     self._wire.abort()
+            elif page is not None and self._sending is None and now - self._sent > _TOLD_S:
+                self._tell({"type": "alive"})
 
     @property
     def tick_s(self) -> float | None:

@@ -8,7 +8,9 @@ import threading
 import av
 import inprocess
 import pytest
+from aiohttp import ClientError, web
 from inprocess import Client, flat, graph, jpeg
+from livediffusion.live import routes
 from livediffusion.live.sinks.mjpeg import CONTENT_TYPE, Keys, Parts, secret
 
 pytestmark = [pytest.mark.comfy, pytest.mark.slow]
@@ -180,6 +182,31 @@ def test_an_address_is_its_owners_and_outlives_a_run(running):
         return got
 
     assert inprocess.live(work) == pytest.approx([60, 120], abs=1)
+
+
+def test_a_player_that_takes_nothing_loses_its_stream(running, monkeypatch):
+    """A connection that is dead, of which nobody hears: it would stay one of its listeners."""
+    comfy, _ = running
+
+    async def never(response, part):
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(web.StreamResponse, "write", never)
+    monkeypatch.setattr(routes, "_TAKEN", 0.3)
+
+    async def work(http):
+        client = await start(http, comfy.url, graph("90"), "one", None)
+        listeners = comfy.sessions.get(client.begun["session"]).viewers
+        async with http.get(comfy.url + client.begun["views"][0]["mjpeg"]) as reply:
+            await client.wait(lambda: len(listeners) == 2)
+            feed = asyncio.create_task(feeding(client))
+            with pytest.raises(ClientError):
+                await asyncio.wait_for(reply.content.read(), 5)
+        await client.wait(lambda: len(listeners) == 1)
+        await client.stop()
+        await feed
+
+    inprocess.live(work)
 
 
 def test_a_late_viewer_of_a_still_scene_gets_the_picture(running):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from ends import count, counted
 from inprocess import Client, camera, graph, jpeg, live, post, view
-from livediffusion.live import reach
+from livediffusion.live import reach, sockets
 from livediffusion.live.reach import Asked, address
 from livediffusion.live.wire import CAMERA, Packet
 from PIL import Image
@@ -90,7 +90,7 @@ def test_a_phones_pictures_go_through_the_graph_in_order(comfy):
         assert phone.heard("pace")[-1]["width"] == 96
         assert all(one["refused"] is None for one in phone.heard("received"))
         assert {one["state"] for one in phone.heard("state")} >= {"live"}
-        assert phone.pictures == 0 and {one["type"] for one in phone.told} == {
+        assert phone.pictures == 0 and {one["type"] for one in phone.told} - {"alive"} == {
             "state", "pace", "received"}  # fmt: skip
         await client.stop()
         assert await phone.gone() == 4410
@@ -129,6 +129,23 @@ def test_the_first_phone_is_the_only_one_and_may_come_back(comfy):
         new = await Phone.come(http, comfy.url, key_in({"cameras": [{"node": "3", **told}]}), "new")
         await client.wait(lambda: new.heard("state"))
         await client.stop()
+
+    live(work)
+
+
+def test_a_phone_that_is_told_nothing_hears_that_its_connection_is_there(comfy, monkeypatch):
+    monkeypatch.setattr(sockets, "_TOLD", 0.1)
+
+    async def work(http):
+        client = await Client.start(http, comfy.url, phone_graph())
+        phone = await Phone.come(http, comfy.url, key_in(client.begun))
+        await client.wait(lambda: len(phone.heard("alive")) > 3)
+        # whom the figures reach needs none
+        monkeypatch.setattr(sockets, "_TOLD", 5.0)
+        await phone.send(counted(5))
+        await client.wait(lambda: client.views and 5 in shown(client))
+        await client.stop()
+        assert await phone.gone() == 4410
 
     live(work)
 

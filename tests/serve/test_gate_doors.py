@@ -6,7 +6,7 @@ import time
 
 import aiohttp
 import pytest
-from gating import ORIGIN, SECRET, House, gate, until
+from gating import ORIGIN, SECRET, House, gate, stream, until
 from serving import served
 from yarl import URL
 
@@ -294,6 +294,19 @@ async def _ended(reader):
 
 
 # -- the operator ----------------------------------------------------------------------------
+
+
+def test_a_page_hears_something_while_comfyui_says_nothing(monkeypatch):
+    """Or it would take the connection to be dead: a ComfyUI that begins anew is silent for long."""
+    monkeypatch.setattr(stream, "_TOLD_S", 0.1)
+
+    async def test(house):
+        page = await house.page()
+        await until(lambda: len(page.heard("alive")) >= 3)
+        await page.send()
+        await until(lambda: page.pictures)
+
+    run(test)
 
 
 def operator(house):

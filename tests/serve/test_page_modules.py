@@ -321,3 +321,66 @@ def test_a_worker_that_does_not_load_is_said_and_ends_what_began(browser, run):
             [{"state": "failed", "reason": "notLoaded", "final": True}],
             ["attach"] if run else ["start", "stop"],
         ]
+
+
+# a run whose server may be silent, where time goes a hundred times as fast
+# a: {run, answer to its end, state that is told in its place}
+STOPPED = """import('/web/live/session.mjs').then(async ({ Session }) => {
+  const states = [], problems = [], lines = [], { setTimeout: later } = window;
+  const { timeout } = AbortSignal, worker = window.Worker;
+  window.Worker = class extends EventTarget {
+    constructor() { super(); lines.push(this) }
+    postMessage() {}
+    terminate() {}
+  };
+  window.setTimeout = (work, ms) => later(work, ms / 100);
+  AbortSignal.timeout = (ms) => timeout.call(AbortSignal, ms / 100);
+  const capture = Object.assign(new EventTarget(), { leave() {} });
+  const begun = { session: 's', token: 't', run: a.run, cameras: [], views: [] };
+  const fetchApi = (path, { signal }) => {
+    if (!/(stop|end)$/.test(path)) return { ok: true, json: async () => ({ ...begun }) };
+    const { answer } = a;
+    return answer ?? new Promise((done, fail) => {
+      signal?.addEventListener('abort', () => fail(signal.reason));
+    });
+  };
+  const api = { clientId: 'c', apiURL: (path) => path, fetchApi: async (...of) => {
+    const answer = await fetchApi(...of);
+    return { json: async () => answer.told, ...answer };
+  } };
+  const session = new Session(api, capture, 'worker', (key) => key);
+  session.addEventListener('state', ({ detail }) => states.push(detail.state));
+  session.addEventListener('problem', ({ detail }) => problems.push(detail.reason));
+  const over = new Promise((done) => session.addEventListener('over', () => done('over')));
+  await session.start({}, {}, a.run ? { run: a.run } : {});
+  const hear = (state) => lines[0].onmessage(
+    { data: { type: 'message', message: { type: 'state', state } } });
+  hear('live');
+  if (a.state) hear(a.state);
+  else session.stop();
+  const told = await Promise.race([over, new Promise((done) => later(() => done('there'), 300))]);
+  session.close();
+  Object.assign(window, { Worker: worker, setTimeout: later });
+  AbortSignal.timeout = timeout;
+  return [told, states, problems];
+})"""
+
+
+@pytest.mark.parametrize(("how", "told", "problems"), [
+    ({"answer": {"ok": True, "told": {"state": "ended"}}}, "over", []),
+    ({"answer": {"ok": False, "status": 410, "told": {}}}, "over", []),
+    ({}, "over", []),
+    ({"run": "r"}, "over", ["broke"]),
+    ({"run": "r", "answer": {"ok": False, "status": 410, "told": {}}}, "over", []),
+    ({"state": "ended"}, "over", []),
+    ({"state": "failed"}, "over", []),
+    # these go on: a frame that takes its time, and a kept run that begins anew
+    ({"answer": {"ok": True, "told": {"state": "stopping"}}}, "there", []),
+    ({"run": "r", "state": "failed"}, "there", []),
+])  # fmt: skip
+def test_a_run_that_is_over_is_left_though_its_socket_says_nothing(browser, how, told, problems):
+    """As where the connection is dead, and neither side hears of it."""
+    with House() as house, visiting(browser, house) as one:
+        last, states, said = one.get(STOPPED, how)
+        assert (last, said) == (told, problems)
+        assert states == ["live", how.get("state", "stopping")]

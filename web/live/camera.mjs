@@ -8,6 +8,8 @@ const FAILURES = [
   'NotAllowedError', 'NotFoundError', 'NotReadableError', 'OverconstrainedError', 'AbortError'
 ]
 
+const GIVES = 8000 // ms in which what was opened gives a picture: some cameras wake for seconds
+const STILL = 1 // fps of a screen of which a hidden page cannot say whether it has moved
 const REST = 250 // ms after which a picture is taken though the browser told of no new one
 
 // a smaller picture serves nobody: the Live Camera shows it to be looked at
@@ -43,6 +45,15 @@ export function constraints({ width, height, fps }) {
   }
 }
 
+// a camera whose lid is closed, or that nobody feeds, is opened and never gives anything
+function soon(awaited) {
+  let timer
+  const late = new Promise((_, fail) => {
+    timer = setTimeout(() => fail(new DOMException('', 'AbortError')), GIVES)
+  })
+  return Promise.race([awaited, late]).finally(() => clearTimeout(timer))
+}
+
 /**
  * A stream of the browser's for as long as somebody uses it. A subclass gives ask(wish), which
  * resolves with the stream, may have settings(wish) for an open one, and failure(error) in words.
@@ -57,6 +68,7 @@ export class Capture extends EventTarget {
   asks = false // whether the browser asks its user each time that it is opened
   insecure = 'insecure' // what to say of a page that may not
   #opening = null
+  #opens = 0 // times that the browser was asked for one; who asked last gets it
   #taps = new Set()
   #asked = null
   #fitting = null
@@ -92,15 +104,19 @@ export class Capture extends EventTarget {
     // known from the start: who leaves while the browser still asks gets no light afterwards
     this.users.set(user, wishes)
     try {
-      if (!this.stream || this.gone) await (this.#opening ??= this.#open())
-      await (this.#fitting ??= this.#fit())
+      if (!this.stream || this.gone) await (this.#opening ?? this.#begin())
+      await (this.#fitting ??= this.#fit().finally(() => (this.#fitting = null)))
     } catch (error) {
       this.leave(user)
       throw error
-    } finally {
-      this.#opening = null
-      this.#fitting = null
     }
+  }
+
+  #begin() {
+    const opening = this.#open().finally(() => {
+      if (this.#opening === opening) this.#opening = null
+    })
+    return (this.#opening = opening)
   }
 
   /** Ask the browser anew for one that is open, as when another was chosen. */
@@ -122,7 +138,7 @@ export class Capture extends EventTarget {
       this.#asked = asked
       const { stream, track } = this
       for (const tap of this.#taps) tap.stop()
-      await track.applyConstraints(this.settings(this.#wish)).catch(() => {})
+      await soon(track.applyConstraints(this.settings(this.#wish))).catch(() => {})
       // one that was unplugged meanwhile gives no pictures in any mode
       if (this.stream === stream && track.readyState === 'live') this.#began()
     }
@@ -136,18 +152,23 @@ export class Capture extends EventTarget {
   /** A user is done; with the last one the light goes off. */
   leave(user) {
     this.users.delete(user)
-    if (this.users.size === 0) this.#close()
+    if (this.users.size) return
+    // a question that its user never answers is waited for by nobody who comes later
+    this.#opening = null
+    this.#close()
   }
 
   async #open() {
     const wish = this.#wish
+    const mine = (this.#opens += 1)
     let stream
     try {
       stream = await this.ask(wish)
     } catch (error) {
+      if (mine !== this.#opens) return
       throw this.failure(error)
     }
-    if (!this.users.size) {
+    if (!this.users.size || mine !== this.#opens) {
       for (const track of stream.getTracks()) track.stop()
       return
     }
@@ -160,7 +181,7 @@ export class Capture extends EventTarget {
     this.video = document.createElement('video')
     Object.assign(this.video, { muted: true, playsInline: true, srcObject: stream })
     try {
-      await this.video.play()
+      await soon(this.video.play())
     } catch (error) {
       // closed or replaced meanwhile
       if (this.stream !== stream) return
@@ -192,8 +213,9 @@ export class Capture extends EventTarget {
     const { video } = this
     if (!video) return null
     if (document.hidden || !video.requestVideoFrameCallback) {
-      // nothing is told of new pictures: there are as many as the camera says
-      if (performance.now() - this.#taken < 1000 / (this.rate || UNSAID.fps)) return null
+      // nothing is told of new pictures: there are as many as the camera says, of a still screen none
+      const rate = fresh && this.asks ? STILL : this.rate || UNSAID.fps
+      if (performance.now() - this.#taken < 1000 / rate) return null
     } else if (!this.#fresh) {
       await new Promise((resolve) => {
         this.#woken = resolve
@@ -388,7 +410,7 @@ export class Desktop extends Capture {
   failure(error) {
     const reasons = {
       NotAllowedError: 'screenNotAllowed', InvalidStateError: 'screenNoPress',
-      NotSupportedError: 'screenNotHere'
+      NotSupportedError: 'screenNotHere', AbortError: 'screenSilent'
     }
     const key = reasons[error?.name]
     if (key) return new Error(this.say(key))

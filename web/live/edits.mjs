@@ -11,7 +11,8 @@ export class Edits {
   #soon = 0
   #during = 0
   #slow = 0
-  #looking = false
+  #run = null // what is its own, from begin() to end()
+  #looking = null // the run whose look goes on; one before it may have been held up for good
   #again = false
 
   /**
@@ -29,6 +30,7 @@ export class Edits {
   }
 
   begin(output) {
+    this.#run = {}
     this.#known = JSON.stringify(output)
     this.#saved = this.reader.saved()
     for (const sign of SIGNS) document.addEventListener(sign, this.#sign, true)
@@ -45,7 +47,7 @@ export class Edits {
     clearTimeout(this.#soon)
     clearTimeout(this.#during)
     this.#during = 0
-    this.#known = undefined
+    this.#run = null
   }
 
   // whoever drags, or turns a wheel, gives signs without a pause, and wants to see what it does
@@ -68,26 +70,29 @@ export class Edits {
   }
 
   look = async () => {
-    if (this.#known === undefined || !this.ready()) return
-    if (this.#looking) {
+    const run = this.#run
+    if (!run || !this.ready()) return
+    if (this.#looking === run) {
       this.#again = true
       return
     }
-    this.#looking = true
+    this.#looking = run
     try {
       do {
         this.#again = false
         this.#saved = this.reader.saved()
         const graph = await this.reader.read()
         const text = JSON.stringify(graph?.output)
-        if (this.#known === undefined || text === this.#known || !this.ready()) continue
+        if (this.#run !== run) return
+        if (text === this.#known || !this.ready()) continue
         this.#known = text
         const arrived = await this.changed(graph)
+        if (this.#run !== run) return
         // the next look finds it, if not the next sign
         if (arrived === false && this.#known === text) this.#known = this.#saved = null
       } while (this.#again)
     } finally {
-      this.#looking = false
+      if (this.#looking === run) this.#looking = null
     }
   }
 }

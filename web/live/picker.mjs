@@ -17,6 +17,7 @@ export class Picker {
   #session = null
   #place = null
   #source = null
+  #silent = false
   told = UNUSED // what is wrong, as the server says it
 
   /**
@@ -174,6 +175,7 @@ export class Picker {
   // nothing is demanded of a camera, so one that cannot gives less, and it is said here
   #remark() {
     if (this.source !== 'browser' || !this.#timer) return ''
+    if (this.#silent) return this.tools.say('visitSilent')
     const [given, wanted] = [Math.round(this.capture.rate), this.wish.fps]
     return given && given < wanted ? this.tools.say('cameraSlower', { given, wanted }) : ''
   }
@@ -194,17 +196,19 @@ export class Picker {
   detach() {
     if (!this.#session) return
     this.#session = this.#place = null
+    this.#silent = false
     for (const panel of Object.values(this.panels)) panel.detach?.()
     this.told = UNUSED
     this.note.textContent = ''
     this.refresh()
   }
 
-  /** How its source is, by the server's figures; of what this browser sends there are none. */
-  stats({ sources }) {
-    const source = sources?.[this.#place?.node]
-    if (!source || !this.#session) return
-    this.panel.stats?.(source, (told) => this.#tell(told))
+  /** How its source is, by the server's figures; of what this browser sends, whether it is silent. */
+  stats({ sources, silent }) {
+    if (!this.#session) return
+    const source = sources?.[this.#place.node]
+    this.#silent = silent?.includes(this.#place.node) ?? false
+    if (source) this.panel.stats?.(source, (told) => this.#tell(told))
     this.refresh()
   }
 

@@ -148,7 +148,11 @@ class Lane {
 const LAST = 5000 // ms after which a worker that does not end is ended
 const SOON = 500 // ms before the first question whether a kept run has begun anew
 const LATER = 5000
+const ANSWERED = 10000 // ms in which a server that is there answers to the end of a run
+const TAKEN = 35000 // ms in which it takes an edit: a house's gate gives its ComfyUI 30 s of them
+const CLOSED = 5000 // ms in which it closes the socket of what is over: recordings take 3 s of them
 const TAKEN_OVER = 4409 // the code of a socket in whose place another one has come
+const ENDED = new Set(['ended', 'failed'])
 const OVER = new Set(['stopping', 'ended', 'over'])
 const LEAVING = new Set(['stopping', 'ended', 'failed', 'over'])
 
@@ -261,7 +265,7 @@ export class Session extends EventTarget {
 
   /** Send an edited graph; returns its version. Throws Invalid; the old graph goes on. */
   async update(prompt, workflow) {
-    const answer = await this.#post('update', { ...this.#keys, prompt, workflow })
+    const answer = await this.#post('update', { ...this.#keys, prompt, workflow }, TAKEN)
     Object.assign(this.#begun, answer)
     this.rtc?.watch(this.views)
     for (const lane of this.#lanes) {
@@ -283,12 +287,21 @@ export class Session extends EventTarget {
     const between = this.state === 'again'
     this.#told('stopping')
     try {
-      if (this.run) await this.#post('end', { run: this.run })
-      else if (this.#begun) await this.#post('stop', this.#keys)
-    } catch {
-      // it is over already
+      if (this.run) await this.#post('end', { run: this.run }, ANSWERED)
+      else if (this.#begun && ENDED.has((await this.#post('stop', this.#keys, ANSWERED)).state))
+        this.#soonClosed()
+    } catch (error) {
+      // it is over already, or nobody answers: one that is kept goes on then
+      const reason = error.status ? error.message : this.#say('broke')
+      if (this.run && error.status !== 410) this.#tell('problem', { node: null, reason })
+      this.#soonClosed()
     }
     if (!this.#begun || between) this.close()
+  }
+
+  // the socket's close is the end of it, but may never come where the connection is dead
+  #soonClosed() {
+    setTimeout(() => this.close(), CLOSED)
   }
 
   /** The page is for something else now: end it, unless it is kept. */
@@ -409,7 +422,9 @@ export class Session extends EventTarget {
     if (this.state === 'stopping' && !LEAVING.has(state)) return
     this.state = state
     if (state === 'live') this.#pause = SOON
-    this.#ended ||= state === 'ended' || state === 'failed'
+    this.#ended ||= ENDED.has(state)
+    // one that is kept begins anew
+    if (ENDED.has(state) && !this.run) this.#soonClosed()
     if (LEAVING.has(state)) this.#dark()
     this.#tell('state', { ...rest, state })
   }
@@ -463,11 +478,13 @@ export class Session extends EventTarget {
     this.dispatchEvent(new CustomEvent(type, { detail }))
   }
 
-  async #post(route, body) {
+  /** @param within ms in which it answers; else it throws as where nobody does */
+  async #post(route, body, within = null) {
     const reply = await this.#api.fetchApi(`/livediffusion/${route}`, {
       method: 'POST',
       headers: { 'Content-Type': 'application/json' },
-      body: JSON.stringify(body)
+      body: JSON.stringify(body),
+      signal: within && AbortSignal.timeout(within)
     })
     const answer = await reply.json().catch(() => ({ error: { message: reply.statusText } }))
     if (!reply.ok) throw new Invalid(answer, this.#say, reply.status)

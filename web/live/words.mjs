@@ -155,6 +155,7 @@ const ENGLISH = {
   "screenNotAllowed": "No screen was chosen. Press Live again, and choose a screen, a window or a tab.",
   "screenNoPress": "The browser asks for a screen only just after a click. Press Choose on the Live Camera.",
   "screenNotHere": "This browser cannot share a screen.",
+  "screenSilent": "What was chosen gives no picture. Press Live again, and choose something else.",
   "screenFails": "The screen cannot be shared: {reason}",
   "screenInsecure": "Sharing a screen needs https or localhost. Open ComfyUI as http://localhost or start it with --tls-keyfile and --tls-certfile.",
   "namesTip": "What there is to choose from at the server.",

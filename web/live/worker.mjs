@@ -13,8 +13,11 @@ const EARLY = 8 // ms, or a quarter of the interval where that is less
 const LOOK = 4 // ms between two looks whether a picture is due; browsers make less into this
 const AGAIN = 250 // ms between two attempts to reach a run whose connection broke
 const GIVE_UP = 2000
+const LISTEN = 3000 // ms between two looks whether anything was heard: the server says something that often
+const SILENT = 5 // looks in a row without a word after which the connection is dead
 const STILL = 100 // ms without a picture after which a screen's last is sent again: it has not moved
-const QUIET = 500 // ms without a picture after which a camera's are asked of the page
+const QUIET = 500 // ms without a picture after which the page is asked for them
+const UNHEARD = 1006 // the code that browsers give to a connection that broke
 const FINAL = new Set([1000, 4409, 4410])
 
 let url = null
@@ -32,26 +35,47 @@ let turn = Promise.resolve()
 const now = () => performance.timeOrigin + performance.now()
 
 function open() {
-  socket = new WebSocket(url)
+  const mine = (socket = new WebSocket(url))
+  let silent = 0
   socket.binaryType = 'arraybuffer'
   for (const one of lanes.values()) one.away = 0
   socket.onopen = () => {
-    lostAt = 0
+    lostAt = silent = 0
     for (const view of compared) wish(view)
     for (const view of tracks) leave(view)
   }
-  socket.onmessage = ({ data }) => (typeof data === 'string' ? hear(data) : show(data))
-  socket.onclose = ({ code }) => {
-    socket = null
-    if (FINAL.has(code)) return postMessage({ type: 'closed', code })
-    lostAt ||= now()
-    if (now() - lostAt > GIVE_UP) return postMessage({ type: 'closed', code })
-    setTimeout(() => url && open(), AGAIN)
+  socket.onmessage = ({ data }) => {
+    silent = 0
+    if (typeof data === 'string') hear(data)
+    else show(data)
   }
+  socket.onclose = ({ code }) => {
+    clearInterval(looks)
+    lost(code)
+  }
+  // nothing tells of a cable that was pulled, or of a network that was left. Looks are counted, not
+  // seconds: of a machine that slept there was one, and what has come is heard before the next
+  const looks = setInterval(() => {
+    silent += 1
+    if (silent <= SILENT) return
+    mine.onopen = mine.onmessage = mine.onclose = null
+    mine.close() // which takes its time, and is not waited for
+    clearInterval(looks)
+    lost(UNHEARD)
+  }, LISTEN)
+}
+
+function lost(code) {
+  socket = null
+  if (FINAL.has(code)) return postMessage({ type: 'closed', code })
+  lostAt ||= now()
+  if (now() - lostAt > GIVE_UP) return postMessage({ type: 'closed', code })
+  setTimeout(() => url && open(), AGAIN)
 }
 
 function hear(text) {
   const message = JSON.parse(text)
+  if (message.type === 'alive') return
   if (message.type === 'received') answered(message.camera)
   else if (message.type === 'pace') paced(message)
   if (message.type !== 'received' || tells) postMessage({ type: 'message', message })
@@ -154,6 +178,9 @@ class Lane {
       const data = new Uint8Array(HEADER + blob.size)
       data.set(new Uint8Array(await blob.arrayBuffer()), HEADER)
       this.#put(data, captured)
+    } catch {
+      // the next one may be well, on a canvas that is whole
+      this.#canvas = null
     } finally {
       this.#encoding = false
     }
@@ -178,7 +205,10 @@ class Lane {
     const mine = (this.#reader = readable.getReader())
     this.#heard = now()
     this.#asked = false
-    this.#timer = setInterval(() => (repeats ? this.#again() : this.#quiet()), STILL / 4)
+    this.#timer = setInterval(() => {
+      if (repeats) this.#again()
+      this.#quiet()
+    }, STILL / 4)
     // to its end, also when it is not wanted any more: the browser complains of unclosed frames
     for (;;) {
       const { done, value } = await mine.read()
@@ -203,6 +233,7 @@ class Lane {
   // Seen in Chromium, of a camera that had been opened and closed a few times: nothing came here for
   // 9 to 15 s, while the page's video of it went on. It gives out no picture while too many of those
   // before are held, and loses some in its streams until it collects its garbage: that is likely why.
+  // Of a screen that has not moved the page has no new one either.
   #quiet() {
     if (now() - this.#heard > QUIET) this.#want(true)
   }

@@ -15,11 +15,14 @@ const HERE = {
   NotAllowedError: 'visitNotAllowed', NotFoundError: 'visitNotFound',
   NotReadableError: 'visitNotReadable', insecure: 'phoneInsecure'
 }
+const KNOWN = ['NotAllowedError', 'NotFoundError', 'NotReadableError', 'AbortError']
 // the languages that there are words in, by how a browser's begins; see locales/
 const LANGUAGES = {
   es: 'es', fr: 'fr', ja: 'ja', ko: 'ko', pt: 'pt-BR', ru: 'ru', 'zh-tw': 'zh-TW', 'zh-hk': 'zh-TW',
   'zh-hant': 'zh-TW', zh: 'zh'
 }
+
+const BUSY = new Set(['opening', 'sending']) // phases that a press ends
 
 const $ = (id) => document.getElementById(id)
 const key = location.pathname.split('/').filter(Boolean).at(-1)
@@ -48,7 +51,7 @@ class PhoneCamera extends Capture {
   }
 
   failure(error) {
-    const known = ['NotAllowedError', 'NotFoundError', 'NotReadableError'].includes(error?.name)
+    const known = KNOWN.includes(error?.name)
     if (known) return new Error(this.say(error.name))
     return new Error(this.say('cameraFails', { reason: error?.message ?? error }))
   }
@@ -77,6 +80,7 @@ let connected = false
 let sent = [] // times of pictures that were taken
 let refused = 0 // since when none is
 let timer = 0
+let attempt = 0 // to open the camera; one that a press has ended may still get its answer
 
 /**
  * What this phone calls itself: the one that came first stays the only one.
@@ -103,8 +107,7 @@ const me = mark()
 function show(phase, problem = '') {
   document.body.dataset.phase = phase
   $('problem').textContent = problem
-  $('go').textContent = say(phase === 'sending' ? 'stop' : 'visitStart')
-  $('go').disabled = phase === 'opening'
+  $('go').textContent = say(BUSY.has(phase) ? 'stop' : 'visitStart')
   $('seen').classList.toggle('mirror', camera.facing === 'user')
   status()
 }
@@ -137,13 +140,14 @@ function over(reason) {
 // -- what is sent -------------------------------------------------------------------------
 
 async function start() {
+  const mine = (attempt += 1)
   show('opening')
   try {
     await camera.use(self, [wish])
   } catch (error) {
-    return show('welcome', error.message)
+    return mine === attempt && show('welcome', error.message)
   }
-  if (document.body.dataset.phase !== 'opening') return camera.leave(self)
+  if (mine !== attempt) return
   connect()
   awake.keep(true)
   timer = setInterval(status, EVERY)
@@ -151,6 +155,7 @@ async function start() {
 }
 
 function stop() {
+  attempt += 1
   clearInterval(timer)
   connected = false
   disconnect()
@@ -252,17 +257,20 @@ document.addEventListener('visibilitychange', () => {
   if (document.hidden || document.body.dataset.phase !== 'sending') return
   if (!worker) connect()
 })
-window.addEventListener('pagehide', stop)
-$('go').onclick = () => {
-  if (document.body.dataset.phase !== 'sending') return start()
+const end = () => {
   stop()
   show('welcome')
 }
+// the browser may show the page again as it was left
+window.addEventListener('pagehide', () => BUSY.has(document.body.dataset.phase) && end())
+$('go').onclick = () => (BUSY.has(document.body.dataset.phase) ? end() : start())
 $('turn').onclick = async () => {
+  const mine = attempt
   try {
     await camera.turn()
-    show('sending')
+    if (mine === attempt) show('sending')
   } catch (error) {
+    if (mine !== attempt) return
     stop()
     show('welcome', error.message)
   }
