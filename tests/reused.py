@@ -14,10 +14,11 @@ class Naive:
     Args:
         model: a BaseModel.
         at: the output block that a kept feature comes into.
+        control: (x [1, C, H, W], sigma [1], prompt [1, T, D]) to a ControlNet's residuals of a row.
     """
 
-    def __init__(self, model, at):
-        self.model, self.at = model, at
+    def __init__(self, model, at, control=None):
+        self.model, self.at, self.control = model, at, control
         self.frames, self.count, self.ticks, self.made_of = [], 0, 0, None
         self.kept = {}  # (side, slot, index): feature, what it depends on, looks
         self.ran = []  # of each tick, the rows that ran whole and all rows
@@ -101,9 +102,10 @@ class Naive:
                     h = kept[0].clone()
             return h, skip
 
-        sigma = torch.tensor([frame["sigmas"][frame["k"]]])
+        sigma, words = torch.tensor([frame["sigmas"][frame["k"]]]), frame["prompt"][1][side]
         out = self.model.apply_model(
-            frame["x"], sigma, c_crossattn=frame["prompt"][1][side], y=self.ys[side],
+            frame["x"], sigma, c_crossattn=words, y=self.ys[side],
+            control=self.control and self.control(frame["x"], sigma, words),
             transformer_options={
                 "cond_or_uncond": [side], "sigmas": sigma,
                 "patches": {"output_block_patch": [patch]},

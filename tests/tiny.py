@@ -74,10 +74,10 @@ class TinySDXL(comfy.model_base.BaseModel):
         return kwargs["pooled_output"]
 
 
-def conditioning(seed, tokens=8, pooled=None, **extra):
+def conditioning(seed, tokens=8, pooled=None, width=CONTEXT, **extra):
     """A CONDITIONING of random tokens."""
     generator = torch.Generator().manual_seed(seed)
-    cond = torch.randn(1, tokens, CONTEXT, generator=generator)
+    cond = torch.randn(1, tokens, width, generator=generator)
     if pooled is not None:
         extra["pooled_output"] = torch.randn(1, pooled, generator=generator)
     return [[cond, dict(extra)]]

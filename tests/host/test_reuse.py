@@ -18,11 +18,11 @@ LONG = "LIVEDIFFUSION_LONG" in os.environ
 
 
 @functools.cache
-def conditioning(seed, pooled=None):
+def conditioning(seed, width, pooled=None):
     """The same as long as nobody writes another prompt, whatever else changes."""
     import tiny
 
-    return tiny.conditioning(seed, pooled=pooled)
+    return tiny.conditioning(seed, width=width, pooled=pooled)
 
 
 class Both:
@@ -30,9 +30,10 @@ class Both:
 
     Args:
         moves: how much of a frame's picture is another than the one before's.
+        control: a ControlNet with its hint.
     """
 
-    def __init__(self, model, frames=1, depth=DEPTHS[0], moves=0.1):
+    def __init__(self, model, frames=1, depth=DEPTHS[0], moves=0.1, control=None):
         from livediffusion.host.models.coherence import depth_of
         from livediffusion.host.sampling.stream import Stream
         from reused import Naive
@@ -40,16 +41,19 @@ class Both:
         unet = model.model.diffusion_model
         blocks = len(unet.output_blocks)
         self.stream, self.frames, self.depth, self.moves = Stream(frames), frames, depth, moves
-        self.naive = Naive(model.model, blocks - 1 - depth_of(unet, depth))
+        residuals = None if control is None else residuals_of(control, model.model)
+        self.naive = Naive(model.model, blocks - 1 - depth_of(unet, depth), residuals)
+        self.control = control
         self.base, self.asked, self.count = model, None, 0
         self.compared, self.worst = 0, 0.0
 
     def latents(self, size, scene=0):
         import tiny
 
-        still = tiny.latents(1, 100 + scene, size)
+        channels = self.base.model.latent_format.latent_channels
+        still = tiny.latents(1, 100 + scene, size, channels)
         self.count += 1
-        return still + self.moves * tiny.latents(self.frames, self.count, size)
+        return still + self.moves * tiny.latents(self.frames, self.count, size, channels)
 
     def run(self, n=4, size=8, mode="self-negative", cfg=1.4, delta=1.0, prompt=1, seed=0,
             interval=2, awake=0.0, scene=0, model=None, first=0, bad=()):  # fmt: skip
@@ -63,15 +67,16 @@ class Both:
         from livediffusion.host.sampling.guider import RCFGGuider
 
         base = self.base if model is None else model
-        pooled = base.model.model_config.unet_config.get("adm_in_channels")
+        config = base.model.model_config.unet_config
+        width, pooled = config["context_dim"], config.get("adm_in_channels")
         made_of = interval, awake, id(base)
         if self.asked is None or self.asked[0] != made_of:
             self.model = attach(base, reuse=Reuse(interval, self.depth, awake))
-        words = conditioning(prompt, pooled), conditioning(2, pooled)
+        words = conditioning(prompt, width, pooled), conditioning(2, width, pooled)
         if self.asked != (made_of, mode, cfg, delta, prompt):
             self.asked = made_of, mode, cfg, delta, prompt
             self.guider = RCFGGuider(self.model, Guidance(mode, cfg, delta))
-            self.guider.set_conds(*words)
+            self.guider.set_conds(self.controlled(words[0]), words[1])
         sigmas = SIGMAS[first : first + n] + SIGMAS[-1:]
         latents = self.latents(size, scene)
         for i, value in bad:
@@ -92,6 +97,12 @@ class Both:
             self.compared += 1
         return ours
 
+    def controlled(self, positive):
+        """As ControlNetApplyAdvanced gives it."""
+        extra = {"control": self.control, "control_apply_to_uncond": True}
+        own = extra if self.control is not None else {}
+        return [[tokens, {**known, **own}] for tokens, known in positive]
+
     def same_rows(self):
         """Whether as many rows ran whole as by the naive stream, since this was asked last."""
         ran, self.naive.ran = self.naive.ran, []
@@ -100,10 +111,18 @@ class Both:
         )  # fmt: skip
 
 
+def residuals_of(control, model):
+    """What a ControlNet gives a row by itself, as Naive takes it."""
+    alone = control.copy()
+    alone.pre_run(model, model.model_sampling.percent_to_sigma)
+    return lambda x, sigma, words: alone.get_control(x, sigma, {"c_crossattn": words}, 1, {})
+
+
 CASES = [
     (n, f, mode, depth, interval)
     for i, (n, f, interval) in enumerate(
         [(1, 1, 2), (1, 2, 3), (2, 1, 2), (3, 2, 3), (4, 1, 2), (4, 2, 4), (5, 1, 3), (8, 1, 2),
+         (6, 1, 2), (7, 1, 2),
          *[(6, 2, 2), (7, 1, 16), (2, 2, 2), (3, 1, 2), (8, 2, 7)] * LONG]
     )
     for mode in (MODES if LONG else [MODES[i % 4]])
@@ -162,3 +181,24 @@ def test_layouts(layout):
     for _ in range(5):
         both.run(2, mode="full", interval=2, first=4)
     assert both.compared and both.same_rows()
+
+
+def test_the_embedded_model():
+    from livediffusion.demo import loader
+
+    both = Both(loader.load_model(disable_dynamic=True), depth=DEPTHS[2])
+    for _ in range(8):
+        both.run(4, size=16, interval=3)
+    assert both.compared > 3 and both.same_rows()
+
+
+@pytest.mark.parametrize("depth", DEPTHS if LONG else DEPTHS[1:2])
+def test_a_controlnet(depth):
+    """Every row takes its residuals, in the blocks that it runs."""
+    import parts
+
+    net = parts.control_net("SD1.5").set_cond_hint(parts.image().movedim(-1, 1), 0.8)
+    both = Both(tiny_model(), depth=depth, control=net)
+    for _ in range(7):
+        both.run(3, mode="full", cfg=2.0, interval=2)
+    assert both.compared > 3 and both.same_rows()

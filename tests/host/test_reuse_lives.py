@@ -359,25 +359,23 @@ def test_nodes_beside_it(node):
     assert rms(outs[2], outs[0]) < 0.2 and (rms(outs[2], outs[0]) == 0) == (node == NODES[2])
 
 
-def test_a_controlnet_acts_on_the_rows_that_run():
+@pytest.mark.parametrize("interval", [1, 2])
+def test_a_controlnet_is_not_in_its_way(interval):
+    """test_reuse.py has what it makes of the pictures."""
     import parts
     import tiny
 
     net = parts.control_net("SD1.5").copy().set_cond_hint(parts.image().movedim(-1, 1), 0.8)
     positive = [[tokens, {**extra, "control": net, "control_apply_to_uncond": True}]
                 for tokens, extra in tiny.conditioning(1)]  # fmt: skip
-    outs = []
-    for interval, control in ((1, True), (2, True), (2, False)):
-        live = Live(reusing(tiny_model(), interval), mode="full", cfg=2.0)
-        if control:
-            live.guider.set_conds(positive, tiny.conditioning(2))
-        outs.append(live.runs(5))
-        ran = sum(whole for _, whole in live.ran) / sum(rows for rows, _ in live.ran)
-        assert (ran < 0.8) == (interval == 2)
-    plain = Live(tiny_model(), mode="full", cfg=2.0)
-    plain.guider.set_conds(positive, tiny.conditioning(2))
-    assert torch.equal(outs[0], plain.runs(5))
-    assert rms(outs[1], outs[0]) < 0.5 * rms(outs[2], outs[0])
+    models = reusing(tiny_model(), interval), tiny_model()
+    ours, plain = (Live(model, mode="full", cfg=2.0) for model in models)
+    for live in (ours, plain):
+        live.guider.set_conds(positive, tiny.conditioning(2))
+    # not to the bit: counting FLOPs hooks modules for a moment, behind which rounding is another
+    assert near(ours.runs(5), plain.runs(5)) == (interval == 1)
+    ran = sum(whole for _, whole in ours.ran) / sum(rows for rows, _ in ours.ran)
+    assert (ran < 0.8) == (interval == 2)
 
 
 # -- what is told ---------------------------------------------------------------------------------
