@@ -173,7 +173,7 @@ class Coherent:
         if known is None:
             return {}
         told: dict[str, Any] = {}
-        ahead, behind = wanted.layers(known.network())
+        ahead, behind, _ = wanted.layers(known.network())
         if wanted.future is not None:
             told["future_attention"] = f"{len(ahead)} layers"
             if self._why:

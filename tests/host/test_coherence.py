@@ -342,6 +342,7 @@ ENDS = {
     "steps": {"sigmas": (8.0, 2.0, 0.0)},
     "queue": {"memory": {"frames": 3}},
     "bank": {"memory": {"bank": "merged"}},
+    "fusion": {"memory": {"fuse": 0.0}},
     "weights": {"lora": 0.7},
     "model": {"other": True},
 }
