@@ -122,6 +122,12 @@ class Neighbours:
         self._pending: list[Remembering] = []
         self._steady = False
 
+    @property
+    def size(self) -> int:
+        """Bytes of what is remembered, and of where keyframes lie before they are."""
+        staged = [t for own in self._staged.values() for one in own.values() for t in one.all()]
+        return sum(t.nbytes for t in staged) + (0 if self.bank is None else self.bank.size)
+
     # -- settings ---------------------------------------------------------------------------------
 
     def settle(
