@@ -64,17 +64,16 @@ def test_presets_ignore_the_other_inputs_and_custom_takes_them(said):
 
 
 def test_the_schema_shows_what_is_offered(comfyui):
-    """The inputs begin with what calm has."""
-    import dataclasses
-
+    """The inputs begin with what the preset has that is chosen first: custom is that, until
+    something is changed."""
     from livediffusion.engine.coherence.carry import Carry
     from livediffusion.engine.coherence.neighbours import Memory
     from livediffusion.nodes.coherence import PRESETS, LiveMemory
 
     given = {one.id: one for one in LiveMemory.define_schema().inputs}
     shown = {name: given[name].default for name in INPUTS}
-    assert shown == {**dataclasses.asdict(Memory()), "carry": Carry().early}
-    assert given["preset"].default in PRESETS
+    carried = Carry.of(shown.pop("carry"))
+    assert (Memory(**shown), carried) == PRESETS[given["preset"].default]
 
 
 def test_the_node_tells_how_large_the_memory_is(said):
