@@ -99,7 +99,7 @@ def added(unet: torch.nn.Module, coherence: Any, n: int, latent: int = LATENT) -
     """
     from livediffusion.host.models.coherence import places
 
-    ahead, behind = coherence.layers(unet)
+    ahead, behind, fused = coherence.layers(unet)
     total = 0.0
     for place in places(unet):
         tokens = (latent // place.scale) ** 2
@@ -110,7 +110,7 @@ def added(unet: torch.nn.Module, coherence: Any, n: int, latent: int = LATENT) -
             asked = coherence.memory
             held = asked.frames if asked.bank == "queue" else 1
             total += 4 * tokens * held * tokens * width
-            if place.fused and asked.fuse > 0:
+            if place.name in fused:
                 total += 2 * tokens * held * tokens * width
             if asked.bank == "merged":
                 total += 2 * tokens * tokens * width / asked.interval

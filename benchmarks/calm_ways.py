@@ -259,6 +259,7 @@ def ways() -> list[Way]:
         Way("what is remembered", attached(memory=Memory())),
         Way("what is carried", attached(carry=Carry())),
         Way("flow noise", noise=flow_noise),
+        Way("latents kept, 0.5", before=keep(0.5)),
         Way(BEST, calm),
         Way("calmer", preset("calmer")),
         Way("all together", lambda model: ahead(calm(model)), flow_noise),
@@ -269,7 +270,6 @@ def known() -> list[Way]:
     """For taking apart what makes a stream restless."""
     return [
         OFF,
-        Way("latents kept, 0.5", before=keep(0.5)),
         Way("noise with the scene", slots=with_the_scene),
         Way("noise with the scene, as pixels",
             slots=functools.partial(with_the_scene, pixels=True)),

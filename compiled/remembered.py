@@ -52,7 +52,7 @@ class Layers:
     Attributes:
         ahead: their rows see each other.
         behind: they remember.
-        fused: of these, those whose outputs are remembered, too.
+        fused: of these, those whose outputs are remembered, too; none where nothing is fused.
     """
 
     ahead: tuple[str, ...] = ()

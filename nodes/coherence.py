@@ -18,6 +18,7 @@ PRESETS = {
         Carry(early=0.9, moving=0.5, still=0.8),
     ),
 }
+_FIRST = "calm"
 _OF_CUSTOM = "Of the preset custom. "
 
 
@@ -57,7 +58,8 @@ class LiveFutureAttention(io.ComfyNode):
 class LiveMemory(io.ComfyNode):
     @classmethod
     def define_schema(cls):
-        memory = Memory()
+        # who goes on from it to custom has what they had, but for what they change
+        memory, carry = PRESETS[_FIRST]
         return io.Schema(
             node_id="LiveMemory",
             display_name="Live Memory",
@@ -72,7 +74,7 @@ class LiveMemory(io.ComfyNode):
                 io.Combo.Input(
                     "preset",
                     options=[*PRESETS, OFF, CUSTOM],
-                    default="calm",
+                    default=_FIRST,
                     tooltip="calm: costs little. calmer: holds on to more. off: the model as it "
                     "is. custom: what the inputs below say, which the others ignore.",
                 ),
@@ -124,7 +126,7 @@ class LiveMemory(io.ComfyNode):
                 ),
                 io.Float.Input(
                     "carry",
-                    default=Carry().early,
+                    default=carry.early,
                     min=0.0,
                     max=1.0,
                     step=0.05,

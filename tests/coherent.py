@@ -174,7 +174,7 @@ class Naive:
         sigmas, noise = settings
         n, f = len(sigmas) - 1, len(sources)
         kind = (memory["bank"], memory["frames"] if memory["bank"] == "queue" else 1)
-        known = (n, f, kind, tuple(sources.shape[1:]))
+        known = (n, f, kind, tuple(sources.shape[1:]), memory["fuse"] > 0)
         if known != self.known:
             if self.known is not None and self.known[3] != known[3]:
                 self.frames = []

@@ -28,10 +28,12 @@ class Staged:
     v: Tensor
     o: Tensor | None = None
 
+    def all(self) -> list[Tensor]:
+        return [t for t in (self.k, self.v, self.o) if t is not None]
+
     def finite(self) -> Tensor:
         """Which rows are, [W]."""
-        parts = [t for t in (self.k, self.v, self.o) if t is not None]
-        return sum(t.flatten(1).sum(1, dtype=torch.float32) for t in parts).isfinite()
+        return sum(t.flatten(1).sum(1, dtype=torch.float32) for t in self.all()).isfinite()
 
 
 @dataclass

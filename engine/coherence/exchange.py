@@ -123,7 +123,7 @@ class Remembering(Exchange):
     def addresses(self) -> list[int]:
         """Of what is read and written, but for the bank."""
         own = [self._index, self._writing]
-        own += [t for one in self._staged.values() for t in (one.k, one.v, one.o)]
+        own += [t for one in self._staged.values() for t in one.all()]
         inner = [] if self.inner is None else self.inner.addresses()
         return [*inner, *[t.data_ptr() for t in own if t is not None]]
 

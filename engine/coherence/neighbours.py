@@ -122,6 +122,12 @@ class Neighbours:
         self._pending: list[Remembering] = []
         self._steady = False
 
+    @property
+    def size(self) -> int:
+        """Bytes of what is remembered, and of where keyframes lie before they are."""
+        staged = [t for own in self._staged.values() for one in own.values() for t in one.all()]
+        return sum(t.nbytes for t in staged) + (0 if self.bank is None else self.bank.size)
+
     # -- settings ---------------------------------------------------------------------------------
 
     def settle(
@@ -144,8 +150,9 @@ class Neighbours:
             self.dial, self._dialled = (None, None), None
             self._staged.clear()
             return
+        # outputs are remembered where they are fused
         kind = memory.bank, memory.frames if memory.bank == "queue" else 1, memory.levels
-        now = (n, f, shape, kind, key)
+        now = (n, f, shape, kind, memory.fuse > 0, key)
         if self._key != now:
             self._key, self._origin = now, frame
             self._newest.clear()
@@ -232,8 +239,7 @@ class Neighbours:
             return layout, self.future, kept
         at = [t.data_ptr() for layer in call.bank.layers.values() for t in layer.all()]
         at += [*call.addresses(), *[t.data_ptr() for t in self.dial]]
-        memory = self._key, self.memory.fuse > 0, tuple(at)
-        return layout, self.future, kept, memory
+        return layout, self.future, kept, (self._key, tuple(at))
 
     def read_as_is(self) -> list[Group]:
         """What the call that was told reads and nobody ever writes. A recording of it has to keep

@@ -49,7 +49,7 @@ class Place:
     Attributes:
         key: as ComfyUI's patches name it.
         scale: how much smaller than the latent its pictures are.
-        fused: outputs of this layer are fused.
+        fused: outputs of this layer are fused, where any are.
     """
 
     key: Key
@@ -254,13 +254,17 @@ class Coherence:
         """transformer_options whose patches extend the self-attentions by an exchange."""
         return extended(options, unet, exchange, *self.layers(unet))
 
-    def layers(self, unet: torch.nn.Module) -> tuple[frozenset[str], frozenset[str]]:
-        """Names of the layers whose rows see each other, and of those that remember."""
+    def layers(self, unet: torch.nn.Module) -> tuple[frozenset[str], ...]:
+        """Names of the layers whose rows see each other, of those that remember, and of these
+        those whose outputs are fused."""
         known = places(unet)
-        return tuple(
+        ahead, behind = (
             frozenset() if part is None else chosen(known, part.levels)
             for part in (self.future, self.memory)
         )
+        fuses = self.memory is not None and self.memory.fuse > 0
+        fused = [place.name for place in known if fuses and place.fused and place.name in behind]
+        return ahead, behind, frozenset(fused)
 
 
 def depth_of(unet: torch.nn.Module, name: str) -> int:
@@ -279,12 +283,12 @@ def depth_of(unet: torch.nn.Module, name: str) -> int:
 
 def extended(
     options: dict[str, Any], unet: torch.nn.Module, exchange: Exchange, ahead: Collection[str],
-    behind: Collection[str],
+    behind: Collection[str], fused: Collection[str],
 ) -> dict[str, Any]:  # fmt: skip
     """transformer_options whose patches extend the self-attentions by an exchange.
 
     Args:
-        ahead, behind: names of layers, see Coherence.layers.
+        ahead, behind, fused: names of layers, see Coherence.layers.
     """
     patches, replaced = options.get("patches", {}), options.get("patches_replace", {})
     before = replaced.get("attn1", {})
@@ -303,7 +307,7 @@ def extended(
         if future or memory:
             other = before.get(key, before.get(key[:2]))
             mine[key] = functools.partial(_attend, within(key), name, future, memory, other)
-        if memory and place.fused:
+        if name in fused:
             outs[key] = name, within(key)
     out = {**options, "patches_replace": {**replaced, "attn1": {**before, **mine}}}
     if outs:

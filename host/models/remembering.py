@@ -14,13 +14,9 @@ from .walk import is_inner
 
 def layers(coherence: Coherence, unet: torch.nn.Module) -> Layers:
     """Its layers as an engine has them."""
-    known = places(unet)
-    ahead, behind = coherence.layers(unet)
-    return Layers(
-        tuple(p.name for p in known if p.name in ahead),
-        tuple(p.name for p in known if p.name in behind),
-        tuple(p.name for p in known if p.name in behind and p.fused),
-    )
+    names = [place.name for place in places(unet)]
+    kinds = coherence.layers(unet)
+    return Layers(*(tuple(name for name in names if name in kind) for kind in kinds))
 
 
 def helps(patcher) -> bool:
@@ -89,17 +85,16 @@ def example(
     rows, _, *size = x.shape
     if known.ahead:
         reads[f"{SEEN}0"] = torch.zeros((rows, rows), dtype=torch.int64)
-    fuses = coherence.memory is not None and coherence.memory.fuse > 0
     for place in places(unet):
         if place.name not in known.behind:
             continue
         shape = rows, count * place.tokens(size), _inner(unet, place).attn1.to_k.out_features
-        fused = fuses and place.name in known.fused
+        fused = place.name in known.fused
         for kind in ("k", "v", "unit") if fused else ("k", "v"):
             reads[named(BANK, kind, place.name)] = torch.zeros(shape, dtype=dtype)
         if fused:
             reads[named(BANK, "norm", place.name)] = torch.zeros(shape[:2], dtype=dtype)
-    if fuses and known.fused:
+    if known.fused:
         reads[AMOUNT], reads[THRESHOLD] = torch.zeros(1), torch.zeros(1)
     return Remembered(known, count, reads)
 

@@ -30,11 +30,13 @@ class ComfyUNet:
     def __call__(self, call: Call) -> Tensor:
         options = dict(self._options)
         if call.memory is not None:
-            layers, fed = call.memory.layers, Fed(call.x.shape[0], call.memory)
+            known, fed = call.memory.layers, Fed(call.x.shape[0], call.memory)
             if call.reuse is not None:
                 fed.plan = BlockPlan(call.reuse)
                 fed.inner = Fed(call.reuse.whole.shape[0], call.memory, INNER)
-            options = extended(options, self.module, fed, layers.ahead, layers.behind)
+            options = extended(
+                options, self.module, fed, known.ahead, known.behind, known.fused
+            )
         if call.reuse is not None:
             plan = BlockPlan(call.reuse)
             return walk(

@@ -173,16 +173,16 @@ class Coherent:
         if known is None:
             return {}
         told: dict[str, Any] = {}
-        ahead, behind = wanted.layers(known.network())
+        ahead, behind, _ = wanted.layers(known.network())
         if wanted.future is not None:
             told["future_attention"] = f"{len(ahead)} layers"
             if self._why:
                 told["future_attention"] += f", without neighbours: {self._why}"
         if known.bank is not None:
-            told["memory"] = f"{len(behind)} layers, {known.bank.size / 2**20:.1f} MB"
+            told["memory"] = f"{len(behind)} layers, {known.size / 2**20:.1f} MB"
             if self._lost:
                 told["memory"] += f", forgotten: {self._lost}"
-            told["memory_mb"] = round(known.bank.size / 2**20, 3)
+            told["memory_mb"] = round(known.size / 2**20, 3)
         carried = self.carrying.carried
         if carried is not None:
             told["carried_mb"] = round(carried.size / 2**20, 3)
@@ -201,10 +201,11 @@ class Coherent:
     def _tell(self, neighbours: Neighbours) -> None:
         """The size on the node, whenever it is another."""
         tell = self._wanted.tell
-        kept = [part.size for part in (neighbours.bank, self.carrying.carried) if part is not None]
-        if tell is None or not kept:
+        carried = self.carrying.carried
+        if tell is None or (neighbours.bank is None and carried is None):
             return
-        line = f"memory: {sum(kept) / 2**20:.1f} MB"
+        size = neighbours.size + (0 if carried is None else carried.size)
+        line = f"memory: {size / 2**20:.1f} MB"
         if neighbours.why:
             line += f"; features are not in use: {neighbours.why}"
         if self._lost:

@@ -96,6 +96,25 @@ def test_every_knob_changes_between_ticks(memory):
     assert pair.attached.reason is None
 
 
+@pytest.mark.parametrize("memory", ["merged", "queue"])
+def test_fusion_is_turned_off_and_on_in_recorded_ticks(memory):
+    """Where nothing is fused no outputs are kept: what is fused then is of frames since."""
+    import coherent
+    from livediffusion.engine.coherence.neighbours import Memory
+
+    base = coherent.model()
+    pair = Pair(base)
+    engine, sizes = pair.compiled, []
+    for turn, fuse in enumerate((0.0, 0.4, 0.0, 0.2)):
+        settled = Memory(fuse=fuse, threshold=0.5, levels="all", **MEMORIES[memory])
+        swapped(pair, base, engine, memory=settled)
+        check(pair, 14, first=14 * turn)
+        sizes.append(pair.graph.coherent.neighbours.bank.size)
+    assert sizes[0] == sizes[2] < sizes[1] == sizes[3]
+    assert pair.captures == 4 and pair.attached.reason is None
+    assert pair.plain.stats() == pair.graph.stats()
+
+
 def test_what_a_bank_does_not_outlive_is_recorded_anew():
     pair = Pair(coherent_model(None, MEMORIES["merged"]))
     pair.guide()

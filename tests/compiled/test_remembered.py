@@ -8,7 +8,7 @@ import re
 import coherent
 import pytest
 import tiny
-from helping import KINDS, SIGMAS, Beside
+from helping import KINDS, SIGMAS, Beside, helping
 
 pytestmark = pytest.mark.comfy
 pytest.importorskip("onnxruntime")
@@ -116,6 +116,24 @@ def test_it_goes_on_through_every_change():
             beside.run(tiny.latents(1, i, size), **settings)
         beside.steady(lambda i, size=size: tiny.latents(1, 20 + i, size), **settings)
     # but for the LoRA all were of the same layers: one export, and one where groups are unequal
+    assert len(beside.attached.stats()["made"]) == 2
+
+
+def test_fusion_that_comes_later_has_a_graph_of_its_own():
+    """The one without it neither takes nor gives outputs of layers."""
+    from livediffusion.host.models.coherence import coherence_of
+    from livediffusion.host.models.remembering import layers
+
+    base = coherent.model()
+    beside = Beside(base)
+    for kind in ("unfused", "queue"):
+        asked = {**KINDS[kind], "sigmas": SIGMAS[2:]}
+        for i in range(6):
+            beside.run(tiny.latents(1, i), **asked)
+        beside.steady(lambda i: tiny.latents(1, 6 + i), **asked)
+        known = coherence_of(helping(base, **KINDS[kind]))
+        given = layers(known, base.model.diffusion_model).outputs
+        assert any(name.startswith("own_o_") for name in given) == (kind == "queue")
     assert len(beside.attached.stats()["made"]) == 2
 
 

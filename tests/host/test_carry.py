@@ -99,10 +99,8 @@ def taken(monkeypatch):
     from livediffusion.host.sampling import stream as streams
     from livediffusion.host.sampling.route import Road, route
 
-    roads = {"direct": Road.DIRECT, "prepared": Road.PREPARED, "guider": Road.GUIDER}
-
     def take(name):
-        to = roads[name]
+        to = Road[name.upper().replace(" ", "_")]
         monkeypatch.setattr(streams, "route", lambda *args: route(*args).at_least(to, "a test"))
 
     return take
@@ -121,6 +119,10 @@ def taken(monkeypatch):
         (2, 3, "off", "lcm", "direct", False),
         (2, 2, "full", "lcm", "guider", True),
         (3, 2, "self-negative", "unipc", "direct", True),
+        (3, 1, "full", "lcm", "per level", False),
+        (2, 2, "off", "lcm", "per level", True),
+        (3, 1, "full", "lcm", "per frame", True),
+        (2, 2, "off", "lcm", "per frame", True),
     ],
 )
 def test_equals_the_equation_frame_by_frame(

@@ -135,6 +135,33 @@ def test_every_interval(bank, interval):
     assert max(bank_of([0]).filled) == min(2 if bank == "queue" else 1, written)
 
 
+@pytest.mark.parametrize(("road", "bank"), [("DIRECT", "merged"), ("GUIDER", "queue")])
+def test_outputs_are_kept_where_they_are_fused_and_nowhere_else(monkeypatch, road, bank):
+    """Nor is anything patched for them; fusion that is turned on begins with a new bank."""
+    import tiny
+    from livediffusion.engine.coherence.exchange import Remembering
+    from livediffusion.host.sampling import stream as streams
+    from livediffusion.host.sampling.route import Road, route
+
+    monkeypatch.setattr(streams, "route", lambda *args: route(*args).at_least(Road[road], "a test"))
+    real, wrote = Remembering.write_out, []
+    monkeypatch.setattr(
+        Remembering, "write_out", lambda self, *given: wrote.append(1) or real(self, *given)
+    )
+    both = Both(tiny_model())
+    for turn, fuse in enumerate((0.0, 0.4, 0.0)):
+        wrote.clear()
+        for i in range(6 * turn, 6 * turn + 6):
+            check(both, i, tiny.latents(1, i), sigmas=SIGMAS[2:], bank=bank, fuse=fuse)
+        neighbours = both.stream.coherent.neighbours
+        layers = neighbours.bank.of([0]).layers
+        outs = {name for name, layer in layers.items() if layer.unit is not None}
+        assert len(layers) == 3 and len(outs) == (2 if fuse else 0)
+        assert bool(wrote) == bool(fuse)
+        for staged in neighbours._staged.values():
+            assert {name for name, one in staged.items() if one.o is not None} == outs
+
+
 @pytest.mark.parametrize("bank", ["queue", "merged"])
 def test_slots_whose_pictures_are_smaller_inside_have_a_memory_of_their_own(bank):
     """Deep Shrink, at the first level only."""

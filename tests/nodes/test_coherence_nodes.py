@@ -64,17 +64,16 @@ def test_presets_ignore_the_other_inputs_and_custom_takes_them(said):
 
 
 def test_the_schema_shows_what_is_offered(comfyui):
-    """The inputs begin with what calm has."""
-    import dataclasses
-
+    """The inputs begin with what the preset has that is chosen first: custom is that, until
+    something is changed."""
     from livediffusion.engine.coherence.carry import Carry
     from livediffusion.engine.coherence.neighbours import Memory
     from livediffusion.nodes.coherence import PRESETS, LiveMemory
 
     given = {one.id: one for one in LiveMemory.define_schema().inputs}
     shown = {name: given[name].default for name in INPUTS}
-    assert shown == {**dataclasses.asdict(Memory()), "carry": Carry().early}
-    assert given["preset"].default in PRESETS
+    carried = Carry.of(shown.pop("carry"))
+    assert (Memory(**shown), carried) == PRESETS[given["preset"].default]
 
 
 def test_the_node_tells_how_large_the_memory_is(said):
@@ -86,15 +85,55 @@ def test_the_node_tells_how_large_the_memory_is(said):
     stream, guider = Stream(), pairs.guider(model)
     for i in range(6):
         stream.run(guider, tiny.latents(1, i, 32), pairs.settings())
-    size = stream.coherent.neighbours.bank.size
     # 4 slots, 3 frames, 256 tokens: keys and values of 3 layers, outputs and lengths of 2
-    assert size == 4 * 3 * 256 * (3 * 2 * 64 + 2 * 65) * 4
+    size = 4 * 3 * 256 * (3 * 2 * 64 + 2 * 65) * 4
+    assert stream.coherent.neighbours.bank.size == size
+    # and what rows write, of which there were one, two, three and four
+    size += 10 * 256 * (3 * 2 + 2) * 64 * 4
     assert said[-1] == f"memory: {size / 2**20:.1f} MB"
     assert stream.stats()["memory"] == f"3 layers, {size / 2**20:.1f} MB"
     before = len(said)
     for i in range(6, 10):
         stream.run(guider, tiny.latents(1, i, 32), pairs.settings())
     assert len(said) == before, "it is said when it changes"
+
+
+def kept(*owners):
+    """Bytes of all tensors that these hold on to, wherever they are."""
+    found, seen, todo = {}, set(), list(owners)
+    while todo:
+        one = todo.pop()
+        if id(one) in seen:
+            continue
+        seen.add(id(one))
+        if isinstance(one, torch.Tensor):
+            storage = one.untyped_storage()
+            found[storage.data_ptr()] = storage.nbytes()
+        elif isinstance(one, dict):
+            todo += one.values()
+        elif isinstance(one, (list, tuple, set, frozenset)):
+            todo += one
+        elif type(one).__module__.startswith("livediffusion."):
+            todo.append(vars(one))
+    return sum(found.values())
+
+
+@pytest.mark.parametrize("preset", ["calm", "calmer", "custom"])
+def test_what_is_told_is_all_that_is_kept(said, preset):
+    """But for numbers of rows, and the picture by which motion is seen."""
+    import pairs
+    import tiny
+    from livediffusion.host.sampling.stream import Stream
+
+    stream, lines = Stream(), len(said)
+    guider = pairs.guider(remembering(tiny.model(), preset, interval=2), "full")
+    for i in range(10):
+        stream.run(guider, tiny.latents(1, i, 32), pairs.settings())
+        size = kept(stream.coherent.neighbours, stream.coherent.carrying)
+        told = stream.stats()
+        assert told["memory_mb"] + told["carried_mb"] == pytest.approx(size / 2**20, rel=0.01), i
+    assert len(said) > lines
+    assert float(said[-1].split()[1]) == pytest.approx(size / 2**20, rel=0.01, abs=0.05)
 
 
 @pytest.mark.parametrize("family", ["SD3", "Flux", "Lumina2"])

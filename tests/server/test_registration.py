@@ -104,7 +104,7 @@ NODES = {
             ("frames", "INT", 1),
             ("interval", "INT", 4),
             ("bank", "COMBO", "merged"),
-            ("fuse", "FLOAT", 0.8),
+            ("fuse", "FLOAT", 0.0),
             ("threshold", "FLOAT", 0.98),
             ("levels", "COMBO", "all but the finest"),
             ("carry", "FLOAT", 0.85),
