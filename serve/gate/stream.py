@@ -300,16 +300,17 @@ class Stream:
         self._away[view] = self._away.get(view, 0) + 1
         return await self._send(data)
 
-    async def _shown_for_it(self, view: int) -> None:
+    async def _say(self, message: dict[str, Any]) -> None:
+        """To ComfyUI, if there is one."""
         if self._up is not None:
-            shown = {"type": "shown", "view": view, "latency_ms": None}
             with contextlib.suppress(ConnectionError, aiohttp.ClientError):
-                await self._up.send_str(json.dumps(shown))
+                await self._up.send_str(json.dumps(message))
+
+    async def _shown_for_it(self, view: int) -> None:
+        await self._say({"type": "shown", "view": view, "latency_ms": None})
 
     async def _wish(self, kind: str, view: int, on: bool) -> None:
-        if self._up is not None:
-            with contextlib.suppress(ConnectionError, aiohttp.ClientError):
-                await self._up.send_str(json.dumps({"type": kind, "view": view, "on": on}))
+        await self._say({"type": kind, "view": view, "on": on})
 
     async def _heard(self, text: str) -> None:
         """A message of ComfyUI's: what of it a page may know is sent on."""
@@ -444,10 +445,7 @@ class Stream:
             return
         if self._away.get(view):
             self._away[view] -= 1
-        if self._up is not None:
-            keep = ("type", "view", "latency_ms")
-            with contextlib.suppress(ConnectionError, aiohttp.ClientError):
-                await self._up.send_str(json.dumps({k: data[k] for k in keep if k in data}))
+        await self._say({k: data[k] for k in ("type", "view", "latency_ms") if k in data})
 
     async def _send(self, message: str | bytes) -> None:
         """To the page, if there is one; a page that takes too long is cut off by `_look`."""
