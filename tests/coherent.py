@@ -51,7 +51,14 @@ def replaced(acting, attend, fuse=lambda block, o, options: o):
         q, k, v = (part(n) for part in (self.attn1.to_q, self.attn1.to_k, self.attn1.to_v))
         o = self.attn1.to_out(attend(block, q, k, v, self.n_heads, transformer_options))
         x = x + fuse(block, o, transformer_options)
-        x = x + self.attn2(self.norm2(x), context=context)
+        other = transformer_options.get("patches_replace", {}).get("attn2", {}).get(block[:2])
+        n = self.norm2(x)
+        if other is None:
+            x = x + self.attn2(n, context=context)
+        else:
+            q, k, v = self.attn2.to_q(n), self.attn2.to_k(context), self.attn2.to_v(context)
+            extra = {**transformer_options, "n_heads": self.n_heads}
+            x = x + self.attn2.to_out(other(q, k, v, extra))
         return x + self.ff(self.norm3(x))
 
     kind.forward = forward
@@ -90,13 +97,18 @@ EITHER = 1e-3  # as far apart as pictures are in which such a tie was decided th
 
 
 class Ties:
-    """Choices among tokens that rounding decides, since `begin`: either choice is right."""
+    """Choices among tokens that rounding decides, since `begin`: either choice is right.
 
-    count = 0
+    Attributes:
+        count: of these.
+        strict: pictures that were compared before the first of them, so to rounding.
+    """
+
+    count = strict = 0
 
     @classmethod
     def begin(cls):
-        cls.count = 0
+        cls.count = cls.strict = 0
 
     @classmethod
     def chosen(cls, row, among, threshold=None):
@@ -114,6 +126,7 @@ def near(ours, wanted):
     """Whether two pictures of a memory are the same, to rounding and what it decides."""
     import tiny
 
+    Ties.strict += not Ties.count
     error = float(tiny.rms(ours, wanted))
     return error <= (EITHER if Ties.count else NEAR)
 
@@ -156,25 +169,31 @@ class Naive:
     Args:
         model: a BaseModel.
         outs: blocks whose outputs are fused.
+        options: transformer_options of each call.
+        levels: by their names, the blocks that remember; all where it has none of that name.
     """
 
-    def __init__(self, model, outs):
+    def __init__(self, model, outs, options=None, levels=None):
         self.model, self.outs = model, outs
+        self.options, self.levels = options or {}, levels or {}
         self.frames, self.count, self.known = [], 0, None
 
     def run(self, sources, conds, settings, guidance, memory):
         """A tick; F sources enter. Gives the latents that leave, [b, C, H, W], or None.
 
         Args:
-            conds: tensors of prompt and negative, [1, T, D].
+            conds: of prompt and negative what apply_model takes by name, `c_crossattn` [1, T, D]
+                among it; what can be called gives it for x and sigma.
             settings: sigmas and noise (engine.noise.SlotNoise).
             guidance: mode, cfg, delta.
             memory: what engine.coherence.neighbours.Memory takes.
         """
+        self.acting = self.levels.get(memory["levels"])
         sigmas, noise = settings
         n, f = len(sigmas) - 1, len(sources)
         kind = (memory["bank"], memory["frames"] if memory["bank"] == "queue" else 1)
-        known = (n, f, kind, tuple(sources.shape[1:]), memory["fuse"] > 0)
+        shape = tuple(sources.shape[1:])
+        known = (n, f, kind, shape, memory["levels"], memory["fuse"] > 0)
         if known != self.known:
             if self.known is not None and self.known[3] != known[3]:
                 self.frames = []
@@ -242,11 +261,14 @@ class Naive:
             return o
 
         sigma = torch.tensor([frame["sigmas"][frame["k"]]])
-        with replaced(lambda block: True, attend, fuse):
-            out = self.model.apply_model(
-                frame["x"], sigma, c_crossattn=frame["conds"][side],
-                transformer_options={"cond_or_uncond": [side], "sigmas": sigma},
-            )  # fmt: skip
+        given = {
+            name: one(frame["x"], sigma) if callable(one) else one
+            for name, one in frame["conds"][side].items()
+        }
+        told = {**self.options, "cond_or_uncond": [side], "sigmas": sigma}
+        acting = self.acting
+        with replaced(lambda block: acting is None or block in acting, attend, fuse):
+            out = self.model.apply_model(frame["x"], sigma, transformer_options=told, **given)
         if writes:
             staged[slot] = wrote  # of a group, the last
         return out

@@ -1,5 +1,6 @@
 """What must hold of frames that help each other, whatever comes between: roads, interrupts, other
-streams, other nodes, other models. tests/host/test_memory.py has the memory itself."""
+streams, other nodes, other models. tests/host/test_memory.py has the memory itself, other
+layouts and what acts beside it."""
 
 
 import itertools
@@ -431,35 +432,6 @@ def test_nodes_that_look_at_attention(node):
     live = Live(helped(patched), mode="full", cfg=2.0)
     assert live.runs(8).isfinite().all()
     assert live.bank.of([0]).filled[0] == 2
-
-
-@pytest.mark.parametrize("layout", ["SD2.1", "SDXL"])
-def test_layouts(layout):
-    """Attention two blocks deep, and a pooled prompt: every layer remembers."""
-    from livediffusion.host.models.coherence import places
-
-    model = tiny_model(layout)
-    live, plain = Live(helped(model)), Live(model)
-    out = live.runs(10)
-    unet = model.model.diffusion_model
-    assert set(live.bank.of([0]).layers) == {place.name for place in places(unet)}
-    assert len(places(unet)) == {"SD2.1": 3, "SDXL": 8}[layout]
-    assert not near(out, plain.runs(10))
-
-
-def test_a_controlnet_works_beside_it():
-    import parts
-    import tiny
-
-    net = parts.control_net("SD1.5").copy().set_cond_hint(parts.image().movedim(-1, 1), 0.8)
-    positive = [[tokens, {**extra, "control": net, "control_apply_to_uncond": True}]
-                for tokens, extra in tiny.conditioning(1)]  # fmt: skip
-    outs = []
-    for model in (helped(tiny_model(), future=False), tiny_model()):
-        live = Live(model, mode="full", cfg=2.0)
-        live.guider.set_conds(positive, tiny.conditioning(2))
-        outs.append(live.runs(10))
-    assert not near(*outs)
 
 
 def test_levels():

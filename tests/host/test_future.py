@@ -42,7 +42,8 @@ def streamed(patcher, mode, n, f):
     import tiny
     from livediffusion.host.sampling.stream import Stream
 
-    guider, stream = pairs.guider(patcher, mode, cfg=1.6), Stream(f)
+    pooled = patcher.model.model_config.unet_config.get("adm_in_channels")
+    guider, stream = pairs.guider(patcher, mode, cfg=1.6, pooled=pooled), Stream(f)
     settings = pairs.settings(SIGMAS[4 - n :])
     outs = [stream.run(guider, tiny.latents(f, i), settings) for i in range(n + 2)]
     return torch.cat(outs), stream
@@ -89,6 +90,20 @@ def test_equals_one_attention_over_the_reshaped_batch(size, mode, road):
     assert tiny.rms(ours, wanted) <= NEAR
     alone, _ = streamed(model, mode, n, f)
     assert (tiny.rms(ours, alone) <= NEAR) == (n == 1)
+
+
+@pytest.mark.parametrize(("layout", "mode"), [("SD2.1", "onetime-negative"), ("SDXL", "full")])
+def test_layouts(layout, mode):
+    """Attention two blocks deep, and a pooled prompt: rows of all layers see each other."""
+    import coherent
+    import tiny
+
+    model = tiny_model(layout)
+    ours, _ = streamed(with_future(model), mode, 3, 2)
+    with coherent.replaced(lambda block: True, coherent.future(sides_of(mode, 2), 2)):
+        wanted, _ = streamed(model, mode, 3, 2)
+    assert tiny.rms(ours, wanted) <= NEAR
+    assert tiny.rms(ours, streamed(model, mode, 3, 2)[0]) > 1e-3
 
 
 def test_the_embedded_model():

@@ -67,6 +67,7 @@ def test_memory(f, mode, depth, interval, memory):
             assert coherent.near(ours, inner.process_latent_out(wanted)), i
             compared += 1
     assert compared == 6
+    assert coherent.Ties.strict
     assert not stream.coherent.neighbours.reusing.why
     rows, whole = stream.coherent.neighbours.reusing.looked()
     assert (rows, whole) == (
