@@ -1,12 +1,12 @@
-"""Live Patchwork: what a moving share of the picture costs, how far pictures are off, and whether a
-still scene drifts.
+"""Live Patchwork: what a moving share of the picture costs, what a head that moves costs in a
+stream, how far pictures are off, and whether a still scene drifts.
 
 The part `patchwork` of `run.py bench`, with the embedded model: its UNet by itself, and streams of
 the live template's settings at n = 4. docs/patchwork.md says what came out. Times are CPU time, in
 turns, so that a busy machine matters little.
 """
 
-import itertools
+import contextlib
 import math
 import statistics
 import time
@@ -19,6 +19,7 @@ import torch
 from calm_clips import NOISE, WARM, Clip, Layer, Plan
 from calm_ways import OFF, Kit, Run, Way, attached
 from measure import Bar, Report
+from reuse import clocked
 from torch import Tensor
 
 SHARES = (0.0, 0.05, 0.1, 0.25, 0.5, 1.0)
@@ -27,6 +28,7 @@ THRESHOLDS = (0.05, 0.1)
 LOOKS = ("ink", "neon", "watercolor", "comic", "oil", "photo")
 LONG = 500  # frames of a scene that stands still
 ROWS = 4
+TIMED = 3  # looks whose streams are timed
 HEAD = (0.0, 10.0, 52.0, 68.0)  # a sixth of the picture
 
 
@@ -115,6 +117,69 @@ def frames(kit: Kit, clip: Clip, pictures: Tensor, threshold: float | None) -> t
     return left, statistics.mean(shares[1:] or shares)
 
 
+@contextlib.contextmanager
+def trying():
+    """CPU seconds of each call in the place of a network's, finding what has changed included,
+    while it lasts.
+
+    Raises:
+        RuntimeError: where a call was made as it is, which would not be counted.
+    """
+    from livediffusion.host.models import patchwork
+
+    spent, own = [], patchwork.tried
+
+    def tried(neighbours: Any, *args: Any) -> Tensor:
+        began = time.process_time()
+        out = own(neighbours, *args)
+        spent.append(time.process_time() - began)
+        if out is None:
+            raise RuntimeError(neighbours.patching.why)
+        return out
+
+    patchwork.tried = tried
+    try:
+        yield spent
+    finally:
+        patchwork.tried = own
+
+
+def streamed(kit: Kit, clip: Clip, pictures: Tensor) -> dict[str, Any]:
+    """Two streams of the same pictures in turns, one with Live Patchwork as it is put in: what all
+    calls of the network take in a tick, rows that run whole beside tiles and rows whose turn it is
+    to be renewed among them.
+
+    Args:
+        pictures: [T, 3, H, W]; those from WARM on count, fewer than 32 in all, as a stream then
+            asks itself what was computed.
+    """
+    from livediffusion.engine.patchwork.mask import Patchwork
+
+    ours, whole = Run(kit, clip, Way("", attached(patchwork=Patchwork()))), Run(kit, clip, OFF)
+    unet = kit.model.get_model_object("diffusion_model")
+    shown: tuple[list[Tensor], list[Tensor]] = [], []
+    ratios, ms = [], []
+    for t, picture in enumerate(pictures):
+        if t == WARM:
+            ours.stream.coherent.neighbours.patching.looked()
+        took = [0.0, 0.0]
+        for side in (0, 1) if t % 2 else (1, 0):
+            run = (ours, whole)[side]
+            with trying() if run is ours else clocked(unet, time.process_time) as spent:
+                out = run.frame(picture.movedim(0, -1)[None])
+            took[side] = sum(spent)
+            if t >= WARM:
+                shown[side].append(out)
+        if t >= WARM:
+            ratios.append(took[0] / took[1])
+            ms.append(1000 * took[1])
+    return {
+        "look": clip.look, "UNet / whole": statistics.median(ratios), "longest": max(ratios),
+        "whole, ms": statistics.median(ms), "PSNR": near(*(torch.cat(side) for side in shown)),
+        "computed": ours.stream.coherent.neighbours.patching.share,
+    }  # fmt: skip
+
+
 def drift(kit: Kit, look: str, count: int) -> dict[str, Any]:
     """A scene that stands still, with a camera's noise, middle 128 x 128 pixels: how far the first
     and the last frames are off."""
@@ -135,13 +200,15 @@ def part(report: Report, quick: bool) -> None:
     """The whole part.
 
     Args:
-        quick: two clips, and a still scene of 100 frames.
+        quick: two clips, one of them timed, and a still scene of 100 frames.
     """
     torch.set_num_threads(1)
     kit = Kit(steps=4)
     rows = [times(size, 3 if quick else 7) for size in SIZES]
     report.add("patchwork: CPU time by the share that moves", rows, "parts of all of it, eager")
     clips = heads(2 if quick else len(LOOKS))
+    in_streams = [streamed(kit, clip, clip.noisy) for clip in clips[: 1 if quick else TIMED]]
+    report.add("patchwork: a head before a still ground, in a stream", in_streams, "CPU time")
     made = {clip.name: frames(kit, clip, clip.noisy, None)[0][WARM:] for clip in clips}
     pictures, means = [], {}
     for threshold in THRESHOLDS:
@@ -155,19 +222,11 @@ def part(report: Report, quick: bool) -> None:
     still = [drift(kit, look, 100 if quick else LONG) for look in LOOKS[: 1 if quick else 3]]
     count = 100 if quick else LONG
     report.add("patchwork: a still scene with 2 % of noise", still, f"{count} frames")
-    mean, share = means[THRESHOLDS[-1]]
+    mean = means[THRESHOLDS[-1]][0]
+    spent = statistics.mean(row["UNet / whole"] for row in in_streams)
     lost = max(row["first, dB"] - row["last, dB"] for row in still)
     report.bars += [
         Bar("patchwork: PSNR of a head before a still ground, dB", mean, least=34, counted=True),
-        Bar("patchwork: time of it, x all of it", between(rows[0], share), 0.5),
+        Bar("patchwork: the UNet's time of it in a stream, x all of it", spent, 0.5),
         Bar("patchwork: dB lost in a still scene", lost, 0.5, counted=True),
     ]  # fmt: skip
-
-
-def between(row: dict[str, Any], share: float) -> float:
-    """The time of a share between two that were measured."""
-    for low, high in itertools.pairwise(SHARES):
-        if share <= high:
-            a, b = row[f"{low:.0%}"], row[f"{high:.0%}"]
-            return a + (b - a) * (share - low) / (high - low)
-    return row["100%"]

@@ -134,7 +134,7 @@ class Watched(Run):
 
 
 @contextlib.contextmanager
-def clocked(unet: torch.nn.Module):
+def clocked(unet: torch.nn.Module, clock: Callable[[], float] = time.perf_counter):
     """Seconds of each call of a network, while it lasts.
 
     By a class of its own: a hook or a forward on the module would be noticed, and frames sampled
@@ -144,11 +144,11 @@ def clocked(unet: torch.nn.Module):
     kind = type(unet)
 
     def forward(self, *args: Any, **named: Any) -> Tensor:
-        began = time.perf_counter()
+        began = clock()
         try:
             return kind.forward(self, *args, **named)
         finally:
-            spent.append(time.perf_counter() - began)
+            spent.append(clock() - began)
 
     unet.__class__ = type(kind.__name__, (kind,), {"forward": forward})
     try:
@@ -296,7 +296,8 @@ def part(report: Report, quick: bool, docs: bool) -> None:
     """
     every, kit, place = ways(quick), Kit(steps=STEPS), report.path.parent / "reuse"
     place.mkdir(parents=True, exist_ok=True)
-    few = 4 if quick else 12
+    # cuts, and as many clips beside Live Memory
+    few, rounds, pairs = (4, 12, 2) if quick else (12, 24, 4)
     names = [name for name, _, _ in calm_clips.MOTIONS]
     wanted = [names[i] for i in SHOWN]
     films: list[dict[str, Tensor]] = []
@@ -318,20 +319,24 @@ def part(report: Report, quick: bool, docs: bool) -> None:
     rows = compared(kit, every, "judged", few, told=say, seen=seen)
     figures = table(rows)
     clip = calm_clips.clips("judged", True, few)[0]
-    spent = times(kit, every, clip, 12 if quick else 24)
+    spent = times(kit, every, clip, rounds)
     for row in figures:
         row |= {f"{key} / whole": spent[row["way"]][key] for key in ("UNet", "frame")}
     report.told["reuse, clip by clip"] = rows
     report.told["reuse, times"] = spent
     report.add("reuse, the embedded model", figures, f"n = {STEPS}, {calm_clips.SIDE} pixels")
     asleep = reused(settings().interval, awake=0.0)
-    after = cuts(kit, [OFF, default(), asleep], "judged", 2 if quick else 4)
+    after = cuts(kit, [OFF, default(), asleep], "judged", pairs)
     report.add("reuse, after a cut", after, "the worst of the cuts")
-    helped = beside_calm(kit, "judged", 2 if quick else 4, say)
+    helped = beside_calm(kit, "judged", pairs, say)
     report.add("reuse beside Live Memory", helped, "against Live Memory with the whole network")
     bars(report, figures, after)
     if docs:
-        write(figures, after, helped, films, flows, ROOT / "docs")
+        run = (
+            f"These tables are of whole pictures of {few} clips, {pairs} cuts, {pairs} clips "
+            f"beside Live Memory; times of {rounds} rounds."
+        )
+        write(run, figures, after, helped, films, flows, ROOT / "docs")
     size = calm_sheets.film(films, place / "reuse.webp", SIDE, QUALITY)
     print(f"\n{place}: the sheets and the film ({size / 1e6:.2f} MB). Look at them.")
 
@@ -372,12 +377,14 @@ def bars(report: Report, figures: list[dict[str, Any]], after: list[dict[str, An
 
 
 def write(
-    figures: list[dict[str, Any]], after: list[dict[str, Any]], helped: list[dict[str, Any]],
-    films: list[dict[str, Tensor]], flows: list[Tensor], folder: pathlib.Path,
+    run: str, figures: list[dict[str, Any]], after: list[dict[str, Any]],
+    helped: list[dict[str, Any]], films: list[dict[str, Tensor]], flows: list[Tensor],
+    folder: pathlib.Path,
 ) -> None:  # fmt: skip
     """The tables and the pictures of reuse.md in a folder.
 
     Args:
+        run: what they are of, in a sentence.
         films: as `calm_sheets.kept`, by name; the sheet is of the first, with its flow.
     """
     page = folder / "reuse.md"
@@ -387,7 +394,7 @@ def write(
     calm_sheets.sheet(films[0], folder / "reuse.jpg", 160, flows[0] if flows else None)
     three = (figures, COLUMNS), (after, CUT), (helped, COLUMNS)
     tables = "\n\n".join(markdown(*one) for one in three if one[0])
-    whole = f"{before}{MARKS[0]}\n\n{tables}{PICTURES}\n{MARKS[1]}{behind}"
+    whole = f"{before}{MARKS[0]}\n\n{run}\n\n{tables}{PICTURES}\n{MARKS[1]}{behind}"
     page.write_text(whole, encoding="utf-8")
 
 

@@ -397,3 +397,12 @@ def test_late_pictures_are_told_by_their_numbers():
     assert len(both) == 50 - ends_late.WARM and max(both) == pytest.approx(50)
     row = ends_late._row("x", both, 25.0, seen)
     assert (row["ms"], row["added"], row["x WebSocket"]) == (50.0, 25.0, 2.0)
+
+
+def test_a_search_that_takes_too_long_is_not_enough():
+    import schedules
+
+    good = {"ratio": 0.8, "ratio unseen": 0.85, "flops": 0.74, "cpu": 1200.0}
+    assert schedules.enough(good, 0.25)
+    for bad in ({"cpu": 1201.0}, {"ratio": 0.9}, {"ratio unseen": 0.9}, {"flops": 0.76}):
+        assert not schedules.enough(good | bad, 0.25)

@@ -1,6 +1,7 @@
-"""The benchmark of reuse measures what it says: what was spent, and how far pictures are off.
+"""The benchmarks of reuse and patchwork measure what they say: what was spent, and how far pictures
+are off.
 
-No times, and no bars of the embedded model: `run.py bench --only reuse` has those.
+No times, and no bars of the embedded model: `run.py bench --only reuse` and `patchwork` have those.
 """
 
 import pathlib
@@ -124,8 +125,11 @@ def test_the_page_can_be_written_again(pictures, tmp_path):
     written = []
     for value in (1.0, 0.5, 0.5):
         row = {"way": "whole", "PSNR": value}
-        reuse.write([row], [row], [row], films, [None], tmp_path)
+        reuse.write("Of one clip.", [row], [row], [row], films, [None], tmp_path)
         written.append(page.read_text(encoding="utf-8"))
+    # what is told of another run goes with its tables
+    parts = written[0].split(reuse.MARKS[0])[1].split(reuse.MARKS[1])
+    assert parts[0].startswith("\n\nOf one clip.\n\n|") and "128 x 128" not in parts[0]
     assert "| whole | 1.00 |" in written[0] and "| whole | 1.00 |" not in written[1]
     assert written[1] == written[2] and "| whole | 0.50 |" in written[1]
     names = {path.name for path in tmp_path.iterdir()}
@@ -147,3 +151,19 @@ def test_the_bars_are_those_of_live_reuse_as_it_is_put_in(tmp_path):
     assert len(report.bars) == 5 and all(bar.ok for bar in report.bars)
     reuse.bars(report, [good | {"PSNR": 33.9, "share of FLOPs": 0.66}], after)
     assert sum(not bar.ok for bar in report.bars) == 2
+
+
+def test_streams_with_patchwork_are_timed_whole(kit, clip, pictures):
+    """All calls of both, and no call that nobody timed."""
+    import patchwork
+    from livediffusion.host.models import patchwork as own
+
+    tried, kind = own.tried, type(kit.model.get_model_object("diffusion_model"))
+    moving = patchwork.streamed(kit, clip, pictures[:12])
+    still = patchwork.streamed(kit, clip, pictures[:1].expand(12, -1, -1, -1))
+    assert still["computed"] == 0 and 0 < moving["computed"] <= 1
+    assert still["PSNR"] > 60
+    assert 0 < still["UNet / whole"] < moving["UNet / whole"] and still["whole, ms"] > 0
+    with pytest.raises(RuntimeError, match="no multiples of"):
+        patchwork.streamed(kit, clip, pictures[:2, :, :40, :40])
+    assert own.tried is tried and type(kit.model.get_model_object("diffusion_model")) is kind
