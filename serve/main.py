@@ -126,10 +126,12 @@ def run(args: Any, home: str, stop: threading.Event) -> None:
         hurry.start()
         if sys.exc_info()[0] is None:
             quiet()
-        with contextlib.suppress(Exception):
-            ended()
-        with contextlib.suppress(Exception):
-            serve.shutdown()
+        # where Ray has not come up, a question to it would start another one
+        if ray.is_initialized():
+            with contextlib.suppress(Exception):
+                ended()
+            with contextlib.suppress(Exception):
+                serve.shutdown()
         ray.shutdown()
         hurry.cancel()
 

@@ -132,6 +132,24 @@ def test_what_is_measured_is_not_waited_for_when_the_house_is_to_end(monkeypatch
     assert asked == ["house", "cancelled"]
 
 
+def test_a_ray_that_does_not_start_is_said_and_not_started_again(tmp_path, monkeypatch):
+    """On a machine that is too busy its start is over after half a minute."""
+    asked = []
+
+    def init(*_, **__):
+        raise Exception("The current node timed out during startup.")
+
+    ray, serve = types.ModuleType("ray"), types.ModuleType("ray.serve")
+    ray.init, ray.is_initialized, ray.serve = init, lambda: False, serve
+    ray.shutdown, serve.shutdown = (lambda: asked.append("Ray")), (lambda: asked.append("Serve"))
+    monkeypatch.setitem(sys.modules, "ray", ray)
+    monkeypatch.setitem(sys.modules, "ray.serve", serve)
+    monkeypatch.setattr(main, "ended", lambda: asked.append("ended"))
+    with pytest.raises(Exception, match="timed out during startup"):
+        main.run(options.options([WORKFLOW]), str(tmp_path), threading.Event())
+    assert asked == ["Ray"]
+
+
 @pytest.mark.parametrize("host,own,expected", [
     ("127.0.0.1", "10.0.0.7", ("http://localhost:80", "", "http://127.0.0.1:80")),
     ("localhost", "10.0.0.7", ("http://localhost:80", "", "http://127.0.0.1:80")),
