@@ -202,7 +202,8 @@ class _House:
             self._pass(first)
             if arrives <= first:
                 assert following is not None
-                self._comes(str(following[0]), following[1])
+                # a queue sorts those of one instant by their names
+                self._comes(f"{following[0]:09}", following[1])
                 following = next(coming, None)
             else:
                 _, _, kind, what = heapq.heappop(self.events)

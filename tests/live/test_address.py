@@ -59,7 +59,7 @@ class _Handler(http.server.SimpleHTTPRequestHandler):
         self.end_headers()
         with contextlib.suppress(OSError):
             while True:
-                number = int(time.monotonic() * 50) % 4096
+                number = int((time.monotonic() - self.server.began) * 50) % 4096
                 data = jpeg(number)
                 length = f"Content-Length: {len(data)}\r\n" if self.path == "/film" else ""
                 head = f"--frame\r\nContent-Type: image/jpeg\r\n{length}\r\n"
@@ -83,6 +83,7 @@ def _web(folder):
 
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), made)
     server.daemon_threads, server.block_on_close = True, False
+    server.began = time.monotonic()  # the film's first picture: it begins anew after 80 s
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
         yield server.server_address[1]

@@ -11,7 +11,7 @@ import re
 import types
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from serving import served
 
@@ -46,6 +46,7 @@ def exponential(mean, draw):
     st.lists(st.tuples(st.floats(0, 500), st.floats(0.01, 200)), min_size=1, max_size=40),
     st.integers(1, 6),
 )
+@example([(0.0, 1.0)] * 10 + [(0.0, 2.0)], 1)
 def test_waits_are_those_of_a_queue_to_the_last_digit(made, slots):
     visits = sorted(Visit(at, seconds) for at, seconds in made)
     result = s.simulate(visits, Plan(low=slots, high=slots, **PATIENT), AT_ONCE, 9000)
