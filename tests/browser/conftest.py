@@ -215,7 +215,10 @@ class Page:
             there = self.page.evaluate(
                 """() => [window.live.state(), window.live.cameras(),
                   window.live.views().map((v) => ({ ...v.dataset })),
-                  window.live.toasts()]"""
+                  window.live.toasts(),
+                  (app.rootGraph ?? app.graph).nodes.flatMap((n) => n.widgets ?? [])
+                    .map((w) => w.element?.querySelector?.('canvas[data-frames]'))
+                    .filter(Boolean).map((c) => [c.isConnected, { ...c.dataset }])]"""
             )
             raise AssertionError(f"not so: {condition}; there is {there}") from error
 
