@@ -157,6 +157,29 @@ def test_nothing_is_left_of_a_node_that_has_gone(counted):
     assert not page.ours
 
 
+@pytest.mark.parametrize("modern", [False, True])
+def test_a_node_that_is_made_anew_shows_its_own(counted, modern):
+    """Nodes 2.0 goes on with what it showed of the one before, which has the same id."""
+    page = counted
+    page.nodes2(modern)
+    try:
+        page.load(through())
+        page.live()
+        for _ in range(4):
+            page.get("void window.live.anew()")
+            page.page.wait_for_timeout(700)
+            drawn = page.get("Number(window.live.views()[0]?.dataset.frames ?? 0)")
+            page.wait(f"Number(window.live.views()[0]?.dataset.frames ?? 0) > {drawn + 3}", 10)
+            for kind in ("LiveCamera", "LiveView"):
+                assert page.get(
+                    """[...window.live.all(a)[0].widgets].find((w) =>
+                    w.name.startsWith('livediffusion_')).element.isConnected""", kind
+                ), kind  # fmt: skip
+        page.stop()
+    finally:
+        page.nodes2(False)
+
+
 def moves(popup):
     """Its picture is another one soon."""
     picture = "document.querySelector('.livediffusion-output canvas')?.toDataURL()"

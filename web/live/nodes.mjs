@@ -5,6 +5,7 @@ const SCHEDULES = [
 ]
 
 const LATE = 5000 // ms after which a graph that is being loaded is looked at, whatever became of it
+const SETTLED = [50, 500, 2000] // ms after which a page has exchanged what it shows of its nodes
 
 export class Nodes {
   views = new Map() // node -> View
@@ -13,6 +14,7 @@ export class Nodes {
   #plots = new WeakMap() // node -> Plot
   #made = new WeakMap() // node -> its View, Picker or Send, also while it is in no graph
   #windows = new Map() // execution id -> window of a View whose node is being made anew
+  #boxes = new Map() // execution id -> what the page showed of a node that is being made anew
   #workflow // their workflow's id
   #late = 0
   #of
@@ -69,6 +71,7 @@ export class Nodes {
   /** A graph is about to be loaded: by undo the same one, with new nodes that take over windows. */
   loading() {
     if (!this.#windows.size) this.#workflow = this.root?.id
+    for (const owner of this.#owners) this.#boxes.set(this.id(owner), box(owner))
     for (const [owner, view] of this.views) {
       const window = view.release()
       if (window) this.#windows.set(this.id(owner), window)
@@ -87,6 +90,22 @@ export class Nodes {
       else window.popup.close()
     }
     this.#windows.clear()
+    const before = new Map(this.#boxes)
+    this.#boxes.clear()
+    for (const ms of SETTLED) setTimeout(() => this.#exchange(before), ms)
+  }
+
+  get #owners() {
+    return [...this.views.keys(), ...this.pickers.keys(), ...this.sends.keys()]
+  }
+
+  // Nodes 2.0 may take a node that is made anew for the one of the same id, and go on showing what
+  // belonged to that: pictures would stand still
+  #exchange(before) {
+    for (const owner of this.#owners) {
+      const [was, is] = [before.get(this.id(owner)), box(owner)]
+      if (was && is && was !== is && was.isConnected && !is.isConnected) was.replaceWith(is)
+    }
   }
 
   /** ComfyUI has made a node. */
@@ -176,6 +195,11 @@ export class Nodes {
   #gone(owner) {
     if (this.#all(owner).delete(owner)) this.#made.get(owner).remove?.()
   }
+}
+
+/** The element that one of our nodes has on the canvas. */
+function box(owner) {
+  return owner.widgets?.find(({ name }) => name?.startsWith('livediffusion_'))?.element
 }
 
 /** The nodes of a graph, and those of the subgraphs in it. */
