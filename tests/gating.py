@@ -264,3 +264,14 @@ async def until(condition, seconds=5):
         assert not limit.over, "it did not happen"
         await asyncio.sleep(0.005)
     return value
+
+
+def run(test):
+    """Run a coroutine function with a house; nothing of it is left."""
+
+    async def whole():
+        async with House() as house:
+            await test(house)
+        assert asyncio.all_tasks() == {asyncio.current_task()}
+
+    asyncio.run(whole())

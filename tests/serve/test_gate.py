@@ -6,22 +6,11 @@ import socket
 import time
 
 import pytest
-from gating import HEADER, SECRET, House, gate, messages, stream, until
+from gating import HEADER, SECRET, House, gate, messages, run, stream, until
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 pytestmark = pytest.mark.alone
-
-
-def run(test):
-    """Run a coroutine function with a house; nothing of it is left."""
-
-    async def whole():
-        async with House() as house:
-            await test(house)
-        assert asyncio.all_tasks() == {asyncio.current_task()}
-
-    asyncio.run(whole())
 
 
 @pytest.mark.parametrize("size", [0, 1, 100, 125, 126, 65_535, 65_536, 300_000, 4 * 2**20 - 24])

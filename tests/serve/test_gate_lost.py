@@ -1,21 +1,11 @@
 """What ComfyUI does not take, though it is there: nothing stands still without a word."""
 
-import asyncio
 
 import pytest
 from aiohttp import web
-from gating import House, stream, until
+from gating import run, stream, until
 
 pytestmark = pytest.mark.alone
-
-
-def run(test):
-    async def whole():
-        async with House() as house:
-            await test(house)
-        assert asyncio.all_tasks() == {asyncio.current_task()}
-
-    asyncio.run(whole())
 
 
 @pytest.mark.parametrize("status", [410, 429, 500])
